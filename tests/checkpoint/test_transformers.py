@@ -1,4 +1,5 @@
-"""What deepzig writes, read by transformers with the compressed-tensors package: the same weights, the same logits.
+"""What deepzig writes, read by transformers with the compressed-tensors package: the same weights, the same logits; and
+what compressed-tensors writes, read by deepzig.
 
 transformers decodes routed experts while it loads them, in the dtype of their scales: it rounds code times scale to
 bf16. All other integers it decodes when they are first used, here in float32, exactly. Plain floats it loads as bf16,
@@ -6,6 +7,7 @@ which is the dtype in config.json. The comparison makes the same roundings, and 
 within 2e-4.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from deepzig.checkpoint.formats import cast, dequantize
 from deepzig.checkpoint.loader import ModelWeights, load_weights
 from deepzig.checkpoint.plan import PLAIN
 from deepzig.checkpoint.recipe import Recipe, is_routed
+from deepzig.checkpoint.schemes import CHANNEL
 from deepzig.config import ModelConfig
 from deepzig.engine.llm import BUNDLED
 from deepzig.engine.whole_text import read_text
@@ -25,7 +28,7 @@ from deepzig.model.deepseek import DeepseekModel
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 ATOL = 2e-4
-CASES = ["stories", "v3_classic", "v3_fp8", "v3_sharded", "v3_yarn", "moonlight", "v2_lite", "v2_new_dialect"]
+MODELS = ["stories", "v3_classic", "v3_fp8", "v3_sharded", "v3_yarn", "moonlight", "v2_lite", "v2_new_dialect"]
 
 pytestmark = [
     pytest.mark.slow,  # importing torch and transformers alone takes longer than most tests
@@ -81,10 +84,18 @@ def as_transformers_has_it(weights: ModelWeights) -> ModelWeights:
     return ModelWeights(linear, vector, weights.has_mtp)
 
 
-@pytest.mark.parametrize("wanted", ["int8", "int4"])
-@pytest.mark.parametrize("name", CASES)
-def test_transformers_reads_what_deepzig_writes(name: str, wanted: str, tmp_path: Path) -> None:
-    convert(source_of(name), tmp_path / "out", Options(Recipe(wanted)))
+CASES = [
+    *((name, recipe) for name in MODELS for recipe in (Recipe("int8"), Recipe("int4"))),
+    *((name, Recipe("int8", CHANNEL)) for name in ("stories", "v3_classic", "v2_lite")),
+    ("stories", Recipe("int4", 32)),
+    ("stories", Recipe("int4", 128, include=(("*", "int4"),))),
+    ("stories", Recipe("int8", include=(("*.layers.2.self_attn.*", "int4"),), exclude=("*.3.*.o_proj", "lm_head"))),
+]
+
+
+@pytest.mark.parametrize(("name", "recipe"), CASES)
+def test_transformers_reads_what_deepzig_writes(name: str, recipe: Recipe, tmp_path: Path) -> None:
+    convert(source_of(name), tmp_path / "out", Options(recipe))
     model, info = transformers_model(tmp_path / "out")
     config = ModelConfig.from_directory(tmp_path / "out")
     mtp = f"model.layers.{config.num_hidden_layers}."
@@ -103,3 +114,57 @@ def test_transformers_reads_what_deepzig_writes(name: str, wanted: str, tmp_path
     token_ids = np.array(ids, np.int32)
     hidden = np.concatenate(list(read_text(network, token_ids, network.make_cache(len(ids)))))
     np.testing.assert_allclose(network.logits(hidden), theirs, rtol=0, atol=ATOL)
+
+
+FOREIGN = {
+    "pack-quantized int4 g32": (4, "group", 32, "pack-quantized"),
+    "pack-quantized int4 g64": (4, "group", 64, "pack-quantized"),
+    "pack-quantized int4 g128": (4, "group", 128, "pack-quantized"),
+    "pack-quantized int8 g128": (8, "group", 128, "pack-quantized"),
+    "pack-quantized int8 a row": (8, "channel", None, "pack-quantized"),
+    "int-quantized int8 a row": (8, "channel", None, "int-quantized"),
+    "int-quantized int8 g64": (8, "group", 64, "int-quantized"),
+}
+
+
+@pytest.mark.parametrize("scheme", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_deepzig_reads_what_compressed_tensors_writes(
+    scheme: tuple[int, str, int | None, str], dtype: str, small_model: Path, tmp_path: Path
+) -> None:
+    bits, strategy, group_size, storage = scheme
+    pytest.importorskip("compressed_tensors", reason="needs torch, transformers and compressed-tensors")
+    import torch
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+    from compressed_tensors.quantization.utils import calculate_qparams
+    from safetensors.torch import load_file, save_file
+
+    args = QuantizationArgs(num_bits=bits, strategy=strategy, group_size=group_size, symmetric=True)
+    theirs = QuantizationScheme(targets=["Linear"], weights=args, format=storage)
+    compressor = BaseCompressor.get_value_from_registry(storage)
+    stored: dict[str, Any] = {}
+    decoded: dict[str, np.ndarray] = {}
+    for name, tensor in load_file(small_model / "model.safetensors").items():
+        module, columns = name.removesuffix(".weight"), tensor.shape[-1]
+        is_kept = tensor.ndim < 2 or "embed_tokens" in name or name.endswith(".mlp.gate.weight")
+        if is_kept or columns % (group_size or columns):
+            stored[name] = tensor
+            continue
+        groups = tensor.to(getattr(torch, dtype)).unflatten(-1, (-1, group_size or columns))
+        scale, _ = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
+        packed = compressor.compress({"weight": tensor.to(scale.dtype), "weight_scale": scale}, theirs)
+        stored.update({f"{module}.{suffix}": value.contiguous() for suffix, value in packed.items()})
+        exact = {**packed, "weight_scale": scale.float()}
+        decoded[module] = compressor.decompress(exact, theirs)["weight"].float().numpy()
+    raw = json.loads((small_model / "config.json").read_text(encoding="utf-8"))
+    declared = QuantizationConfig(config_groups={"group_0": theirs}, format=storage, ignore=["lm_head"])
+    (tmp_path / "config.json").write_text(
+        json.dumps({**raw, "quantization_config": declared.model_dump(mode="json")}), encoding="utf-8"
+    )
+    save_file(stored, tmp_path / "model.safetensors")
+
+    weights = load_weights(tmp_path, ModelConfig.from_directory(tmp_path))
+    assert len(decoded) > 10
+    for module, expected in decoded.items():
+        np.testing.assert_array_equal(dequantize(weights.linear[module]), expected, err_msg=module)
