@@ -1,0 +1,70 @@
+"""`deepzig verify`: what it prints, as text and as JSON, and its exit codes."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Run = Callable[..., Result]
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+
+
+@pytest.fixture
+def converted(run: Run, tmp_path: Path) -> Path:
+    assert run("quantize", str(GOLDEN / "v3_classic"), str(tmp_path / "out"), "--format", "int8").exit_code == 0
+    return tmp_path / "out"
+
+
+def test_a_sound_folder(run: Run, converted: Path) -> None:
+    result = run("verify", str(converted))
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"{converted}: ") and result.stdout.endswith("sound; hashes as in the manifest\n")
+    assert "verify: 100 %" in result.stderr
+
+
+def test_a_folder_that_others_wrote(run: Run) -> None:
+    result = run("verify", str(GOLDEN / "v3_sharded"))
+    assert result.exit_code == 0
+    assert "in 3 files: sound; no manifest, so no hashes to compare" in result.stdout
+
+
+def test_json(run: Run, converted: Path) -> None:
+    result = run("verify", str(converted), "--json")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert report["problems"] == [] and report["has_manifest"] is True and report["files"] == 1
+    assert report["nbytes"] <= (converted / "model.safetensors").stat().st_size
+
+
+def test_a_flipped_bit_exits_with_3(
+    run: Run, run_process: Callable[..., subprocess.CompletedProcess[str]], converted: Path
+) -> None:
+    path = converted / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    done = run_process("verify", str(converted))
+    assert done.returncode == 3
+    assert "'model.safetensors' is not what was written: its hash differs" in done.stdout
+    assert [line for line in done.stderr.splitlines() if line.startswith("Error: ")] == done.stderr.splitlines()[-1:]
+    result = run("verify", str(converted), "--json")
+    assert result.exit_code == 3 and len(json.loads(result.stdout)["problems"]) == 1
+
+
+def test_a_missing_shard_exits_with_3(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "v3_sharded", tmp_path / "copy")
+    (tmp_path / "copy" / "model-00002-of-000003.safetensors").unlink()
+    result = run("verify", str(tmp_path / "copy"))
+    assert result.exit_code == 3
+    assert "model-00002-of-000003.safetensors" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name", ["nowhere", "."])
+def test_no_model_exits_with_3(run: Run, tmp_path: Path, name: str) -> None:
+    result = run("verify", str(tmp_path / name))
+    assert result.exit_code == 3
+    assert "Error: " in result.stderr and "Traceback" not in result.stderr
