@@ -1,6 +1,6 @@
-"""Products of tiles.h for Cython code: see there for what they compute and in which order."""
+"""Products of tiles.h and ways.h for Cython code: see there for what they compute and in which order."""
 
-from libc.stdint cimport int64_t, uint16_t
+from libc.stdint cimport int64_t, uint8_t
 
 
 cdef extern from "tiles.h" nogil:
@@ -28,11 +28,20 @@ cdef extern from "tiles.h" nogil:
                   int64_t out_stride)
 
 
-cdef extern from "bf16.h" nogil:
-    int64_t BF16_ROWS
-    int terms_for "bf16_terms" (const Matrix* w, int wanted)
-    int64_t bf16_packed_size(int64_t columns, int64_t k, int terms)
-    int64_t bf16_space(int64_t rows, int64_t k)
-    void bf16_pack(const float** x, int64_t columns, int64_t k, int terms, uint16_t* packed)
-    void bf16_block(const Matrix* w, int64_t first, int64_t last, const uint16_t* packed, int64_t columns, int terms,
-                    float* out, int64_t out_stride, float* space)
+cdef extern from "ways.h" nogil:
+    int FLOATS
+    int64_t PACK_ROWS
+
+    ctypedef struct Way:
+        int kind, terms
+
+    Way way_for(const Matrix* w, int terms)
+    bint same_packing(Way a, const Matrix* first, Way b, const Matrix* second)
+    int64_t packed_bytes(Way way, const Matrix* w, int64_t rows)
+    int64_t pack_space(Way way, const Matrix* w)
+    void pack_rows(Way way, const Matrix* w, const float** x, int64_t rows, uint8_t* packed, float* space)
+    int64_t multiply_space(Way way, const Matrix* w, int64_t rows)
+    int64_t row_step(Way way)
+    bint has_panel(Way way, int64_t rows)
+    void multiply(Way way, const Matrix* w, int64_t first, int64_t last, const float** x, const uint8_t* packed,
+                  int64_t rows, float* out, int64_t out_stride, const void* next, float* space)

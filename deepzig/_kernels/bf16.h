@@ -12,7 +12,7 @@
 #ifndef DEEPZIG_BF16_H
 #define DEEPZIG_BF16_H
 
-#include "tiles.h"
+#include "amx.h"
 
 #define BF16_STEP 32 /* columns of K that one instruction takes */
 
@@ -93,22 +93,6 @@ static inline void bf16_pack(const float *const *x, int64_t columns, int64_t k, 
         }
 }
 
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} TileConfig;
-
-static const TileConfig bf16_tiles = {
-    .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
-
-INLINE void bf16_begin(void) {
-    __asm__ volatile("" ::: "memory"); /* tile loads do not tell the compiler what they read: finish all stores first */
-    _tile_loadconfig(&bf16_tiles);
-}
-
-INLINE void bf16_end(void) { _tile_release(); }
-
 /* Tiles 0 to 3 (16 weight rows x 16 columns each) += the products over k in [first, last). */
 INLINE void bf16_multiply(const uint16_t *panel, const uint16_t *x0, const uint16_t *x1, int64_t width, int64_t first,
                           int64_t last, int terms) {
@@ -169,7 +153,7 @@ static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, cons
     uint16_t *panel = (uint16_t *)(space + width);
     bf16_panel(w, first, last, terms == 1, space, panel);
     memset(panel + (last - first) * width, 0, (size_t)((rows - (last - first)) * width) * 2);
-    bf16_begin();
+    amx_begin();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -183,7 +167,7 @@ static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, cons
                 for (int64_t i = 0; i < 32 && n + i < last - first; i++) out[(j + c) * out_stride + n + i] = sum[32 * i + c];
         }
     }
-    bf16_end();
+    amx_end();
 }
 
 #elif defined(__AVX512BF16__)

@@ -3,7 +3,7 @@
 Slots (token, j) are sorted by expert; `scratch` holds, for each sorted slot, the activation (I) and the output (D).
 """
 
-from libc.stdint cimport int32_t, int64_t, uint16_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
@@ -12,14 +12,14 @@ from deepzig._kernels._array cimport floats, need_array, need_output, need_size,
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._rows cimport swiglu_row
 from deepzig._kernels._tiles cimport (
-    BF16_ROWS, FOR_CALL, FOR_TASK, LANES, Matrix, TILE_COLUMNS, TILE_ROWS, bf16_block, bf16_pack, bf16_packed_size,
-    bf16_space, dot_block, padded, terms_for, thread_floats,
+    FLOATS, FOR_CALL, FOR_TASK, LANES, Matrix, Way, has_panel, multiply, multiply_space, pack_rows, pack_space,
+    packed_bytes, padded, row_step, same_packing, thread_floats, way_for,
 )
 
 cnp.import_array()
 
 cdef int64_t TASK_BYTES = 64 << 10  # of one matrix; a task of the first phase reads two
-cdef int64_t PANEL_FLOATS = 64 << 10
+cdef int64_t PANEL_VALUES = 64 << 10
 
 
 cdef struct Job:
@@ -34,9 +34,9 @@ cdef struct Job:
     int64_t* hit  # (E,) experts with a slot
     int64_t* x_start  # (E + 1,) where an expert's packed x begins
     int64_t* activation_start  # (E + 1,) where its packed activations begin
-    uint16_t* packed_x  # if terms
-    uint16_t* packed_activations
-    int terms
+    uint8_t* packed_x  # unless FLOATS
+    uint8_t* packed_activations
+    Way up_way, down_way  # of gate_proj and up_proj; of down_proj
     int64_t n_tokens, n_slots, n_experts, n_hit, hidden_size, intermediate_size
     int64_t activation_step, gate_rows, down_rows, gate_tasks, down_tasks, out_step
     float* activations  # (T K, activation_step)
@@ -67,19 +67,27 @@ cdef void sort_slots(Job* job) noexcept nogil:
 cdef void pack_x_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
     cdef int64_t expert = job.hit[task], place = job.start[expert]
-    bf16_pack(job.x + place, job.start[expert + 1] - place, job.hidden_size, job.terms,
-              job.packed_x + job.x_start[expert])
+    cdef float* space = thread_floats(FOR_TASK, pack_space(job.up_way, job.weights))
+    if space == NULL:
+        job.no_memory = True
+    else:
+        pack_rows(job.up_way, job.weights, job.x + place, job.start[expert + 1] - place,
+                  job.packed_x + job.x_start[expert], space)
 
 
 cdef void pack_activation_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
     cdef int64_t expert = job.hit[task], place = job.start[expert]
-    bf16_pack(job.activation + place, job.start[expert + 1] - place, job.intermediate_size, job.terms,
-              job.packed_activations + job.activation_start[expert])
+    cdef float* space = thread_floats(FOR_TASK, pack_space(job.down_way, job.weights + 2))
+    if space == NULL:
+        job.no_memory = True
+    else:
+        pack_rows(job.down_way, job.weights + 2, job.activation + place, job.start[expert + 1] - place,
+                  job.packed_activations + job.activation_start[expert], space)
 
 
-cdef inline int64_t panel_space(const Job* job, int64_t rows, int64_t k) noexcept nogil:
-    return bf16_space(rows, k) if job.terms else rows * padded(k)
+cdef inline const uint8_t* codes_from(const Matrix* weight, int64_t row) noexcept nogil:
+    return <const uint8_t*>weight.codes + row * weight.row_bytes
 
 
 cdef void gate_up_task(void* ctx, int64_t task, int thread) noexcept nogil:
@@ -90,20 +98,17 @@ cdef void gate_up_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef int64_t last = min(first + job.gate_rows, job.intermediate_size), rows = last - first
     cdef int64_t place = job.start[expert], count = job.start[expert + 1] - place, j
     cdef const Matrix* gate = job.weights + 3 * expert
-    cdef int64_t panel_floats = padded(panel_space(job, job.gate_rows, job.hidden_size))
-    cdef float* panel = thread_floats(FOR_TASK, panel_floats + count * rows)
+    cdef const uint8_t* packed = job.packed_x + job.x_start[expert]
+    cdef int64_t space_floats = padded(multiply_space(job.up_way, gate, job.gate_rows))
+    cdef float* space = thread_floats(FOR_TASK, space_floats + count * rows)
     cdef float* activation = job.activations + place * job.activation_step + first
-    cdef float* up = panel + panel_floats
-    if panel == NULL:
+    cdef float* up = space + space_floats
+    if space == NULL:
         job.no_memory = True
         return
-    if job.terms:
-        bf16_block(gate, first, last, job.packed_x + job.x_start[expert], count, job.terms, activation,
-                   job.activation_step, panel)
-        bf16_block(gate + 1, first, last, job.packed_x + job.x_start[expert], count, job.terms, up, rows, panel)
-    else:
-        dot_block(gate, first, last, job.x + place, count, activation, job.activation_step, panel)
-        dot_block(gate + 1, first, last, job.x + place, count, up, rows, panel)
+    multiply(job.up_way, gate, first, last, job.x + place, packed, count, activation, job.activation_step,
+             codes_from(gate + 1, first), space)
+    multiply(job.up_way, gate + 1, first, last, job.x + place, packed, count, up, rows, codes_from(gate, last), space)
     for j in range(count):
         swiglu_row(activation + j * job.activation_step, up + j * rows, activation + j * job.activation_step, rows)
         if last == job.intermediate_size:
@@ -118,14 +123,13 @@ cdef void down_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef int64_t place = job.start[expert], count = job.start[expert + 1] - place
     cdef const Matrix* down = job.weights + 3 * expert + 2
     cdef float* out = job.outputs + place * job.hidden_size + first
-    cdef float* panel = thread_floats(FOR_TASK, panel_space(job, job.down_rows, job.intermediate_size))
-    if panel == NULL:
+    cdef float* space = thread_floats(FOR_TASK, multiply_space(job.down_way, down, job.down_rows))
+    if space == NULL:
         job.no_memory = True
-    elif job.terms:
-        bf16_block(down, first, last, job.packed_activations + job.activation_start[expert], count, job.terms, out,
-                   job.hidden_size, panel)
     else:
-        dot_block(down, first, last, job.activation + place, count, out, job.hidden_size, panel)
+        multiply(job.down_way, down, first, last, job.activation + place,
+                 job.packed_activations + job.activation_start[expert], count, out, job.hidden_size,
+                 codes_from(down, last), space)
 
 
 cdef void sum_task(void* ctx, int64_t token, int thread) noexcept nogil:
@@ -146,41 +150,43 @@ cdef void sum_task(void* ctx, int64_t token, int thread) noexcept nogil:
                 out[d] += weight * row[d]
 
 
-cdef int64_t rows_of_task(const Matrix* weight, int64_t per_expert, int terms) noexcept nogil:
-    cdef int64_t tile = max(2 * TILE_ROWS, BF16_ROWS if terms else 1)
-    cdef int64_t rows = TASK_BYTES // weight.row_bytes
-    if per_expert > TILE_COLUMNS or terms:
-        rows = min(rows, max(2 * TILE_ROWS, PANEL_FLOATS // weight.k))
-    return max(tile, rows // tile * tile)
+cdef int64_t rows_of_task(const Matrix* weight, int64_t per_expert, Way way) noexcept nogil:
+    cdef int64_t rows = TASK_BYTES // weight.row_bytes, at_once = row_step(way)
+    if has_panel(way, per_expert):
+        rows = min(rows, PANEL_VALUES // weight.k)
+    return max(at_once, rows // at_once * at_once)
 
 
-cdef int common_terms(const Job* job, int wanted) noexcept nogil:
-    """Terms for activations if all experts can take as many, else 0."""
-    cdef int64_t i
-    if wanted:
-        for i in range(3 * job.n_experts):
-            if terms_for(job.weights + i, wanted) == 0:
-                return 0
-    return wanted
+cdef Way common_way(const Job* job, int64_t first, int64_t count, int terms) noexcept nogil:
+    """The way of matrices first, .., first + count - 1 of every expert if rows packed for one suit all, else FLOATS."""
+    cdef const Matrix* one = job.weights + first
+    cdef Way way = way_for(one, terms), other
+    cdef int64_t i, j
+    for i in range(job.n_experts):
+        for j in range(first, first + count):
+            other = way_for(job.weights + 3 * i + j, terms)
+            if not same_packing(way, one, other, job.weights + 3 * i + j):
+                way.kind = FLOATS
+                return way
+    return way
 
 
 cdef bint share_memory(Job* job, const float* x, int64_t x_step) noexcept nogil:
     """Pointers to the rows of each sorted slot, copies of x that end in zeros, room for packed rows. False: no memory."""
     cdef int64_t total = job.n_tokens * job.n_slots, width = padded(job.hidden_size), i, count
-    cdef int64_t copied = job.n_tokens * width if job.hidden_size % LANES and not job.terms else 0
+    cdef int64_t copied = job.n_tokens * width if job.hidden_size % LANES and job.up_way.kind == FLOATS else 0
     cdef float* shared
     for i in range(job.n_experts):
         count = job.start[i + 1] - job.start[i]
-        job.x_start[i + 1] = job.x_start[i] + (bf16_packed_size(count, job.hidden_size, job.terms) if job.terms else 0)
-        job.activation_start[i + 1] = job.activation_start[i] + (
-            bf16_packed_size(count, job.intermediate_size, job.terms) if job.terms else 0)
+        job.x_start[i + 1] = job.x_start[i] + packed_bytes(job.up_way, job.weights, count)
+        job.activation_start[i + 1] = job.activation_start[i] + packed_bytes(job.down_way, job.weights + 2, count)
     count = job.x_start[job.n_experts] + job.activation_start[job.n_experts]
-    shared = thread_floats(FOR_CALL, padded(4 * total) + copied + count // 2 + 1)
+    shared = thread_floats(FOR_CALL, padded(4 * total) + copied + count // 4)
     if shared == NULL:
         return False
     job.x, job.activation = <const float**>shared, <const float**>shared + total
     shared += padded(4 * total)
-    job.packed_x = <uint16_t*>(shared + copied)
+    job.packed_x = <uint8_t*>(shared + copied)
     job.packed_activations = job.packed_x + job.x_start[job.n_experts]
     if copied:
         for i in range(job.n_tokens):
@@ -200,14 +206,14 @@ cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept 
         job.no_memory = True
         return
     per_expert = job.n_tokens * job.n_slots // job.n_hit
-    job.gate_rows = rows_of_task(job.weights, per_expert, job.terms)
-    job.down_rows = rows_of_task(job.weights + 2, per_expert, job.terms)
+    job.gate_rows = rows_of_task(job.weights, per_expert, job.up_way)
+    job.down_rows = rows_of_task(job.weights + 2, per_expert, job.down_way)
     job.gate_tasks = (job.intermediate_size + job.gate_rows - 1) // job.gate_rows
     job.down_tasks = (job.hidden_size + job.down_rows - 1) // job.down_rows
-    if job.terms:
+    if job.up_way.kind != FLOATS:
         parallel_for(pack_x_task, job, job.n_hit, n_threads)
     parallel_for(gate_up_task, job, job.n_hit * job.gate_tasks, n_threads)
-    if job.terms:
+    if job.down_way.kind != FLOATS:
         parallel_for(pack_activation_task, job, job.n_hit, n_threads)
     parallel_for(down_task, job, job.n_hit * job.down_tasks, n_threads)
     parallel_for(sum_task, job, job.n_tokens, n_threads if job.n_tokens > 16 else 1)
@@ -249,7 +255,8 @@ def experts(cnp.ndarray x not None, cnp.ndarray topk_idx not None, cnp.ndarray t
     job.activations = floats(scratch)
     job.outputs = job.activations + total * job.activation_step
     job.out, job.out_step = floats(out), step(out, 0)
-    job.terms = common_terms(&job, bf16_terms)
+    job.up_way = common_way(&job, 0, 2, bf16_terms)
+    job.down_way = common_way(&job, 2, 1, bf16_terms)
     integers = <int64_t*>calloc(2 * total + 4 * job.n_experts + 3, sizeof(int64_t))
     if integers == NULL:
         raise MemoryError

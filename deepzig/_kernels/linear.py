@@ -2,9 +2,10 @@
 
     out[t, n] = sum_k x[t, k] * W[n, k]
 
-Weights become floats on the way and products are summed in float32. A row of `out` does not depend on the other rows,
-nor on n_threads. bf16_terms allows activations to be given as so many bfloat16 terms, where the CPU multiplies those
-faster: 0 float32, 1 a single rounding (1e-2 of a product), 3 all bits of a float32. Implementations may ignore it.
+Products are as accurate as float32 arithmetic, in one of the ways of `ways.h`. A row of `out` does not depend on the
+other rows, nor on n_threads. bf16_terms says what kind of rows x has, where the CPU has faster ways for prompts: 0 rows
+of decoding, 1 a prompt that may be rounded once to bfloat16 (1e-2 of a product), 3 a prompt with all bits of a float32.
+Implementations may ignore it.
 Called by `model.linear`; the formats are those of `weight.Weight`.
 """
 

@@ -39,9 +39,9 @@ enum { FOR_TASK, FOR_CALL };
 static inline float *thread_floats(int use, int64_t count) {
     static __thread float *floats[2];
     static __thread int64_t capacity[2];
-    if (count > capacity[use]) {
+    if (count > capacity[use] || !floats[use]) {
         free(floats[use]);
-        capacity[use] = count + count / 2;
+        capacity[use] = count + count / 2 + LANES;
         floats[use] = (float *)aligned_alloc(64, (size_t)((capacity[use] * 4 + 63) / 64 * 64));
         if (!floats[use]) capacity[use] = 0;
     }

@@ -1,18 +1,18 @@
-/* bf16_block for ctypes: out (M, N) = x (M, K) times W (N, K), with AMX tiles in plain C. */
-#include "amx.h"
-#include "bf16.h"
+/* ways.h for ctypes: out (M, N) = x (M, K) times W (N, K), with AMX tiles in plain C. Returns the way, or 0 for FLOATS. */
+#include "emulated_tiles.h"
+#include "ways.h"
 
 int product(const Matrix *w, const float *x, int64_t columns, int wanted, float *out) {
-    int terms = bf16_terms(w, wanted);
-    if (!terms) return 0;
+    const Way way = way_for(w, wanted);
+    if (way.kind == FLOATS) return 0;
     const float **rows = malloc(columns * sizeof *rows);
     for (int64_t j = 0; j < columns; j++) rows[j] = x + j * w->k;
-    uint16_t *packed = malloc(2 * bf16_packed_size(columns, w->k, terms));
-    float *space = aligned_alloc(64, (bf16_space(w->n, w->k) + 15) / 16 * 64);
-    bf16_pack(rows, columns, w->k, terms, packed);
-    bf16_block(w, 0, w->n, packed, columns, terms, out, w->n, space);
+    uint8_t *packed = aligned_alloc(64, packed_bytes(way, w, columns));
+    float *space = aligned_alloc(64, (multiply_space(way, w, w->n) + pack_space(way, w) + 16) / 16 * 64);
+    pack_rows(way, w, rows, columns, packed, space);
+    multiply(way, w, 0, w->n, rows, packed, columns, out, w->n, (const void *)w->codes, space);
     free(rows);
     free(packed);
     free(space);
-    return terms;
+    return way.kind;
 }

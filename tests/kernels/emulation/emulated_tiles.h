@@ -1,5 +1,7 @@
-/* The tile instructions that bf16.h uses, in plain C, so that its AMX way can be tested on CPUs without AMX. */
+/* The tile instructions that bf16.h and digit_tiles.h use, in plain C: their AMX ways can be tested on CPUs without AMX. */
+#define __AMX_TILE__ 1
 #define __AMX_BF16__ 1
+#define __AMX_INT8__ 1
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -32,15 +34,28 @@ static void emulated_dot(int c, int a, int b) {
                     sum[16 * m + n] += bf16_value(left[32 * m + 2 * k + half]) * bf16_value(right[32 * k + 2 * n + half]);
 }
 
+/* C[m][n] += sum of A[m][4k + i] B[k][4n + i], i < 4, A unsigned, B signed (TDPBUSD) */
+static void emulated_dot_bytes(int c, int a, int b) {
+    int32_t *sum = (int32_t *)tile_memory[c];
+    const uint8_t *left = (const uint8_t *)tile_memory[a];
+    const int8_t *right = (const int8_t *)tile_memory[b];
+    for (int m = 0; m < 16; m++)
+        for (int k = 0; k < 16; k++)
+            for (int n = 0; n < 16; n++)
+                for (int i = 0; i < 4; i++) sum[16 * m + n] += left[64 * m + 4 * k + i] * right[64 * k + 4 * n + i];
+}
+
 #undef _tile_loadconfig
 #undef _tile_release
 #undef _tile_zero
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
+#undef _tile_dpbusd
 #define _tile_loadconfig(config) ((void)(config))
 #define _tile_release() ((void)0)
 #define _tile_zero(tile) memset(tile_memory[tile], 0, 1024)
 #define _tile_loadd emulated_load
 #define _tile_stored emulated_store
 #define _tile_dpbf16ps emulated_dot
+#define _tile_dpbusd emulated_dot_bytes

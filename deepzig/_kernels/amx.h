@@ -1,0 +1,52 @@
+/* Tiles of AMX and what both ways of using them share. Included by bf16.h and digits.h. */
+#ifndef DEEPZIG_AMX_H
+#define DEEPZIG_AMX_H
+
+#include "tiles.h"
+
+#if defined(__AMX_TILE__)
+
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} TileConfig;
+
+static const TileConfig whole_tiles = {
+    .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+
+INLINE void amx_begin(void) {
+    __asm__ volatile("" ::: "memory"); /* tile loads do not tell the compiler what they read: finish all stores first */
+    _tile_loadconfig(&whole_tiles);
+}
+
+INLINE void amx_end(void) { _tile_release(); }
+
+/* column[c][r] = row[16 r + c]. */
+INLINE void transpose16(const float *row, vfloat *column) {
+    __m512 a[16], b[16];
+    for (int i = 0; i < 16; i += 2) {
+        __m512 even = _mm512_loadu_ps(row + 16 * i), odd = _mm512_loadu_ps(row + 16 * i + 16);
+        a[i] = _mm512_unpacklo_ps(even, odd);
+        a[i + 1] = _mm512_unpackhi_ps(even, odd);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int half = 0; half < 2; half++) {
+            __m512d first = _mm512_castps_pd(a[i + half]), second = _mm512_castps_pd(a[i + 2 + half]);
+            b[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(first, second));
+            b[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(first, second));
+        }
+    /* b[4 q + c] holds columns c, c + 4, c + 8, c + 12 of rows 4 q to 4 q + 3 */
+    for (int c = 0; c < 4; c++) {
+        __m512 low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), low_odd = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
+        __m512 high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88);
+        __m512 high_odd = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
+        column[c] = (vfloat)_mm512_shuffle_f32x4(low, high, 0x88);
+        column[c + 8] = (vfloat)_mm512_shuffle_f32x4(low, high, 0xdd);
+        column[c + 4] = (vfloat)_mm512_shuffle_f32x4(low_odd, high_odd, 0x88);
+        column[c + 12] = (vfloat)_mm512_shuffle_f32x4(low_odd, high_odd, 0xdd);
+    }
+}
+
+#endif
+#endif

@@ -1,0 +1,219 @@
+/* Activations as whole numbers of a few 8-bit digits: how int8 and int4 weights are multiplied where the CPU has VNNI.
+ *
+ * Included by digit_tiles.h and ways.h. Knows matrices and float rows, nothing of threads.
+ *
+ * A row x is max|x| / M times whole numbers up to M, given by digits of 8 bits with sign, the highest first. Three digits
+ * hold as much as a float: M = 127 * 2^16, rounding loses 2^-24 of max|x|. Two are enough for `fast` (2^-16).
+ * Codes times digits are summed in whole numbers, without error, for each unit of columns that has one scale; units times
+ * their scale are added in float, in order. So a row does not depend on the rows multiplied with it, and weights need no
+ * decoding: a pass over them is bound by memory alone. Codes are unsigned; what their offset adds to a sum, offset * sum
+ * of the digits, is taken off where the sum starts.
+ */
+#ifndef DEEPZIG_DIGITS_H
+#define DEEPZIG_DIGITS_H
+
+#include "tiles.h"
+
+#define DIGITS_MOST 3
+#define DIGIT_STEP 64         /* bytes of codes that one instruction takes */
+#define DIGIT_MOST_UNIT 512   /* columns of a unit: joined digits of so many products fit 32 bits */
+#define DIGIT_ROWS 4          /* weight rows of a register tile for one x row; half as many for more */
+#define DIGIT_COLUMNS 4
+
+/* Columns of a unit. int4: 128, the nibbles of one instruction, which may have several scales side by side. */
+INLINE int64_t unit_columns(const Matrix *w) {
+    if (w->format == INT4) return 128;
+    return w->group_size < DIGIT_MOST_UNIT ? w->group_size : DIGIT_MOST_UNIT;
+}
+
+INLINE int64_t unit_count(const Matrix *w) { return (w->k + unit_columns(w) - 1) / unit_columns(w); }
+
+/* Whether digits can multiply w: groups are whole units, or units whole groups. */
+INLINE int takes_digits(const Matrix *w) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+    const int64_t size = w->group_size;
+    if (w->format == INT8) return w->k % 64 == 0 && (size >= w->k || (size % 64 == 0 && size <= DIGIT_MOST_UNIT));
+    if (w->format == INT4)
+        return w->k % 128 == 0 && (size >= w->k || size == 32 || size == 64 || size % 128 == 0);
+#endif
+    return 0;
+}
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+
+/* Offset of the codes as instructions see them: int8 codes without offset get one (see code_flip). */
+INLINE int code_offset(const Matrix *w) { return w->format == INT4 ? 8 : 128; }
+
+INLINE __m512i code_flip(const Matrix *w) { return _mm512_set1_epi8(w->offset ? 0 : (char)0x80); }
+
+/* max|x| of k floats, a multiple of LANES; NaN if one is not finite. */
+INLINE float largest(const float *x, int64_t k) {
+    vfloat most = vset(0), odd = vset(0);
+    for (int64_t at = 0; at < k; at += LANES) {
+        vfloat value = vload(x + at);
+        odd += value - value;
+        most = (vfloat)_mm512_max_ps((__m512)most, _mm512_abs_ps((__m512)value));
+    }
+    return vmax(most) + vsum(odd);
+}
+
+/* x row as `digits` rows of k bytes. Returns what a number's lowest digit stands for: x = digits' number * that. */
+static inline float split_digits(const float *x, int64_t k, int digits, uint8_t *out) {
+    const float most = digits == 3 ? 8323072.0f : 32512.0f, size = largest(x, k);
+    const vfloat factor = vset(size > 0 ? most / size : 0);
+    for (int64_t at = 0; at < k; at += 16) {
+        __m512i number = _mm512_cvtps_epi32((__m512)(vload(x + at) * factor));
+        for (int d = digits - 1; d >= 0; d--) {
+            __m512i digit = d ? _mm512_srai_epi32(_mm512_slli_epi32(number, 24), 24) : number;
+            number = _mm512_srai_epi32(_mm512_sub_epi32(number, digit), 8);
+            _mm_storeu_si128((__m128i *)(out + d * k + at), _mm512_cvtepi32_epi8(digit));
+        }
+    }
+    return size > 0 ? size / most : size; /* 0, or NaN, which reaches all products */
+}
+
+/* Bytes of 2 * half elements in the order of spread nibbles: even elements first, then odd ones. */
+INLINE void sort_nibbles(uint8_t *bytes, int64_t half) {
+    uint8_t sorted[128];
+    for (int64_t i = 0; i < half; i++) {
+        sorted[i] = bytes[2 * i];
+        sorted[half + i] = bytes[2 * i + 1];
+    }
+    memcpy(bytes, sorted, (size_t)(2 * half));
+}
+
+/* ---- products of rows, in registers --------------------------------------------------------------------------- */
+
+/* A packed x row: digits (d, K) as bytes, starts (units, d, 16) int32, then the scale, 64 bytes for one float. */
+INLINE int64_t digit_row_bytes(const Matrix *w, int digits) { return digits * (w->k + 64 * unit_count(w)) + 64; }
+
+static inline void pack_digit_row(const Matrix *w, const float *x, int digits, uint8_t *packed) {
+    const int64_t units = unit_count(w), columns = unit_columns(w);
+    const __m512i offset = _mm512_set1_epi8((char)code_offset(w));
+    uint8_t *starts = packed + digits * w->k;
+    float scale = split_digits(x, w->k, digits, packed);
+    for (int d = 0; d < digits; d++) {
+        if (w->format == INT4)
+            for (int64_t k = 0; k < w->k; k += 128) sort_nibbles(packed + d * w->k + k, 64);
+        for (int64_t u = 0; u < units; u++) {
+            const int64_t end = (u + 1) * columns < w->k ? (u + 1) * columns : w->k;
+            __m512i sum = _mm512_setzero_si512();
+            for (int64_t k = u * columns; k < end; k += DIGIT_STEP)
+                sum = _mm512_dpbusd_epi32(sum, offset, _mm512_loadu_si512(packed + d * w->k + k));
+            _mm512_storeu_si512(starts + 64 * (u * digits + d), _mm512_sub_epi32(_mm512_setzero_si512(), sum));
+        }
+    }
+    scale *= 256.0f; /* joined digits count in units of the second */
+    if (digits == 2) scale *= 0.00390625f;
+    memcpy(starts + 64 * digits * units, &scale, 4);
+}
+
+/* The scales of a unit, lane by lane; int4's dword lanes hold 8 columns each. */
+INLINE vfloat unit_scale(int format, const Matrix *w, int64_t scale, int64_t unit) {
+    if (format == INT8) return vset(scale_at(w, scale + (w->group_size < DIGIT_MOST_UNIT ? unit : unit * DIGIT_MOST_UNIT / w->group_size)));
+    if (w->group_size >= 128) return vset(scale_at(w, scale + unit * 128 / w->group_size));
+    if (w->group_size == 64) {
+        __m512 first = (__m512)vset(scale_at(w, scale + 2 * unit));
+        return (vfloat)_mm512_mask_blend_ps(0xff00, first, (__m512)vset(scale_at(w, scale + 2 * unit + 1)));
+    }
+    __m512 lanes = (__m512)vset(scale_at(w, scale + 4 * unit));
+    for (int i = 1; i < 4; i++)
+        lanes = _mm512_mask_blend_ps((__mmask16)(15 << 4 * i), lanes, (__m512)vset(scale_at(w, scale + 4 * unit + i)));
+    return (vfloat)lanes;
+}
+
+/* out[j * out_stride + i] = W[row + i] . x[j] for i < rows, j < columns. */
+INLINE void digit_tile(int format, int digits, int rows, int columns, const Matrix *w, int64_t row,
+                       const uint8_t *const *x, float *out, int64_t out_stride) {
+    const uint8_t *codes = (const uint8_t *)w->codes + row * w->row_bytes;
+    const int64_t k_total = w->k, units = unit_count(w), width = unit_columns(w), ahead = rows * w->row_bytes;
+    const __m512i flip = code_flip(w), low = _mm512_set1_epi8(15);
+    vfloat sum[DIGIT_ROWS][DIGIT_COLUMNS];
+    int64_t scale[DIGIT_ROWS];
+    for (int i = 0; i < rows; i++) scale[i] = first_scale(w, row + i);
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < columns; j++) sum[i][j] = vset(0);
+    for (int64_t u = 0; u < units; u++) {
+        __m512i part[DIGIT_ROWS][DIGIT_COLUMNS][DIGITS_MOST];
+        for (int j = 0; j < columns; j++)
+            for (int d = 0; d < digits; d++) {
+                __m512i start = _mm512_loadu_si512(x[j] + digits * k_total + 64 * (u * digits + d));
+                for (int i = 0; i < rows; i++) part[i][j][d] = start;
+            }
+        const int64_t end = (u + 1) * width < k_total ? (u + 1) * width : k_total;
+        for (int64_t k = u * width; k < end; k += format == INT4 ? 128 : DIGIT_STEP)
+            for (int i = 0; i < rows; i++) {
+                const uint8_t *from = codes + i * w->row_bytes + (format == INT4 ? k / 2 : k);
+                __builtin_prefetch(from + ahead, 0, 2); /* the rows that come next */
+                __m512i weight = _mm512_loadu_si512(from);
+                if (format == INT4) {
+                    __m512i high = _mm512_and_si512(_mm512_srli_epi16(weight, 4), low);
+                    weight = _mm512_and_si512(weight, low);
+                    for (int j = 0; j < columns; j++)
+                        for (int d = 0; d < digits; d++) {
+                            const uint8_t *digit = x[j] + d * k_total + k;
+                            part[i][j][d] = _mm512_dpbusd_epi32(part[i][j][d], weight, _mm512_loadu_si512(digit));
+                            part[i][j][d] = _mm512_dpbusd_epi32(part[i][j][d], high, _mm512_loadu_si512(digit + 64));
+                        }
+                } else {
+                    weight = _mm512_xor_si512(weight, flip);
+                    for (int j = 0; j < columns; j++)
+                        for (int d = 0; d < digits; d++)
+                            part[i][j][d] = _mm512_dpbusd_epi32(part[i][j][d], weight,
+                                                                _mm512_loadu_si512(x[j] + d * k_total + k));
+                }
+            }
+        for (int i = 0; i < rows; i++) {
+            const vfloat lanes = unit_scale(format, w, scale[i], u);
+            for (int j = 0; j < columns; j++) {
+                __m512i joined = _mm512_add_epi32(_mm512_slli_epi32(part[i][j][0], 8), part[i][j][1]);
+                vfloat value = (vfloat)_mm512_cvtepi32_ps(joined);
+                if (digits == 3) value += (vfloat)_mm512_cvtepi32_ps(part[i][j][2]) * 0.00390625f;
+                sum[i][j] += value * lanes;
+            }
+        }
+    }
+    for (int j = 0; j < columns; j++) {
+        float factor;
+        memcpy(&factor, x[j] + digits * (k_total + 64 * units), 4);
+        for (int i = 0; i < rows; i++) out[j * out_stride + i] = vsum(sum[i][j]) * factor;
+    }
+}
+
+INLINE void digit_rows_of(int format, int digits, int rows, int columns, const Matrix *w, int64_t first, int64_t last,
+                          const uint8_t *const *x, float *out, int64_t out_stride) {
+    int64_t n = first;
+    for (; n + rows <= last; n += rows)
+        digit_tile(format, digits, rows, columns, w, n, x, out + (n - first), out_stride);
+    for (; n < last; n++) digit_tile(format, digits, 1, columns, w, n, x, out + (n - first), out_stride);
+}
+
+INLINE void digit_rows_as(int format, int digits, const Matrix *w, int64_t first, int64_t last, const uint8_t *packed,
+                          int64_t columns, float *out, int64_t out_stride) {
+    const int64_t bytes = digit_row_bytes(w, digits);
+    for (int64_t j = 0; j < columns; j += DIGIT_COLUMNS, out += DIGIT_COLUMNS * out_stride) {
+        const uint8_t *x[DIGIT_COLUMNS];
+        for (int64_t c = 0; c < DIGIT_COLUMNS; c++) x[c] = packed + (j + c) * bytes;
+        switch (columns - j) {
+        case 1: digit_rows_of(format, digits, DIGIT_ROWS, 1, w, first, last, x, out, out_stride); break;
+        case 2: digit_rows_of(format, digits, DIGIT_ROWS / 2, 2, w, first, last, x, out, out_stride); break;
+        case 3: digit_rows_of(format, digits, DIGIT_ROWS / 2, 3, w, first, last, x, out, out_stride); break;
+        default: digit_rows_of(format, digits, DIGIT_ROWS / 2, 4, w, first, last, x, out, out_stride);
+        }
+    }
+}
+
+/* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and packed rows x. */
+static inline void digit_rows(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t columns,
+                              int digits, float *out, int64_t out_stride) {
+    if (w->format == INT4) {
+        if (digits == 3) digit_rows_as(INT4, 3, w, first, last, packed, columns, out, out_stride);
+        else digit_rows_as(INT4, 2, w, first, last, packed, columns, out, out_stride);
+    } else {
+        if (digits == 3) digit_rows_as(INT8, 3, w, first, last, packed, columns, out, out_stride);
+        else digit_rows_as(INT8, 2, w, first, last, packed, columns, out, out_stride);
+    }
+}
+
+#endif
+#endif

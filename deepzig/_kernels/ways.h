@@ -1,0 +1,122 @@
+/* The ways of multiplying a weight with rows of activations, chosen by weight, ISA and what the caller asks for, never by
+ * the number of rows. Included by linear and experts, which hold the loops over tasks.
+ *
+ *     FLOATS        fp32 products, weights decoded on the way or to a panel (tiles.h)
+ *     BF16_SUMS     x as one bf16 term or three (bf16.h)
+ *     DIGIT_ROWS    x as digits of whole numbers, in registers (digits.h)
+ *     DIGIT_TILES   the same in AMX tiles (digit_tiles.h)
+ *
+ * All but FLOATS multiply x rows that were packed before.
+ */
+#ifndef DEEPZIG_WAYS_H
+#define DEEPZIG_WAYS_H
+
+#include "bf16.h"
+#include "digit_tiles.h"
+
+enum { FLOATS, BF16_SUMS, DIGIT_ROWS_WAY, DIGIT_TILES_WAY };
+
+typedef struct {
+    int kind;
+    int terms; /* bf16 terms or digits of x */
+} Way;
+
+/* x rows packed by one task: whole blocks of every way. */
+#define PACK_ROWS 80
+
+/* The way for w; `terms` is the caller's bf16_terms: 0 decoding, 1 fast, 3 exact prompts. */
+INLINE Way way_for(const Matrix *w, int terms) {
+    Way way = {FLOATS, 0};
+#if defined(__AMX_INT8__)
+    if (terms && takes_digit_tiles(w)) return (Way){DIGIT_TILES_WAY, terms == 1 ? 2 : 3};
+#endif
+    if (takes_digits(w)) return (Way){DIGIT_ROWS_WAY, terms == 1 ? 2 : 3};
+    way.terms = bf16_terms(w, terms);
+    if (way.terms) way.kind = BF16_SUMS;
+    return way;
+}
+
+/* Whether rows packed for one are packed for the other. */
+INLINE int same_packing(Way a, const Matrix *first, Way b, const Matrix *second) {
+    return a.kind == b.kind && a.terms == b.terms && first->k == second->k &&
+           (a.kind < DIGIT_ROWS_WAY || (first->format == second->format && first->group_size == second->group_size));
+}
+
+/* Bytes of so many packed x rows, a multiple of 64; if `rows` is a multiple of PACK_ROWS also where the next begin. */
+INLINE int64_t packed_bytes(Way way, const Matrix *w, int64_t rows) {
+    switch (way.kind) {
+    case BF16_SUMS: return (2 * bf16_packed_size(rows, w->k, way.terms) + 63) / 64 * 64;
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+    case DIGIT_ROWS_WAY: return rows * digit_row_bytes(w, way.terms);
+#endif
+#if defined(__AMX_INT8__)
+    case DIGIT_TILES_WAY:
+        return (rows + digit_block_rows(way.terms) - 1) / digit_block_rows(way.terms) * digit_block_bytes(w);
+#endif
+    default: return 0;
+    }
+}
+
+/* Floats of `space` that pack_rows needs. */
+INLINE int64_t pack_space(Way way, const Matrix *w) { return way.kind == DIGIT_TILES_WAY ? w->k : 0; }
+
+static inline void pack_rows(Way way, const Matrix *w, const float *const *x, int64_t rows, uint8_t *packed,
+                             float *space) {
+    switch (way.kind) {
+    case BF16_SUMS: bf16_pack(x, rows, w->k, way.terms, (uint16_t *)packed); break;
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+    case DIGIT_ROWS_WAY:
+        for (int64_t j = 0; j < rows; j++) pack_digit_row(w, x[j], way.terms, packed + j * digit_row_bytes(w, way.terms));
+        break;
+#endif
+#if defined(__AMX_INT8__)
+    case DIGIT_TILES_WAY: pack_digit_blocks(w, x, rows, way.terms, packed, (uint8_t *)space); break;
+#endif
+    }
+}
+
+/* Floats of `space` that multiply needs for so many weight rows. */
+INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
+    switch (way.kind) {
+    case FLOATS: return rows * padded(w->k);
+    case BF16_SUMS: return bf16_space(rows, w->k);
+#if defined(__AMX_INT8__)
+    case DIGIT_TILES_WAY: return digit_blocks_space(w, rows);
+#endif
+    default: return 0;
+    }
+}
+
+/* Weight rows that a task takes in multiples of. */
+INLINE int64_t row_step(Way way) {
+    const int64_t step = way.kind == BF16_SUMS ? BF16_ROWS : way.kind == DIGIT_TILES_WAY ? 32 : 1;
+    return step > 2 * TILE_ROWS ? step : 2 * TILE_ROWS;
+}
+
+/* Whether weight rows become a panel that is used for all x rows, so that it has to fit a cache. */
+INLINE int has_panel(Way way, int64_t rows) {
+    return way.kind == BF16_SUMS || way.kind == DIGIT_TILES_WAY || (way.kind == FLOATS && rows > TILE_COLUMNS);
+}
+
+/* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last). x: rows of floats, for FLOATS; packed: the same
+ * rows packed, for all other ways. next: codes of the weight rows that this thread will need after. */
+static inline void multiply(Way way, const Matrix *w, int64_t first, int64_t last, const float *const *x,
+                            const uint8_t *packed, int64_t rows, float *out, int64_t out_stride, const void *next,
+                            float *space) {
+    switch (way.kind) {
+    case FLOATS: dot_block(w, first, last, x, rows, out, out_stride, space); break;
+    case BF16_SUMS:
+        bf16_block(w, first, last, (const uint16_t *)packed, rows, way.terms, out, out_stride, space);
+        break;
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+    case DIGIT_ROWS_WAY: digit_rows(w, first, last, packed, rows, way.terms, out, out_stride); break;
+#endif
+#if defined(__AMX_INT8__)
+    case DIGIT_TILES_WAY:
+        digit_blocks(w, first, last, packed, rows, way.terms, out, out_stride, next, space);
+        break;
+#endif
+    }
+}
+
+#endif
