@@ -1,8 +1,8 @@
 """What each weight format costs in quality and gains in speed: `python -m bench.quality MODEL`.
 
-Converts a bf16 model to every format with the converter of `deepzig quantize`, and compares each with the original on
-texts: the table of docs/quantising.md. Calls `checkpoint.convert`, `evaluate` and, for the speed, `model`. Formats that
-are calibrated are so on the fables, so that among the tables that of the fables flatters them.
+Converts a model, as a rule bf16, to every format with the converter of `deepzig quantize`, and compares each with the
+original on texts: the table of docs/quantising.md. Calls `checkpoint.convert`, `evaluate` and, for the speed, `model`.
+Formats that are calibrated are so on the fables, so that among the tables that of the fables flatters them.
 """
 
 import json
@@ -33,6 +33,7 @@ PROMPT, CONTEXT = 64, 64  # tokens, of the decode speed
 ALL_INT4 = (("*", "int4"),)
 
 CALIBRATED = ", calibrated"
+SOURCE = "original"
 
 FORMATS: dict[str, Recipe] = {
     "fp8, 128 x 128": Recipe("fp8"),
@@ -59,9 +60,9 @@ class Quality:
 
 
 def run(source: Path, texts: dict[str, str], directory: Path, n_threads: int, with_speed: bool) -> Iterator[Quality]:
-    """The source, then each of FORMATS; the converted models lie in `directory`."""
+    """SOURCE, then each of FORMATS; the converted models lie in `directory`."""
     reference = deepzig.load(source, n_threads=n_threads)
-    yield _measure("bf16", source, texts, reference, n_threads, with_speed)
+    yield _measure(SOURCE, source, texts, reference, n_threads, with_speed)
     importance = calibrate(reference, FABLES.read_text(encoding="utf-8")).importance
     for name, recipe in FORMATS.items():
         folder = directory / name.replace(", ", "-").replace(" ", "-")
@@ -121,7 +122,7 @@ def table(title: str, results: Sequence[Quality]) -> Table:
 @click.option("--speed/--no-speed", default=True, show_default=True, help="Time decoding as well.")
 @click.option("--threads", type=click.IntRange(min=1), help="default: one for each core")
 def main(model: Path, texts: tuple[Path, ...], speed: bool, threads: int | None) -> None:
-    """Compare all formats of a bf16 MODEL; Markdown, and one line of JSON last."""
+    """Compare all formats of MODEL with it; Markdown, and one line of JSON last."""
     n_threads = threads or available_threads()
     contents = {path.name: path.read_text(encoding="utf-8") for path in (*texts, FABLES)}
     results = []

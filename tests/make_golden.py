@@ -212,18 +212,30 @@ def save_readable(tensors: dict[str, torch.Tensor], file: Path) -> None:
 
 
 def decode_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the files as f32; exact for bf16 and fp16, fp8 times its block's scale in one fp32 product."""
+    """Every tensor of the files as f32: floats and int8 exactly, fp8 times its block's scale in one fp32 product."""
     stored: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         stored |= load_file(file)
     decoded: dict[str, torch.Tensor] = {}
     for name, tensor in stored.items():
-        if name.endswith("_scale_inv"):
+        if name.endswith(("_scale_inv", ".weight_scale", ".weight_shape")):
+            continue
+        if name.endswith(".weight_packed"):
+            module = name.removesuffix(".weight_packed")
+            decoded[f"{module}.weight"] = unpack_int8(stored, module)
             continue
         decoded[name] = tensor.float()
         if tensor.dtype == torch.float8_e4m3fn:
             decoded[name] *= spread(stored[name + "_scale_inv"], tensor.shape)
     return decoded
+
+
+def unpack_int8(stored: dict[str, torch.Tensor], module: str) -> torch.Tensor:
+    """f32 (N, K) of pack-quantized int8: a byte is the code + 128 of a column, times the scale of its group; exact."""
+    packed, scale, shape = (stored[f"{module}.weight_{part}"] for part in ("packed", "scale", "shape"))
+    n_columns = int(shape[1])
+    codes = packed.view(torch.uint8)[:, :n_columns].float() - 128
+    return codes * scale.float().repeat_interleave(n_columns // scale.shape[1], dim=1)
 
 
 # ---- reference ------------------------------------------------------------------------------------------------------
@@ -391,20 +403,28 @@ def make_case(name: str) -> str:
 
 
 def make_stories(source: Path) -> str:
-    """Write stories.npz: the prompt's ids with BOS, and HF's greedy tokens in fp32 from the weights in `source`."""
-    model = DeepseekV3ForCausalLM.from_pretrained(source, **REFERENCE_ARITHMETIC)
+    """Write stories.npz: the prompt's ids with BOS, HF's logits and greedy tokens in fp32, from `source` decoded."""
+    config = json.loads((source / "config.json").read_text())
+    with tempfile.TemporaryDirectory() as scratch:
+        model = load_reference(config, decode_checkpoint(source), Path(scratch))
     # HF's fast tokenizer class overlooks add_bos_token (true) of tokenizer_config.json, so BOS is put in front here
     text_ids = AutoTokenizer.from_pretrained(source)("Once upon a time", add_special_tokens=False)["input_ids"]
     ids = torch.tensor([[model.config.bos_token_id, *text_ids]])
-    greedy = greedy_tokens(model, ids, N_STORY, MIN_LOGIT_MARGIN)
-    np.savez_compressed(GOLDEN / "stories.npz", versions=versions(), ids=ids[0].numpy(), greedy=greedy.numpy())
+    arrays = {
+        "ids": ids[0],
+        "logits": model(ids, use_cache=False).logits[0],
+        "greedy": greedy_tokens(model, ids, N_STORY, MIN_LOGIT_MARGIN),
+    }
+    np.savez_compressed(
+        GOLDEN / "stories.npz", versions=versions(), **{name: tensor.numpy() for name, tensor in arrays.items()}
+    )
     return f"stories: ids {ids[0].tolist()}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the golden files.")
     parser.add_argument("--case", choices=sorted(CASES), action="append", help="only this one (may be repeated)")
-    parser.add_argument("--stories", type=Path, help="folder of the bf16 stories model: write stories.npz too")
+    parser.add_argument("--stories", type=Path, help="folder of the bundled stories model: write stories.npz")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     logging: Any = transformers.logging

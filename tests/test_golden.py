@@ -102,6 +102,13 @@ def test_mtp_logits(name: str) -> None:
     np.testing.assert_allclose(logits, want, rtol=0, atol=ATOL)
 
 
+def test_stories_logits() -> None:
+    """Of int8 weights, which no case above has."""
+    with np.load(GOLDEN / "stories.npz") as arrays:
+        golden = Golden(deepzig.load("stories"), dict(arrays))
+    golden.check_logits(golden.llm.logits(golden.ids))
+
+
 @pytest.mark.parametrize("as_text", [False, True], ids=["ids", "text"])
 def test_stories_greedy_tokens(as_text: bool) -> None:
     with np.load(GOLDEN / "stories.npz") as arrays:
