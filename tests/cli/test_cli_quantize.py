@@ -3,12 +3,15 @@
 import fcntl
 import hashlib
 import json
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+from collections import namedtuple
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import ml_dtypes
@@ -18,6 +21,7 @@ from click.testing import Result
 from safetensors.numpy import load_file, save_file
 
 import deepzig
+from bench.convert import measure
 from deepzig.checkpoint.safe_files import LOCK_FILE
 from deepzig.errors import CheckpointError
 
@@ -160,6 +164,34 @@ def test_non_finite_values_are_named_and_may_be_allowed(run: Run, source: Path, 
     assert not (tmp_path / "out").exists()
     assert run(*arguments, "--allow-nonfinite").exit_code == 0
     assert np.isfinite(deepzig.load(tmp_path / "out").logits([1, 2, 3])).all()
+
+
+def test_too_little_room_exits_with_4_before_the_first_byte(
+    run: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(10, 9, 1000))
+    result = run("quantize", str(source), str(tmp_path / "out"), "--format", "int8")
+    assert result.exit_code == 4
+    assert re.search(r"needs \d{8} bytes, 1000 are free", one_line_error(result))
+    assert not (tmp_path / "out").exists()
+
+
+def test_quantize_model_is_the_same_command(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (script,) = entry_points(group="console_scripts", name="quantize-model")
+    monkeypatch.setattr(sys, "argv", ["quantize-model", str(source), str(tmp_path / "out"), "--format", "int8"])
+    with pytest.raises(SystemExit) as ended:
+        script.load()()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'out'}: ")
+
+
+def test_the_bench_measures_a_conversion_and_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    found = measure(source, tmp_path / "bench", "int8", n_threads=1)
+    assert found.seconds > 0 and found.copy_seconds > 0 and found.peak_anonymous_mb > 1
+    assert 0 < found.written_bytes < found.source_bytes == (source / "model.safetensors").stat().st_size
+    assert not (tmp_path / "bench").exists()
 
 
 # ---- as a process ----------------------------------------------------------------------------------------------------
