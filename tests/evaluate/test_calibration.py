@@ -74,6 +74,12 @@ def test_experts_are_measured_by_the_tokens_they_get(stories: LLM) -> None:
     check(found[f"{path}.down_proj"], gate / (1 + np.exp(-gate)) * up)
 
 
+def test_statistics_do_not_depend_on_threads() -> None:
+    """Or else --resume with another number would be refused."""
+    one, two = (calibrate(deepzig.load("stories", n_threads=n), TEXT).importance for n in (1, 2))
+    assert one.keys() == two.keys() and all(np.array_equal(one[module], two[module]) for module in one)
+
+
 def test_the_model_is_left_as_it_was(stories: LLM) -> None:
     ids = list(range(10, 40))
     before = stories.logits(ids)
