@@ -19,7 +19,7 @@ from deepzig._kernels._tiles cimport (
 cnp.import_array()
 
 cdef int64_t TASK_BYTES = 64 << 10  # of one matrix; a task of the first phase reads two
-cdef int64_t PANEL_VALUES = 64 << 10
+cdef int64_t PANEL_VALUES = 128 << 10  # weights of a task when they are used many times, as a panel
 
 
 cdef struct Job:
@@ -153,7 +153,7 @@ cdef void sum_task(void* ctx, int64_t token, int thread) noexcept nogil:
 cdef int64_t rows_of_task(const Matrix* weight, int64_t per_expert, Way way) noexcept nogil:
     cdef int64_t rows = TASK_BYTES // weight.row_bytes, at_once = row_step(way)
     if has_panel(way, per_expert):
-        rows = min(rows, PANEL_VALUES // weight.k)
+        rows = PANEL_VALUES // weight.k
     return max(at_once, rows // at_once * at_once)
 
 

@@ -14,7 +14,8 @@ from deepzig._kernels._tiles cimport (
 cnp.import_array()
 
 cdef int64_t TASK_BYTES = 96 << 10  # weights of a task when they are read once: long enough to hide the task's start
-cdef int64_t PANEL_VALUES = 64 << 10  # panel of a task when it is used many times: a quarter of a 1 MiB L2, in floats
+cdef int64_t PANEL_VALUES = 128 << 10  # weights of a task when they are used many times, as a panel
+cdef int64_t PASS_ROWS = 128  # packed x rows that meet all weights before the next ones do: they should stay in L2
 
 
 cdef struct Job:
@@ -22,7 +23,7 @@ cdef struct Job:
     Way way
     const float** x  # T rows
     uint8_t* packed  # the same packed, unless FLOATS
-    int64_t n_rows, task_rows, out_step
+    int64_t n_rows, first_row, task_rows, out_step  # first_row: of the pass
     float* out
     bint no_memory
 
@@ -31,8 +32,12 @@ cdef int64_t rows_of_task(const Matrix* weight, int64_t n_rows, Way way) noexcep
     """Weight rows a task takes: a multiple of what the way takes at once, whatever the rest."""
     cdef int64_t rows = TASK_BYTES // weight.row_bytes, at_once = row_step(way)
     if has_panel(way, n_rows):
-        rows = min(rows, PANEL_VALUES // weight.k)
+        rows = PANEL_VALUES // weight.k
     return max(at_once, rows // at_once * at_once)
+
+
+cdef inline int64_t pass_rows(const Job* job) noexcept nogil:
+    return PASS_ROWS if job.way.kind != FLOATS else job.n_rows
 
 
 cdef void dot_task(void* ctx, int64_t task, int thread) noexcept nogil:
@@ -43,8 +48,10 @@ cdef void dot_task(void* ctx, int64_t task, int thread) noexcept nogil:
     if space == NULL:
         job.no_memory = True
     else:
-        multiply(job.way, &job.weight, first, last, job.x, job.packed, job.n_rows, job.out + first, job.out_step,
-                 <const uint8_t*>job.weight.codes + last * job.weight.row_bytes, space)
+        multiply(job.way, &job.weight, first, last, job.x + job.first_row,
+                 job.packed + packed_bytes(job.way, &job.weight, job.first_row),
+                 min(pass_rows(job), job.n_rows - job.first_row), job.out + job.first_row * job.out_step + first,
+                 job.out_step, <const uint8_t*>job.weight.codes + last * job.weight.row_bytes, space)
 
 
 cdef void pack_task(void* ctx, int64_t task, int thread) noexcept nogil:
@@ -79,8 +86,10 @@ cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept 
             job.x[t] = copy + t * width
     if packs:
         parallel_for(pack_task, job, (job.n_rows + PACK_ROWS - 1) // PACK_ROWS, n_threads)
-    if not job.no_memory:
+    job.first_row = 0
+    while job.first_row < job.n_rows and not job.no_memory:
         parallel_for(dot_task, job, (job.weight.n + job.task_rows - 1) // job.task_rows, n_threads)
+        job.first_row += pass_rows(job)
 
 
 def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *, int bf16_terms=0, int n_threads):

@@ -22,7 +22,7 @@ typedef struct {
 } Way;
 
 /* x rows packed by one task: whole blocks of every way. */
-#define PACK_ROWS 80
+#define PACK_ROWS 16
 
 /* The way for w; `terms` is the caller's bf16_terms: 0 decoding, 1 fast, 3 exact prompts. */
 INLINE Way way_for(const Matrix *w, int terms) {
@@ -51,7 +51,7 @@ INLINE int64_t packed_bytes(Way way, const Matrix *w, int64_t rows) {
 #endif
 #if defined(__AMX_INT8__)
     case DIGIT_TILES_WAY:
-        return (rows + digit_block_rows(way.terms) - 1) / digit_block_rows(way.terms) * digit_block_bytes(w);
+        return (rows + DIGIT_BLOCK - 1) / DIGIT_BLOCK * digit_block_bytes(w, way.terms);
 #endif
     default: return 0;
     }

@@ -34,10 +34,10 @@ static void emulated_dot(int c, int a, int b) {
                     sum[16 * m + n] += bf16_value(left[32 * m + 2 * k + half]) * bf16_value(right[32 * k + 2 * n + half]);
 }
 
-/* C[m][n] += sum of A[m][4k + i] B[k][4n + i], i < 4, A unsigned, B signed (TDPBUSD) */
+/* C[m][n] += sum of A[m][4k + i] B[k][4n + i], i < 4, both signed (TDPBSSD) */
 static void emulated_dot_bytes(int c, int a, int b) {
     int32_t *sum = (int32_t *)tile_memory[c];
-    const uint8_t *left = (const uint8_t *)tile_memory[a];
+    const int8_t *left = (const int8_t *)tile_memory[a];
     const int8_t *right = (const int8_t *)tile_memory[b];
     for (int m = 0; m < 16; m++)
         for (int k = 0; k < 16; k++)
@@ -51,11 +51,11 @@ static void emulated_dot_bytes(int c, int a, int b) {
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
-#undef _tile_dpbusd
+#undef _tile_dpbssd
 #define _tile_loadconfig(config) ((void)(config))
 #define _tile_release() ((void)0)
 #define _tile_zero(tile) memset(tile_memory[tile], 0, 1024)
 #define _tile_loadd emulated_load
 #define _tile_stored emulated_store
 #define _tile_dpbf16ps emulated_dot
-#define _tile_dpbusd emulated_dot_bytes
+#define _tile_dpbssd emulated_dot_bytes
