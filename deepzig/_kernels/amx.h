@@ -48,5 +48,50 @@ INLINE void transpose16(const float *row, vfloat *column) {
     }
 }
 
+/* The scales of row n for each turn of so many columns, as floats: a turn is a group, or a part of the only one. */
+INLINE void row_scales(const Matrix *w, int64_t n, int64_t turn_columns, float *out) {
+    const int64_t at = first_scale(w, n), turns = (w->k + turn_columns - 1) / turn_columns;
+    if (turn_columns < w->group_size) {
+        for (int64_t t = 0; t < turns; t++) out[t] = scale_at(w, at);
+        return;
+    }
+    for (int64_t t = 0; t < turns; t += 16) {
+        const __mmask16 some = turns - t >= 16 ? 0xffff : (__mmask16)((1u << (turns - t)) - 1);
+        __m512 value = _mm512_set1_ps(1.0f);
+        if (w->scale_format == SCALE_F32) {
+            value = _mm512_maskz_loadu_ps(some, (const float *)w->scale + at + t);
+        } else if (w->scale_format) {
+            __m256i half = _mm256_maskz_loadu_epi16(some, (const uint16_t *)w->scale + at + t);
+            value = w->scale_format == SCALE_F16
+                        ? _mm512_cvtph_ps(half)
+                        : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+        }
+        _mm512_mask_storeu_ps(out + t, some, value);
+    }
+}
+
+/* out[j * out_stride + i] = factor[j] * sum[16 i + j], or without factor, for i < rows, j < columns, both at most 16. */
+INLINE void write_square(const float *sum, const float *factor, int64_t rows, int64_t columns, float *out,
+                         int64_t out_stride) {
+    const __mmask16 valid = rows >= 16 ? 0xffff : (__mmask16)((1u << rows) - 1);
+    vfloat column[16];
+    transpose16(sum, column);
+    for (int64_t j = 0; j < columns; j++) {
+        if (factor) column[j] *= factor[j];
+        _mm512_mask_storeu_ps(out + j * out_stride, valid, (__m512)column[j]);
+    }
+}
+
+/* Memory that is called for while other is multiplied: the weights that come next. */
+typedef struct {
+    const uint8_t *next;
+    int64_t lines, at_once;
+} CallAhead;
+
+INLINE void call_ahead(CallAhead *ahead) {
+    for (int64_t i = 0; i < ahead->at_once && ahead->lines > 0; i++, ahead->lines--, ahead->next += 64)
+        __builtin_prefetch(ahead->next, 0, 2);
+}
+
 #endif
 #endif

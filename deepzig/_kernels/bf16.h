@@ -4,9 +4,9 @@
  *     AVX512-BF16   one term: vdpbf16ps, up to twice the rate of float. (More terms would be no faster than float.)
  *     AMX           one term or three: 16 x 16 x 32 tiles. Weight rows lie as tile A, packed activations as tile B.
  *
- * One term is `precision="fast"`: scales are folded into the bf16 weights. Three terms hold all 24 bits of a float:
- * weights stay what the codes say, exact in bf16, and scales multiply float sums of each group. (Two terms hold 16 bits
- * and move the logits of small models by up to 2.7e-4: docs/log.md.)
+ * One term is `precision="fast"`; three hold all 24 bits of a float. (Two hold 16 bits and move the logits of small models
+ * by up to 2.7e-4: docs/log.md.) With AMX weights stay what the codes say, exact in bf16 but for float weights, and
+ * scales multiply float sums of each group; without, scales are folded into the bf16 weights.
  * Sums run over k in fixed steps: a row does not depend on the rows multiplied with it.
  */
 #ifndef DEEPZIG_BF16_H
@@ -26,12 +26,24 @@
 
 INLINE int64_t bf16_width(int64_t k) { return (k + BF16_STEP - 1) / BF16_STEP * BF16_STEP; }
 
+/* Columns whose sums are scaled and added to the row's at once: a group, or a part of the only one. */
+#define BF16_TURN 256
+
+INLINE int64_t bf16_turn(const Matrix *w) {
+    return w->group_size < w->k && w->group_size < BF16_TURN ? w->group_size : BF16_TURN;
+}
+
+/* Whether turns have one scale each; if not, scales are folded into the weights, which is not exact. */
+INLINE int bf16_scales_apart(const Matrix *w) {
+    return w->group_size >= w->k || (w->group_size % BF16_STEP == 0 && BF16_TURN % w->group_size == 0);
+}
+
 /* Terms to give activations for w, when the caller wants `wanted`, 1 or 3: 0 stands for plain float products. */
 INLINE int bf16_terms(const Matrix *w, int wanted) {
     if (wanted > BF16_TERMS || wanted == 0) return 0;
     if (wanted == 1) return 1;
     const int exact = w->format == BF16 || w->format == FP8 || w->format == INT8 || w->format == INT4;
-    return exact && (w->group_size >= w->k || w->group_size % BF16_STEP == 0) ? wanted : 0;
+    return exact && bf16_scales_apart(w) ? wanted : 0;
 }
 
 #if BF16_TERMS > 0
@@ -43,19 +55,6 @@ INLINE __m256i bf16_round(const float *p, int64_t count, __m512 *rest) {
     __m256i high = (__m256i)_mm512_cvtneps_pbh(value);
     *rest = _mm512_sub_ps(value, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
     return high;
-}
-
-/* Rows [first, last) of w as bf16, (last - first, bf16_width(K)); with their scales, or without. `row` has room for K. */
-static inline void bf16_panel(const Matrix *w, int64_t first, int64_t last, int scaled, float *row, uint16_t *panel) {
-    const int64_t width = bf16_width(w->k);
-    Matrix plain = *w;
-    if (!scaled) plain.scale_format = SCALE_NONE;
-    __m512 rest;
-    for (int64_t n = first; n < last; n++, panel += width) {
-        dequantize_row(&plain, n, row);
-        for (int64_t k = 0; k < width; k += 16)
-            _mm256_storeu_si256((__m256i *)(panel + k), bf16_round(row + k, w->k - k, &rest));
-    }
 }
 
 #endif
@@ -93,86 +92,182 @@ static inline void bf16_pack(const float *const *x, int64_t columns, int64_t k, 
         }
 }
 
-/* Tiles 0 to 3 (16 weight rows x 16 columns each) += the products over k in [first, last). */
-INLINE void bf16_multiply(const uint16_t *panel, const uint16_t *x0, const uint16_t *x1, int64_t width, int64_t first,
-                          int64_t last, int terms) {
-    for (int64_t k = first; k < last; k += BF16_STEP) {
-        _tile_loadd(4, panel + k, 2 * width);
-        _tile_loadd(5, panel + 16 * width + k, 2 * width);
-        for (int term = 0; term < terms; term++) {
-            const int64_t at = (k / BF16_STEP * terms + term) * 512;
-            _tile_loadd(6, x0 + at, 64);
-            _tile_loadd(7, x1 + at, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
+/* Row n of w, fp8, as bf16: both bytes of a number are looked up. The halves of 128 bits that unpacking makes come out in
+ * order because the codes were sorted by eights before. */
+INLINE void bf16_from_fp8(const uint8_t *codes, int64_t steps, const uint8_t (*table)[128], uint16_t *to) {
+    const __m512i low0 = _mm512_loadu_si512(table[0]), low1 = _mm512_loadu_si512(table[0] + 64);
+    const __m512i high0 = _mm512_loadu_si512(table[1]), high1 = _mm512_loadu_si512(table[1] + 64);
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), sign = _mm512_set1_epi8((char)0x80);
+    for (int64_t s = 0; s < steps; s += 2, to += 1024) {
+        const __mmask64 some = s + 1 < steps ? ~(__mmask64)0 : 0xffffffff;
+        __m512i code = _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(some, codes + 32 * s));
+        __m512i low = _mm512_permutex2var_epi8(low0, code, low1), high = _mm512_permutex2var_epi8(high0, code, high1);
+        high = _mm512_ternarylogic_epi32(high, code, sign, 0xf8); /* high | (code & sign) */
+        _mm512_storeu_si512(to, _mm512_unpacklo_epi8(low, high));
+        if (s + 1 < steps) _mm512_storeu_si512(to + 512, _mm512_unpackhi_epi8(low, high));
+    }
+}
+
+/* Rows [first, last) of w as tiles (rows / 16, K / 32, 16, 32); those beyond the last are zero. `row` has room for K. */
+static inline void bf16_tiles(const Matrix *w, int64_t first, int64_t last, int64_t rows, float *row, uint16_t *panel) {
+    const int64_t steps = bf16_width(w->k) / BF16_STEP;
+    uint8_t table[2][128];
+    Matrix plain = *w;
+    if (bf16_scales_apart(w)) plain.scale_format = SCALE_NONE;
+    for (int i = 0; w->format == FP8 && i < 128; i++) {
+        float value = fp8_to_float((uint8_t)i);
+        memcpy(&table[0][i], (const uint8_t *)&value + 2, 1);
+        memcpy(&table[1][i], (const uint8_t *)&value + 3, 1);
+    }
+    for (int64_t i = 0; i < rows; i++) {
+        uint16_t *to = panel + i / 16 * steps * 512 + i % 16 * 32;
+        const uint8_t *codes = (const uint8_t *)w->codes + (first + i) * w->row_bytes;
+        if (first + i >= last) {
+            for (int64_t s = 0; s < steps; s++) memset(to + 512 * s, 0, 64);
+        } else if (w->format == BF16 && w->k % BF16_STEP == 0) {
+            for (int64_t s = 0; s < steps; s++) memcpy(to + 512 * s, codes + 64 * s, 64);
+        } else if (w->format == FP8 && w->k % BF16_STEP == 0 && plain.scale_format == SCALE_NONE) {
+            bf16_from_fp8(codes, steps, (const uint8_t(*)[128])table, to);
+        } else {
+            __m512 rest;
+            dequantize_row(&plain, first + i, row);
+            for (int64_t s = 0; s < steps; s++)
+                for (int half = 0; half < 32; half += 16) {
+                    __m256i value = bf16_round(row + 32 * s + half, w->k - 32 * s - half, &rest);
+                    _mm256_storeu_si256((__m256i *)(to + 512 * s + half), value);
+                }
         }
     }
 }
 
-/* sum[32][32] += scale[row] * tiles 0 to 3, which become zero. */
-INLINE void bf16_collect(float *sum, const float *scale) {
-    float product[4][16][16];
-    _tile_stored(0, product[0], 64);
-    _tile_stored(1, product[1], 64);
-    _tile_stored(2, product[2], 64);
-    _tile_stored(3, product[3], 64);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int i = 0; i < 32; i++)
-        for (int half = 0; half < 2; half++) {
-            float *row = sum + 32 * i + 16 * half;
-            vstore(row, vload(row) + vset(scale[i]) * vload(product[i / 16 * 2 + half][i % 16]));
-        }
+/* Tiles C and D: the products of two tiles of weight rows with a block of 16 x rows, `steps` steps of K. */
+#define BF16_TALL(C, D)                                                                                                 \
+    do {                                                                                                               \
+        for (int64_t s = 0; s < steps; s++) {                                                                          \
+            _tile_loadd(4, weights + 512 * s, 64);                                                                     \
+            _tile_loadd(5, weights + apart + 512 * s, 64);                                                             \
+            for (int term = 0; term < terms; term++) {                                                                 \
+                _tile_loadd(6, x + 512 * (terms * s + term), 64);                                                      \
+                _tile_dpbf16ps(C, 4, 6);                                                                               \
+                _tile_dpbf16ps(D, 5, 6);                                                                               \
+            }                                                                                                          \
+        }                                                                                                              \
+    } while (0)
+
+/* The products of one tile of weight rows with two blocks of x rows, of one term. */
+#define BF16_WIDE(C, D)                                                                                                 \
+    do {                                                                                                               \
+        for (int64_t s = 0; s < steps; s++) {                                                                          \
+            _tile_loadd(4, weights + 512 * s, 64);                                                                     \
+            _tile_loadd(6, x + 512 * s, 64);                                                                           \
+            _tile_dpbf16ps(C, 4, 6);                                                                                   \
+            _tile_loadd(5, x + apart + 512 * s, 64);                                                                   \
+            _tile_dpbf16ps(D, 4, 5);                                                                                   \
+        }                                                                                                              \
+    } while (0)
+
+#define BF16_PRODUCTS(C, D)                                                                                             \
+    do {                                                                                                               \
+        _tile_zero(C);                                                                                                 \
+        _tile_zero(D);                                                                                                 \
+        if (wide) BF16_WIDE(C, D);                                                                                     \
+        else BF16_TALL(C, D);                                                                                          \
+        _tile_stored(C, product[0], 64);                                                                               \
+        _tile_stored(D, product[1], 64);                                                                               \
+    } while (0)
+
+/* product[2]: of two tiles of weights, or, `wide`, with two blocks of x; the second lies `apart` values from the first. */
+INLINE void bf16_multiply(int wide, int terms, int set, const uint16_t *weights, const uint16_t *x, int64_t apart,
+                          int64_t steps, float (*product)[16][16]) {
+    if (set) BF16_PRODUCTS(0, 1);
+    else BF16_PRODUCTS(2, 3);
 }
 
-/* 32 weight rows of a panel against 32 columns: sum[32][32]. */
-static inline void bf16_square(const Matrix *w, int64_t row, const uint16_t *panel, const uint16_t *x0,
-                               const uint16_t *x1, int terms, float *sum) {
-    const int64_t width = bf16_width(w->k), group_size = terms > 1 && w->scale_format ? w->group_size : w->k;
-    float scale[32];
-    memset(sum, 0, 32 * 32 * sizeof(float));
-    for (int64_t first = 0, g = 0; first < w->k; first += group_size, g++) {
-        int64_t last = first + group_size < w->k ? first + group_size : width;
-        for (int i = 0; i < 32; i++)
-            scale[i] = terms > 1 && w->scale_format && row + i < w->n ? scale_at(w, first_scale(w, row + i) + g) : 1.0f;
-        bf16_multiply(panel, x0, x1, width, first, last, terms);
-        bf16_collect(sum, scale);
-    }
+/* sum[16][16] += scale[row * scale_step] * product. */
+INLINE void bf16_collect(float *sum, const float *scale, int64_t scale_step, float (*product)[16]) {
+    for (int i = 0; i < 16; i++)
+        vstore(sum + 16 * i, vload(sum + 16 * i) + vset(scale[i * scale_step]) * vload(product[i]));
 }
 
-/* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last), whose number a panel of BF16_ROWS multiples holds. */
+/* sum (1 or 2 blocks, rows, 16): the panel's rows times 16 x rows, or 32 if `wide`. What is multiplied is collected one
+ * turn later, while the tiles work on the next; the packed x of a turn of K stays in L1 while weight rows pass. */
+INLINE void bf16_square(int wide, int terms, const Matrix *w, const uint16_t *panel, int64_t rows, const float *scale,
+                        const uint16_t *x, float *sum, CallAhead *ahead) {
+    const int64_t steps = bf16_width(w->k) / BF16_STEP;
+    const int64_t columns = bf16_scales_apart(w) ? bf16_turn(w) : BF16_TURN;
+    const int64_t turn = columns / BF16_STEP, turns = (w->k + columns - 1) / columns;
+    const int64_t second_sum = wide ? 16 * rows : 256, second_scale = wide ? 0 : 16 * turns;
+    float product[2][2][16][16];
+    float *sum_before = NULL;
+    const float *scale_before = NULL;
+    int set = 0;
+    memset(sum, 0, (size_t)rows * (wide ? 128 : 64));
+    for (int64_t block = 0; block < steps; block += BF16_TURN / BF16_STEP)
+        for (int64_t r = 0; r < rows; r += wide ? 16 : 32)
+            for (int64_t s = block; s < block + BF16_TURN / BF16_STEP && s < steps; s += turn, set ^= 1) {
+                bf16_multiply(wide, terms, set, panel + (r / 16 * steps + s) * 512, x + 512 * terms * s, steps * 512,
+                              steps - s < turn ? steps - s : turn, product[set]);
+                call_ahead(ahead);
+                if (sum_before) {
+                    bf16_collect(sum_before, scale_before, turns, product[1 - set][0]);
+                    bf16_collect(sum_before + second_sum, scale_before + second_scale, turns, product[1 - set][1]);
+                }
+                sum_before = sum + 16 * r;
+                scale_before = scale + r * turns + s / turn;
+            }
+    bf16_collect(sum_before, scale_before, turns, product[1 - set][0]);
+    bf16_collect(sum_before + second_sum, scale_before + second_scale, turns, product[1 - set][1]);
+}
+
+/* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last); `next`: codes of as many rows needed after. */
 static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, const uint16_t *packed, int64_t columns,
-                              int terms, float *out, int64_t out_stride, float *space) {
-    const int64_t width = bf16_width(w->k), rows = (last - first + BF16_ROWS - 1) / BF16_ROWS * BF16_ROWS;
-    const int64_t block = BF16_COLUMNS * width * terms;
-    float sum[32 * 32];
-    uint16_t *panel = (uint16_t *)(space + width);
-    bf16_panel(w, first, last, terms == 1, space, panel);
-    memset(panel + (last - first) * width, 0, (size_t)((rows - (last - first)) * width) * 2);
+                              int terms, float *out, int64_t out_stride, const void *next, float *space) {
+    const int64_t rows = (last - first + BF16_ROWS - 1) / BF16_ROWS * BF16_ROWS, width = bf16_width(w->k);
+    const int64_t turn = bf16_scales_apart(w) ? bf16_turn(w) : BF16_TURN, turns = (w->k + turn - 1) / turn;
+    float *sum = space, *scale = sum + 32 * rows, *row = scale + turns * rows;
+    uint16_t *panel = (uint16_t *)(row + width);
+    CallAhead ahead = {next, (last - first) * w->row_bytes / 64, 0};
+    ahead.at_once = ahead.lines / ((columns + BF16_COLUMNS - 1) / BF16_COLUMNS * turns * rows / 32) + 1;
+    bf16_tiles(w, first, last, rows, row, panel);
+    for (int64_t i = 0; i < rows; i++) {
+        if (bf16_scales_apart(w)) row_scales(w, first + i < last ? first + i : first, turn, scale + i * turns);
+        else for (int64_t t = 0; t < turns; t++) scale[i * turns + t] = 1;
+    }
     amx_begin();
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t j = 0; j < columns; j += 32) {
-        const uint16_t *x0 = packed + j / 16 * block, *x1 = j + 16 < columns ? x0 + block : x0;
-        const int64_t count = columns - j < 32 ? columns - j : 32;
-        for (int64_t n = 0; n < last - first; n += 32) {
-            bf16_square(w, first + n, panel + n * width, x0, x1, terms, sum);
-            for (int64_t c = 0; c < count; c++)
-                for (int64_t i = 0; i < 32 && n + i < last - first; i++) out[(j + c) * out_stride + n + i] = sum[32 * i + c];
-        }
+    for (int64_t j = 0; j < columns;) {
+        const uint16_t *x = packed + j * width * terms;
+        const int wide = terms == 1 && columns - j > BF16_COLUMNS;
+        if (wide) bf16_square(1, 1, w, panel, rows, scale, x, sum, &ahead);
+        else if (terms == 1) bf16_square(0, 1, w, panel, rows, scale, x, sum, &ahead);
+        else bf16_square(0, 3, w, panel, rows, scale, x, sum, &ahead);
+        for (int block = 0; block <= wide; block++, j += BF16_COLUMNS)
+            for (int64_t r = 0; r < last - first; r += 16)
+                write_square(sum + 16 * (r + block * rows), NULL, last - first - r,
+                             columns - j < BF16_COLUMNS ? columns - j : BF16_COLUMNS, out + j * out_stride + r, out_stride);
     }
     amx_end();
+}
+
+/* Floats of `space` that bf16_block needs for `rows` weight rows: sums, scales, a row, and the panel. */
+INLINE int64_t bf16_space(const Matrix *w, int64_t rows) {
+    rows = (rows + BF16_ROWS - 1) / BF16_ROWS * BF16_ROWS;
+    return rows * (32 + bf16_width(w->k) / BF16_STEP) + bf16_width(w->k) + rows * bf16_width(w->k) / 2;
 }
 
 #elif defined(__AVX512BF16__)
 
 #define BF16_ROWS 4
+
+/* Rows [first, last) of w as bf16, (last - first, bf16_width(K)), times their scales. `row` has room for K. */
+static inline void bf16_panel(const Matrix *w, int64_t first, int64_t last, float *row, uint16_t *panel) {
+    const int64_t width = bf16_width(w->k);
+    __m512 rest;
+    for (int64_t n = first; n < last; n++, panel += width) {
+        dequantize_row(w, n, row);
+        for (int64_t k = 0; k < width; k += 16)
+            _mm256_storeu_si256((__m256i *)(panel + k), bf16_round(row + k, w->k - k, &rest));
+    }
+}
 
 INLINE int64_t bf16_packed_size(int64_t columns, int64_t k, int terms) { return columns * bf16_width(k) * terms; }
 
@@ -210,15 +305,20 @@ INLINE void bf16_rows(int columns, const uint16_t *panel, int64_t count, const u
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last). */
 static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, const uint16_t *packed, int64_t columns,
-                              int terms, float *out, int64_t out_stride, float *space) {
+                              int terms, float *out, int64_t out_stride, const void *next, float *space) {
     const int64_t width = bf16_width(w->k);
     uint16_t *panel = (uint16_t *)(space + width);
-    bf16_panel(w, first, last, 1, space, panel);
+    bf16_panel(w, first, last, space, panel);
     int64_t j = 0;
     for (; j + TILE_COLUMNS <= columns; j += TILE_COLUMNS)
         bf16_rows(TILE_COLUMNS, panel, last - first, packed + j * width, width, out + j * out_stride, out_stride);
     for (; j < columns; j++)
         bf16_rows(1, panel, last - first, packed + j * width, width, out + j * out_stride, out_stride);
+}
+
+/* Floats of `space` that bf16_block needs for `rows` weight rows. */
+INLINE int64_t bf16_space(const Matrix *w, int64_t rows) {
+    return bf16_width(w->k) + ((rows + BF16_ROWS - 1) / BF16_ROWS * BF16_ROWS * bf16_width(w->k) + 1) / 2;
 }
 
 #else /* no bf16 arithmetic: bf16_terms is 0, these are never reached */
@@ -227,13 +327,9 @@ static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, cons
 INLINE int64_t bf16_packed_size(int64_t columns, int64_t k, int terms) { return 0; }
 static inline void bf16_pack(const float *const *x, int64_t columns, int64_t k, int terms, uint16_t *packed) {}
 static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, const uint16_t *packed, int64_t columns,
-                              int terms, float *out, int64_t out_stride, float *space) {}
+                              int terms, float *out, int64_t out_stride, const void *next, float *space) {}
+INLINE int64_t bf16_space(const Matrix *w, int64_t rows) { return 0; }
 
 #endif
-
-/* Floats of `space` that bf16_block needs for `rows` weight rows. */
-INLINE int64_t bf16_space(int64_t rows, int64_t k) {
-    return bf16_width(k) + ((rows + BF16_ROWS - 1) / BF16_ROWS * BF16_ROWS * bf16_width(k) + 1) / 2;
-}
 
 #endif

@@ -126,17 +126,6 @@ INLINE void collect_digits(int digits, float *sum, const float *scale, int64_t s
     }
 }
 
-/* Memory that is called for while other is multiplied: the weights that come next. */
-typedef struct {
-    const uint8_t *next;
-    int64_t lines, at_once;
-} CallAhead;
-
-INLINE void call_ahead(CallAhead *ahead) {
-    for (int64_t i = 0; i < ahead->at_once && ahead->lines > 0; i++, ahead->lines--, ahead->next += 64)
-        __builtin_prefetch(ahead->next, 0, 2);
-}
-
 /* sum (rows / 16, 16, 16): the panel's rows times a block. What is multiplied is collected one turn later, while the tiles
  * work on the next. */
 INLINE void digit_square(int digits, const Matrix *w, const uint8_t *panel, int64_t rows, const float *scale,
@@ -161,28 +150,6 @@ INLINE void digit_square(int digits, const Matrix *w, const uint8_t *panel, int6
     collect_digits(digits, sum_before, scale_before, turns, product[1 - set]);
 }
 
-/* The scales of row n for each turn, as floats (turns). */
-INLINE void row_scales(const Matrix *w, int64_t n, int64_t turns, float *out) {
-    const int64_t at = first_scale(w, n);
-    if (joined_columns(w) < w->group_size) { /* a group takes several turns, and is all of K */
-        for (int64_t t = 0; t < turns; t++) out[t] = scale_at(w, at);
-        return;
-    }
-    for (int64_t t = 0; t < turns; t += 16) {
-        const __mmask16 some = turns - t >= 16 ? 0xffff : (__mmask16)((1u << (turns - t)) - 1);
-        __m512 value = _mm512_set1_ps(1.0f);
-        if (w->scale_format == SCALE_F32) {
-            value = _mm512_maskz_loadu_ps(some, (const float *)w->scale + at + t);
-        } else if (w->scale_format) {
-            __m256i half = _mm256_maskz_loadu_epi16(some, (const uint16_t *)w->scale + at + t);
-            value = w->scale_format == SCALE_F16
-                        ? _mm512_cvtph_ps(half)
-                        : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-        }
-        _mm512_mask_storeu_ps(out + t, some, value);
-    }
-}
-
 /* Floats of `space` that digit_blocks needs for so many weight rows: scales, sums, and the panel. */
 INLINE int64_t digit_blocks_space(const Matrix *w, int64_t rows) {
     rows = (rows + 15) / 16 * 16;
@@ -198,19 +165,14 @@ INLINE void digit_blocks_as(int digits, const Matrix *w, int64_t first, int64_t 
     CallAhead ahead = {next, (last - first) * w->row_bytes / 64, 0};
     ahead.at_once = ahead.lines / ((columns + DIGIT_BLOCK - 1) / DIGIT_BLOCK * turns * rows / 16) + 1;
     digit_panel(w, first, last, panel);
-    for (int64_t i = 0; i < rows; i++) row_scales(w, first + i < last ? first + i : first, turns, scale + i * turns);
+    for (int64_t i = 0; i < rows; i++) row_scales(w, first + i < last ? first + i : first, joined_columns(w), scale + i * turns);
     amx_begin();
     for (int64_t j = 0; j < columns; j += DIGIT_BLOCK) {
         const uint8_t *x = packed + j / DIGIT_BLOCK * bytes;
-        const float *x_scale = (const float *)(x + bytes - 64);
         digit_square(digits, w, panel, rows, scale, x, sum, &ahead);
-        for (int64_t r = 0; r < last - first; r += 16) {
-            const __mmask16 valid = last - first - r >= 16 ? 0xffff : (__mmask16)((1u << (last - first - r)) - 1);
-            vfloat column[16];
-            transpose16(sum + 16 * r, column);
-            for (int64_t c = 0; c < DIGIT_BLOCK && j + c < columns; c++)
-                _mm512_mask_storeu_ps(out + (j + c) * out_stride + r, valid, (__m512)(column[c] * x_scale[c]));
-        }
+        for (int64_t r = 0; r < last - first; r += 16)
+            write_square(sum + 16 * r, (const float *)(x + bytes - 64), last - first - r,
+                         columns - j < DIGIT_BLOCK ? columns - j : DIGIT_BLOCK, out + j * out_stride + r, out_stride);
     }
     amx_end();
 }

@@ -79,7 +79,7 @@ static inline void pack_rows(Way way, const Matrix *w, const float *const *x, in
 INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
     switch (way.kind) {
     case FLOATS: return rows * padded(w->k);
-    case BF16_SUMS: return bf16_space(rows, w->k);
+    case BF16_SUMS: return bf16_space(w, rows);
 #if defined(__AMX_INT8__)
     case DIGIT_TILES_WAY: return digit_blocks_space(w, rows);
 #endif
@@ -106,7 +106,7 @@ static inline void multiply(Way way, const Matrix *w, int64_t first, int64_t las
     switch (way.kind) {
     case FLOATS: dot_block(w, first, last, x, rows, out, out_stride, space); break;
     case BF16_SUMS:
-        bf16_block(w, first, last, (const uint16_t *)packed, rows, way.terms, out, out_stride, space);
+        bf16_block(w, first, last, (const uint16_t *)packed, rows, way.terms, out, out_stride, next, space);
         break;
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
     case DIGIT_ROWS_WAY: digit_rows(w, first, last, packed, rows, way.terms, out, out_stride); break;
