@@ -1,7 +1,8 @@
 """Prompt attention over one tile of expanded keys and values, compiled once per ISA; contract in `mla_prefill.py`.
 
-A task is one head and QUERY_BLOCK queries. Its keys are packed first (k_nope beside k_pe), so that scores are one dot
-product; then TILE_COLUMNS queries at a time: scores, running softmax, weighted sum of the values.
+A task is one head and QUERY_BLOCK queries. KEY_BLOCK keys at a time are packed (k_nope beside k_pe, so that scores are
+one dot product; values side by side, since 16 KB apart they meet in a few sets of a cache); then come TILE_COLUMNS
+queries at a time: scores, running softmax, weighted sum of the values.
 """
 
 from libc.math cimport INFINITY, expf
@@ -13,12 +14,13 @@ from deepzig._kernels._array cimport floats, need_array, need_output, need_size
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._rows cimport exp_row, highest_of
 from deepzig._kernels._tiles cimport (
-    FOR_TASK, LANES, Matrix, TILE_COLUMNS, dot_floats, float_matrix, mix_floats, padded, thread_floats,
+    FOR_TASK, Matrix, TILE_COLUMNS, dot_floats, float_matrix, mix_floats, padded, thread_floats,
 )
 
 cnp.import_array()
 
-cdef int64_t QUERY_BLOCK = 128
+cdef int64_t QUERY_BLOCK = 256
+cdef int64_t KEY_BLOCK = 256  # packed keys and values should stay in L2
 cdef enum:
     MAX_COLUMNS = 8
 
@@ -36,47 +38,50 @@ cdef struct Job:
     bint no_memory
 
 
-cdef void pack_keys(const Job* job, int64_t head, int64_t n_keys, float* keys, float* values) noexcept nogil:
-    """keys (n_keys, padded(nope + rope_dim)); values (n_keys, padded(value_dim)), unless they can be read in place."""
+cdef void pack_keys(const Job* job, int64_t head, int64_t first, int64_t n_keys, float* keys,
+                    float* values) noexcept nogil:
+    """Keys from `first` on: keys (n_keys, padded(nope + rope_dim)), values (n_keys, padded(value_dim))."""
     cdef int64_t s, width = padded(job.nope + job.rope_dim), value_width = padded(job.value_dim)
     cdef const float* row
     cdef float* key
     for s in range(n_keys):
-        row = job.kv + (s * job.n_heads + head) * (job.nope + job.value_dim)
+        row = job.kv + ((first + s) * job.n_heads + head) * (job.nope + job.value_dim)
         key = keys + s * width
         memcpy(key, row, job.nope * sizeof(float))
-        memcpy(key + job.nope, job.k_pe + s * job.rope_dim, job.rope_dim * sizeof(float))
+        memcpy(key + job.nope, job.k_pe + (first + s) * job.rope_dim, job.rope_dim * sizeof(float))
         memset(key + job.nope + job.rope_dim, 0, (width - job.nope - job.rope_dim) * sizeof(float))
-        if values:
-            memcpy(values + s * value_width, row + job.nope, job.value_dim * sizeof(float))
-            memset(values + s * value_width + job.value_dim, 0, (value_width - job.value_dim) * sizeof(float))
+        memcpy(values + s * value_width, row + job.nope, job.value_dim * sizeof(float))
+        memset(values + s * value_width + job.value_dim, 0, (value_width - job.value_dim) * sizeof(float))
 
 
-cdef void attend(const Job* job, int64_t head, int64_t t, int64_t count, const Matrix* keys, const Matrix* values,
-                 float* scores, float* sums, float* queries) noexcept nogil:
-    """`count` queries from t on. scores (count, n_keys), sums (count, padded(value_dim)), queries (count, padded)."""
+cdef void attend(const Job* job, int64_t head, int64_t t, int64_t count, int64_t first, const Matrix* keys,
+                 const Matrix* values, float* scores, float* sums, float* queries) noexcept nogil:
+    """`count` queries from t on, and the packed keys, which begin with key `first`.
+
+    scores (count, KEY_BLOCK), sums (count, padded(value_dim)), queries (count, padded(nope + rope_dim)).
+    """
     cdef int64_t width = keys.k, value_width = padded(job.value_dim), j, s, visible, at
-    cdef int64_t most = max(0, min(job.n_keys, job.ahead + t + count - 1))
+    cdef int64_t most = max(0, min(keys.n, job.ahead + t + count - 1 - first))
     cdef const float* x[MAX_COLUMNS]
     cdef float highest, keep
     for j in range(count):
         memcpy(queries + j * width, job.query + ((t + j) * job.n_heads + head) * (job.nope + job.rope_dim),
                (job.nope + job.rope_dim) * sizeof(float))
         x[j] = queries + j * width
-    dot_floats(keys, 0, most, x, count, scores, job.n_keys)
+    dot_floats(keys, 0, most, x, count, scores, KEY_BLOCK)
     for j in range(count):
-        visible = max(0, min(job.n_keys, job.ahead + t + j))
+        visible = max(0, min(keys.n, job.ahead + t + j - first))
         at = (t + j) * job.n_heads + head
-        x[j] = scores + j * job.n_keys
+        x[j] = scores + j * KEY_BLOCK
         for s in range(visible):
-            scores[j * job.n_keys + s] *= job.softmax_scale
-        memset(scores + j * job.n_keys + visible, 0, (most - visible) * sizeof(float))
+            scores[j * KEY_BLOCK + s] *= job.softmax_scale
+        memset(scores + j * KEY_BLOCK + visible, 0, (most - visible) * sizeof(float))
         highest = job.running_max[at]
         keep = 1
         if visible:
             highest = max(highest, highest_of(x[j], visible))
             keep = expf(job.running_max[at] - highest)
-            job.running_sum[at] = job.running_sum[at] * keep + exp_row(x[j], highest, scores + j * job.n_keys, visible)
+            job.running_sum[at] = job.running_sum[at] * keep + exp_row(x[j], highest, scores + j * KEY_BLOCK, visible)
             job.running_max[at] = highest
         for s in range(job.value_dim):
             sums[j * value_width + s] = job.out[at * job.value_dim + s] * keep
@@ -88,34 +93,29 @@ cdef void attend(const Job* job, int64_t head, int64_t t, int64_t count, const M
 
 cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
-    cdef int64_t head = task % job.n_heads, t = task // job.n_heads * QUERY_BLOCK
-    cdef int64_t stop = min(t + QUERY_BLOCK, job.n_rows), n_keys = min(job.n_keys, job.ahead + stop - 1)
+    cdef int64_t head = task % job.n_heads, start = task // job.n_heads * QUERY_BLOCK, first, count, t
+    cdef int64_t stop = min(start + QUERY_BLOCK, job.n_rows), n_keys = min(job.n_keys, job.ahead + stop - 1)
     cdef int64_t width = padded(job.nope + job.rope_dim), value_width = padded(job.value_dim)
-    cdef bint in_place = job.value_dim % LANES == 0
-    cdef float* keys
-    cdef float* values
-    cdef float* own
+    cdef float* keys = thread_floats(FOR_TASK, (KEY_BLOCK + TILE_COLUMNS) * (width + value_width)
+                                     + TILE_COLUMNS * KEY_BLOCK)
+    cdef float* values = keys + KEY_BLOCK * width
+    cdef float* queries = values + KEY_BLOCK * value_width
+    cdef float* sums = queries + TILE_COLUMNS * width
+    cdef float* scores = sums + TILE_COLUMNS * value_width
     cdef Matrix key_matrix, value_matrix
-    if n_keys <= 0:
-        return
-    keys = thread_floats(FOR_TASK, n_keys * (width + value_width) + TILE_COLUMNS * (job.n_keys + value_width + width))
     if keys == NULL:
         job.no_memory = True
         return
-    values = keys + n_keys * width
-    own = values + n_keys * value_width
-    memset(own, 0, TILE_COLUMNS * (job.n_keys + value_width + width) * sizeof(float))
-    pack_keys(job, head, n_keys, keys, NULL if in_place else values)
-    key_matrix = float_matrix(keys, n_keys, width, width)
-    if in_place:
-        value_matrix = float_matrix(job.kv + head * (job.nope + job.value_dim) + job.nope, n_keys, value_width,
-                                    job.n_heads * (job.nope + job.value_dim))
-    else:
-        value_matrix = float_matrix(values, n_keys, value_width, value_width)
-    while t < stop:
-        attend(job, head, t, min(TILE_COLUMNS, stop - t), &key_matrix, &value_matrix, own,
-               own + TILE_COLUMNS * job.n_keys, own + TILE_COLUMNS * (job.n_keys + value_width))
-        t += TILE_COLUMNS
+    memset(queries, 0, TILE_COLUMNS * (width + value_width + KEY_BLOCK) * sizeof(float))
+    for first from 0 <= first < n_keys by KEY_BLOCK:
+        count = min(KEY_BLOCK, n_keys - first)
+        pack_keys(job, head, first, count, keys, values)
+        key_matrix = float_matrix(keys, count, width, width)
+        value_matrix = float_matrix(values, count, value_width, value_width)
+        t = max(start, first - job.ahead + 1)  # the first query that sees key `first`
+        while t < stop:
+            attend(job, head, t, min(TILE_COLUMNS, stop - t), first, &key_matrix, &value_matrix, scores, sums, queries)
+            t += TILE_COLUMNS
 
 
 def mla_prefill(cnp.ndarray query not None, cnp.ndarray kv not None, cnp.ndarray k_pe not None, int64_t first_query,
