@@ -15,8 +15,9 @@ from deepzig import errors
 if TYPE_CHECKING:
     from deepzig.config import ModelConfig
     from deepzig.engine.llm import LLM, load
-    from deepzig.engine.results import GenerationResult, StreamChunk, Timings, Trace
+    from deepzig.engine.results import GenerationResult, StreamChunk, Timings
     from deepzig.engine.sampling import SamplingParams, TokenLogprob
+    from deepzig.engine.trace import Trace
 
 __version__ = "0.1.0"
 
@@ -28,7 +29,7 @@ _HOME = {
     "StreamChunk": "deepzig.engine.results",
     "Timings": "deepzig.engine.results",
     "TokenLogprob": "deepzig.engine.sampling",
-    "Trace": "deepzig.engine.results",
+    "Trace": "deepzig.engine.trace",
     "load": "deepzig.engine.llm",
 }
 

@@ -1,7 +1,8 @@
 """`deepzig info`: what a model is, and what of it lies in a folder.
 
-Called by the command line; calls `config`, `checkpoint` and `text`. Computes nothing with the weights. Answers from
-config.json alone where there are no weights yet, so that one can ask before a long download.
+Called by the command line; calls `config`, `checkpoint`, `text` and, for --experts, `experts`; without that it computes
+nothing with the weights. Answers from config.json alone where there are no weights yet, so that one can ask before a
+long download.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deepzig.cli import experts as experts_table
 from deepzig.cli.options import json_option, model_option
 from deepzig.errors import CheckpointError
 
@@ -50,15 +52,21 @@ class ParameterCount:
 @click.command()
 @model_option
 @click.option("--check-tensors", is_flag=True, help="Read all weights and look for NaN and infinity.")
+@click.option("--experts", is_flag=True, help="Show how busy each expert is on the text of --text.")
+@click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help="UTF-8; a line <|endoftext|> ends a document.")  # fmt: skip
 @json_option
-def info(model: str, check_tensors: bool, as_json: bool) -> None:
+def info(model: str, check_tensors: bool, experts: bool, text: Path | None, as_json: bool) -> None:
     """Show what a model is and what it needs.
 
     config.json is enough: without weights in the folder, what depends on them is left out.
 
     \b
         deepzig info -m ./DeepSeek-V3
+        deepzig info -m ./DeepSeek-V2-Lite --experts --text article.txt
     """
+    if experts != (text is not None):
+        raise click.UsageError("--experts and --text FILE go together")
     from deepzig.checkpoint.directory import open_checkpoint
     from deepzig.config import ModelConfig
     from deepzig.engine.llm import BUNDLED
@@ -72,10 +80,13 @@ def info(model: str, check_tensors: bool, as_json: bool) -> None:
         if check_tensors:
             described["non_finite"] = list(non_finite_tensors(checkpoint))
     described |= texts(directory)
+    load = experts_table.expert_load(model, text) if text is not None else None
     if as_json:
-        click.echo(json.dumps(described))
+        click.echo(json.dumps(described | ({"expert_load": experts_table.as_object(load)} if load else {})))
     else:
         print_lines(described)
+        for line in experts_table.lines(load) if load else ():
+            click.echo(line)
     if bad := described.get("non_finite"):
         raise CheckpointError(f"{len(bad)} tensors hold NaN or infinity, the first {bad[0]!r:.120}; fetch them again")
 

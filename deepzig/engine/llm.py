@@ -18,13 +18,13 @@ from deepzig.config import ModelConfig
 from deepzig.engine.defaults import GenerationDefaults
 from deepzig.engine.engine import MAX_RUNNING, PREFILL_CHUNK, Engine
 from deepzig.engine.request import TokenEvent
-from deepzig.engine.results import GenerationResult, StreamChunk, Timings, Trace
+from deepzig.engine.results import GenerationResult, StreamChunk, Timings
 from deepzig.engine.sampling import SamplingParams, TokenLogprob
+from deepzig.engine.trace import Trace, trace_text
 from deepzig.engine.whole_text import read_text, text_rows
 from deepzig.errors import CheckpointError, ContextLengthError, RequestError
 from deepzig.model.cache import PAGE_SIZE
 from deepzig.model.deepseek import DeepseekModel
-from deepzig.model.workspace import Workspace
 from deepzig.text.chat import ChatTemplate
 from deepzig.text.stop_strings import StopMatcher
 from deepzig.text.stream_decoder import StreamDecoder
@@ -163,21 +163,10 @@ class LLM:
             rows = text_rows(0, len(ids) - 1, cache)
             return self.model.mtp_forward(0, ids[1:], hidden[:-1], rows, cache)[1]
 
-    def trace(self, token_ids: Sequence[int]) -> Trace:
-        """Hidden states and expert choices of every layer for a text, in one chunk."""
-        trace = Trace([], {}, {})
-
-        def observe(layer: int, hidden: np.ndarray, space: Workspace) -> None:
-            trace.hidden_states.append(hidden.copy())
-            if layer >= 0 and self.config.is_moe_layer(layer):
-                trace.topk_idx[layer] = space.topk_idx.copy()
-                trace.topk_weight[layer] = space.topk_weight.copy()
-
-        ids = self._checked_ids(token_ids)
-        cache = self.model.make_cache(len(ids))
+    def trace(self, prompt: Prompt) -> Trace:
+        """What every layer does with a text, in one chunk: hidden states and norms, router choices, expert load."""
         with self._engine.lock:
-            list(read_text(self.model, ids, cache, chunk_size=len(ids), observer=observe))
-        return trace
+            return trace_text(self.model, self._checked_ids(prompt))
 
     def _stream(self, prompt_ids: np.ndarray, params: SamplingParams, started: float) -> Iterator[StreamChunk]:
         answer = _Answer(self.tokenizer, params)
@@ -213,7 +202,7 @@ class LLM:
             raise RequestError("a prompt must be text, a list of token ids, or a list of messages")
         return ids.astype(np.int64)
 
-    def _checked_ids(self, token_ids: Sequence[int]) -> np.ndarray:
+    def _checked_ids(self, token_ids: Prompt) -> np.ndarray:
         ids = self._token_ids(token_ids)
         if not ids.size or ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise RequestError(

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from deepzig.engine.sampling import TokenLogprob
 
 
@@ -38,12 +36,3 @@ class StreamChunk:
     token_ids: list[int]
     finish_reason: str | None = None  # set on the last chunk
     result: GenerationResult | None = None  # the whole answer, on the last chunk
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What the layers did with a text, for study."""
-
-    hidden_states: list[np.ndarray]  # f32 (T, D): the embedding, then after each layer
-    topk_idx: dict[int, np.ndarray]  # MoE layer: i32 (T, K), chosen experts
-    topk_weight: dict[int, np.ndarray]  # MoE layer: f32 (T, K), their weights
