@@ -8,7 +8,8 @@ Called by every other package; calls nothing. Each message is one line: what hap
     ├── CheckpointError          3   a weight file is missing, truncated, inconsistent, or lacks a tensor
     ├── TokenizerError           3   tokenizer files are missing or malformed, or a chat template fails
     ├── RequestError             2   the caller asked for something impossible (also a ValueError)
-    │   └── ContextLengthError   2   prompt and answer do not fit the context
+    │   ├── ContextLengthError   2   prompt and answer do not fit the context
+    │   └── QueueFullError       2   too many requests are waiting
     ├── KernelError              1   DEEPZIG_ISA or DEEPZIG_KERNEL forces what this machine cannot run
     ├── NonFiniteLogitsError     1   the model produced NaN or infinity
     └── ResourceError            4   not enough memory or disk
@@ -53,6 +54,10 @@ class RequestError(DeepzigError, ValueError):
 
 class ContextLengthError(RequestError):
     """The tokens of prompt and answer exceed the context."""
+
+
+class QueueFullError(RequestError):
+    """So many requests wait that no more are taken; the same one may be served later."""
 
 
 class KernelError(DeepzigError):

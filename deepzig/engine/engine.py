@@ -1,26 +1,37 @@
-"""Engine: many requests over one model. Each step reads a piece of one prompt and decodes a token of every other text.
+"""Engine: many requests over one model. Each step reads pieces of prompts and decodes a token of every other text.
 
-Called by `llm`, and by anybody who submits requests from several threads; calls `model`, `pages`, `prefix` and
-`sampling`. There is no thread of its own: whoever waits for a token runs the next step, under a lock, for all. Knows
-nothing of text or HTTP.
+Called by `engine_thread`, which gives it a thread; calls `scheduler`, `model` and `sampling`. Not safe to call from
+several threads. Knows nothing of text or HTTP.
 """
 
-import threading
-from collections.abc import Iterator
+import time
+from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 
-from deepzig.engine.pages import PagePool
-from deepzig.engine.prefix import PrefixTree
-from deepzig.engine.request import Request, TokenEvent
-from deepzig.engine.sampling import Sampler, SamplingParams
-from deepzig.errors import ContextLengthError, DeepzigError, RequestError, ResourceError
+from deepzig.engine.request import Branch, Request, TokenEvent
+from deepzig.engine.sampling import Sampler, SamplingParams, TokenConstraint
+from deepzig.engine.scheduler import MAX_RUNNING, Scheduler
+from deepzig.errors import ContextLengthError, RequestError
 from deepzig.model.cache import PAGE_SIZE, Rows
 from deepzig.model.deepseek import DeepseekModel
 
-PREFILL_CHUNK = 512  # prompt tokens of a step: enough that each expert's weights serve many of them
-MAX_RUNNING = 64  # texts that are decoded together
-MAX_WAITING = 1024  # requests in the queue
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counts since the model was loaded, and what is held now."""
+
+    n_waiting: int  # branches in the queue
+    n_running: int  # branches that are read or decoded
+    n_pages: int  # of the latent cache
+    n_held_pages: int  # by running branches or kept prefixes
+    n_prefix_pages: int  # by kept prefixes
+    tokens_prompt: int  # of prompts that have been read
+    tokens_cached: int  # of them, taken from an earlier request
+    tokens_decoded: int
+    preemptions: int
+    finished: dict[str, int]  # requests by reason: stop, length, cancelled, error
 
 
 class Engine:
@@ -30,14 +41,13 @@ class Engine:
         """n_cache_tokens: room in the cache for all requests and for prefixes kept from finished ones."""
         self._model = model
         self._cache = model.make_cache(n_cache_tokens)
-        self._pool = PagePool(self._cache.n_pages)
-        self._prefixes = PrefixTree(self._pool)
-        self._waiting: list[Request] = []
-        self._running: list[Request] = []
+        self._scheduler = Scheduler(self._cache, model.prompt_form)
+        self._news: set[Request] = set()  # requests that this step moved
         self._n_submitted = 0
-        self.lock = threading.RLock()  # held while the model computes
+        self._tokens_prompt = self._tokens_cached = self._tokens_decoded = 0
+        self._finished: Counter[str] = Counter()
 
-    def submit(
+    def make_request(
         self,
         prompt_ids: np.ndarray,
         params: SamplingParams,
@@ -45,270 +55,218 @@ class Engine:
         *,
         tenant: str = "",
         priority: int = 0,
+        constraint: TokenConstraint | None = None,
     ) -> Request:
-        """Queue a request; `tokens` yields its answer.
+        """A request, checked but not submitted. Changes nothing, so that any thread may call it.
 
         Args:
             prompt_ids: i32 (S,), at least one, all in the vocabulary.
             params: settled, see `Request`.
             tenant: requests share prefixes only with requests of the same tenant.
             priority: higher ones are served first; equal ones in order of arrival.
+            constraint: which tokens may follow; used by this request alone.
 
         Raises:
-            RequestError: the queue is full, or the parameters do not fit the vocabulary.
+            RequestError: the parameters do not fit the vocabulary, or `n` the engine.
             ContextLengthError: the prompt leaves no room for an answer in context or cache.
         """
-        room = min(self._model.config.max_position_embeddings, self._pool.n_pages * PAGE_SIZE)
+        room = min(self._model.config.max_position_embeddings, self._cache.n_pages * PAGE_SIZE)
         if len(prompt_ids) >= room:
             raise ContextLengthError(
                 f"the prompt has {len(prompt_ids)} tokens, but there is room for {room}; shorten it"
             )
-        sampler = Sampler(params, prompt_ids.tolist(), self._model.config.vocab_size)
-        with self.lock:
-            if len(self._waiting) >= MAX_WAITING:
-                raise RequestError(f"{MAX_WAITING} requests are waiting already; try again later")
-            self._n_submitted += 1
-            request = Request(
-                number=self._n_submitted,
-                tokens=prompt_ids.tolist(),
-                n_prompt=len(prompt_ids),
-                params=params,
-                eos_token_ids=eos_token_ids,
-                max_length=min(len(prompt_ids) + params.max_tokens, room),
-                sampler=sampler,
-                tenant=tenant,
-                priority=priority,
-            )
-            self._waiting.append(request)
+        if params.n > MAX_RUNNING:
+            raise RequestError(f"n {params.n} is above {MAX_RUNNING}, the texts that are continued together")
+        tokens = prompt_ids.tolist()
+        request = Request(
+            n_prompt=len(tokens),
+            params=params,
+            eos_token_ids=eos_token_ids,
+            max_length=min(len(tokens) + params.max_tokens, room),
+            tenant=tenant,
+            priority=priority,
+        )
+        sampler = Sampler(params, tokens, self._model.config.vocab_size, constraint, eos_token_ids)
+        request.branches.append(Branch(request, 0, tokens, sampler))
         return request
 
-    def tokens(self, request: Request) -> Iterator[TokenEvent]:
-        """The answer, token by token. Closing the iterator cancels the request.
+    def submit(self, request: Request) -> None:
+        """Queue a request from `make_request`."""
+        self._n_submitted += 1
+        request.number = self._n_submitted
+        self._scheduler.add(request.branches[0])
 
-        Raises:
-            NonFiniteLogitsError: the model produced NaN for this request.
-        """
-        try:
-            while True:
-                while request.events:
-                    yield request.events.popleft()
-                if request.is_finished:
-                    break
-                with self.lock:
-                    if not request.events and not request.is_finished:
-                        self.step()
-        finally:
-            self.cancel(request)
-        if request.error is not None:
-            raise request.error
+    def cancel(self, request: Request, index: int | None = None, reason: str = "cancelled") -> None:
+        """End a request, or one branch of it, and free the pages; does nothing if that is finished."""
+        for branch in request.branches:
+            if not branch.is_finished and index in (None, branch.index):
+                self._finish(branch, reason)
 
-    def cancel(self, request: Request) -> None:
-        """Stop a request and free its pages; does nothing if it is finished."""
-        with self.lock:
-            if not request.is_finished:
-                self._finish(request, "cancelled")
+    def fail(self, request: Request, error: Exception) -> None:
+        """End a request with an error, which its reader will see; nothing of it is kept."""
+        request.error = error
+        for branch in request.branches:
+            if not branch.is_finished:
+                self._finish(branch, "error", keep=False)
+
+    def fail_all(self, error: Exception) -> None:
+        """End every request with the error."""
+        for branch in self._scheduler.running + self._scheduler.waiting:
+            self.fail(branch.request, error)
 
     def step(self) -> bool:
-        """Read one piece of a prompt and decode one token of each other running request. False: nothing to do."""
-        with self.lock:
-            self._admit()
-            reading, decoding = self._schedule()
-            if reading is None and not decoding:
-                return False
-            last_hidden = []
-            if reading is not None:
-                hidden = self._read(reading)
-                if reading.n_computed == len(reading.tokens):
-                    last_hidden.append((reading, hidden[-1:]))
-            if decoding:
-                hidden = self._decode(decoding)
-                last_hidden += [(request, hidden[i : i + 1]) for i, request in enumerate(decoding)]
-            if last_hidden:
-                self._choose_tokens(last_hidden)
-            return True
+        """Read pieces of prompts and decode one token of each other running text. False: nothing to do."""
+        plan = self._scheduler.plan()
+        if not plan.reading and not plan.decoding:
+            return False
+        ended: list[Branch] = []  # their last token is computed: the next one can be chosen
+        hidden: list[np.ndarray] = []
+        for branch, last in plan.reading:
+            rows = self._read(branch, last)
+            if branch.n_computed == len(branch.tokens):
+                ended.append(branch)
+                hidden.append(rows[-1:])
+        if plan.decoding:
+            hidden.append(self._decode(plan.decoding))
+            ended += plan.decoding
+        if ended:
+            self._choose_tokens(ended, hidden[0] if len(hidden) == 1 else np.concatenate(hidden))
+        return True
+
+    def tell(self) -> None:
+        """Call `on_news` of the requests that have moved since the last call; one that raises is failed with it."""
+        news, self._news = self._news, set()
+        for request in news:
+            if request.on_news is not None:
+                try:
+                    request.on_news()
+                except Exception as error:
+                    request.on_news = None
+                    self.fail(request, error)
 
     @property
     def n_active(self) -> int:
-        """Requests that are queued or running."""
-        return len(self._waiting) + len(self._running)
+        """Branches that are queued or running."""
+        return len(self._scheduler.waiting) + len(self._scheduler.running)
 
     @property
-    def n_held_pages(self) -> int:
-        """Pages that running requests or kept prefixes hold."""
-        return self._pool.n_pages - self._pool.n_free
+    def n_waiting(self) -> int:
+        """Branches in the queue."""
+        return len(self._scheduler.waiting)
 
-    @property
-    def n_prefix_pages(self) -> int:
-        """Pages that are kept for prefixes."""
-        return self._prefixes.n_pages
+    def queue_position(self, request: Request) -> int:
+        """How many branches will be admitted before this request is, and one; 0 if it does not wait."""
+        waiting = list(self._scheduler.waiting)  # a copy: the caller's thread may be another
+        return next((i for i, branch in enumerate(waiting, 1) if branch.request is request), 0)
 
-    # ---- scheduling: which requests run, and on which pages
-
-    def _admit(self) -> None:
-        """Move waiting requests to the running ones, most urgent first, while there are pages for their tokens."""
-        self._waiting.sort(key=lambda request: request.urgency)
-        while self._waiting and len(self._running) < MAX_RUNNING:
-            request = self._waiting[0]
-            self._reuse_prefix(request)
-            n_new = len(request.tokens) // PAGE_SIZE + 1 - len(request.pages)
-            if self._running and not self._can_free(n_new):
-                self._drop_pages(request)
-                return
-            self._waiting.pop(0)
-            self._running.append(request)
-
-    def _can_free(self, n_pages: int) -> bool:
-        """Whether n_pages can be had without preempting anybody."""
-        while self._pool.n_free < n_pages:
-            if not self._prefixes.evict():
-                return False
-        return True
-
-    def _reuse_prefix(self, request: Request) -> None:
-        """Take what the prefix tree has of the request's tokens; at least one is left to compute."""
-        match = self._prefixes.match(request.tenant, request.tokens[:-1])
-        for page in match.pages:
-            self._pool.share(page)
-        request.pages = list(match.pages)
-        request.n_computed = len(match.pages) * PAGE_SIZE
-        if match.partial_page is not None:
-            self._pool.share(match.partial_page)  # the copy's page must not be this one
-            copy = self._take_page()
-            if copy is not None:
-                self._cache.copy_page(match.partial_page, copy)
-                request.pages.append(copy)
-                request.n_computed += match.n_partial
-            self._pool.release(match.partial_page)
-        if len(request.tokens) == request.n_prompt:
-            request.n_cached = request.n_computed
-        request.form = self._model.prompt_form(len(request.tokens) - request.n_computed, len(request.tokens))
-
-    def _schedule(self) -> tuple[Request | None, list[Request]]:
-        """The request that reads next, and those that decode; each with pages for its new tokens."""
-        reading = min((r for r in self._running if r.is_reading), key=lambda r: r.urgency, default=None)
-        if reading is not None and not self._make_room(
-            reading, min(reading.n_computed + PREFILL_CHUNK, len(reading.tokens))
-        ):
-            reading = None
-        decoding = []
-        for request in sorted((r for r in self._running if not r.is_reading), key=lambda r: r.urgency):
-            if request in self._running and self._make_room(request, len(request.tokens)):
-                decoding.append(request)
-        if reading is not None and reading not in self._running:
-            reading = None
-        return reading, [request for request in decoding if request in self._running]
-
-    def _make_room(self, request: Request, n_tokens: int) -> bool:
-        """Pages for the first n_tokens, those that will be written held by nobody else. Preempts the least urgent for
-        them; False if that was the request itself."""
-        first_written = request.n_computed // PAGE_SIZE
-        for block in range(first_written, -(-n_tokens // PAGE_SIZE)):
-            if block < len(request.pages) and not self._pool.is_shared(request.pages[block]):
-                continue
-            page = self._take_page()
-            while page is None:
-                least_urgent = max(self._running, key=lambda r: r.urgency)
-                self._preempt(least_urgent)
-                if least_urgent is request:
-                    return False
-                page = self._take_page()
-            if block == len(request.pages):
-                request.pages.append(page)
-            else:
-                self._cache.copy_page(request.pages[block], page)
-                self._pool.release(request.pages[block])
-                request.pages[block] = page
-        return True
-
-    def _take_page(self) -> int | None:
-        page = self._pool.take()
-        while page is None and self._prefixes.evict():
-            page = self._pool.take()
-        return page
-
-    def _preempt(self, request: Request) -> None:
-        """Back to the queue; its tokens are kept and will be read again."""
-        if len(self._running) == 1:
-            self._fail(request, ResourceError("the cache is too small for this text alone; give it more tokens"))
-            return
-        self._running.remove(request)
-        self._drop_pages(request)
-        self._waiting.append(request)
-
-    def _drop_pages(self, request: Request) -> None:
-        for page in request.pages:
-            self._pool.release(page)
-        request.pages, request.n_computed = [], 0
+    def stats(self) -> EngineStats:
+        """Counts so far."""
+        pool, prefixes = self._scheduler.pool, self._scheduler.prefixes
+        return EngineStats(
+            n_waiting=len(self._scheduler.waiting),
+            n_running=len(self._scheduler.running),
+            n_pages=pool.n_pages,
+            n_held_pages=pool.n_pages - pool.n_free,
+            n_prefix_pages=prefixes.n_pages,
+            tokens_prompt=self._tokens_prompt,
+            tokens_cached=self._tokens_cached,
+            tokens_decoded=self._tokens_decoded,
+            preemptions=self._scheduler.n_preemptions,
+            finished=dict(self._finished),
+        )
 
     # ---- computing
 
-    def _read(self, request: Request) -> np.ndarray:
-        """The next piece of the request's tokens: f32 (T, D) after the final norm."""
-        first = request.n_computed
-        last = min(first + PREFILL_CHUNK, len(request.tokens))
+    def _read(self, branch: Branch, last: int) -> np.ndarray:
+        """The branch's tokens up to `last`: f32 (T, D) after the final norm."""
+        request, first = branch.request, branch.n_computed
         rows = Rows(
             positions=np.arange(first, last, dtype=np.int32),
             row_sequence=np.zeros(last - first, np.int32),
-            block_tables=np.array([request.pages], np.int32),
+            block_tables=np.array([branch.pages], np.int32),
             is_prompt=True,
         )
-        hidden = self._model.forward(
-            np.array(request.tokens[first:last], np.int32), rows, self._cache, form=request.form
-        )
-        request.n_computed = last
+        hidden = self._model.forward(np.array(branch.tokens[first:last], np.int32), rows, self._cache, form=branch.form)
+        branch.n_computed = last
+        if request.n_read < request.n_prompt:
+            request.n_read = min(last, request.n_prompt)
+            self._news.add(request)
         if last >= request.n_prompt > first:
-            n_full = request.n_prompt // PAGE_SIZE
-            self._prefixes.insert(request.tenant, request.tokens[: n_full * PAGE_SIZE], request.pages[:n_full])
+            self._scheduler.keep_prompt(branch)
         return hidden
 
-    def _decode(self, requests: list[Request]) -> np.ndarray:
-        """The last token of each request: f32 (B, D) after the final norm."""
-        n_blocks = max(len(request.pages) for request in requests)
-        tables = np.zeros((len(requests), n_blocks), np.int32)
-        for row, request in zip(tables, requests, strict=True):
-            row[: len(request.pages)] = request.pages
+    def _decode(self, branches: list[Branch]) -> np.ndarray:
+        """The last token of each branch: f32 (B, D) after the final norm."""
+        tables = np.zeros((len(branches), max(len(branch.pages) for branch in branches)), np.int32)
+        for row, branch in zip(tables, branches, strict=True):
+            row[: len(branch.pages)] = branch.pages
         rows = Rows(
-            positions=np.array([request.n_computed for request in requests], np.int32),
-            row_sequence=np.arange(len(requests), dtype=np.int32),
+            positions=np.array([branch.n_computed for branch in branches], np.int32),
+            row_sequence=np.arange(len(branches), dtype=np.int32),
             block_tables=tables,
             is_prompt=False,
         )
-        tokens = np.array([request.tokens[-1] for request in requests], np.int32)
+        tokens = np.array([branch.tokens[-1] for branch in branches], np.int32)
         hidden = self._model.forward(tokens, rows, self._cache)
-        for request in requests:
-            request.n_computed += 1
+        for branch in branches:
+            branch.n_computed += 1
         return hidden
 
-    def _choose_tokens(self, last_hidden: list[tuple[Request, np.ndarray]]) -> None:
-        """Sample the next token of each request from its f32 (1, D); an error ends that request alone."""
-        logits = self._model.logits(np.concatenate([hidden for _, hidden in last_hidden]))
-        for (request, _), row in zip(last_hidden, logits, strict=True):
-            try:
-                token = request.sampler.choose(row)
-            except DeepzigError as error:
-                self._fail(request, error)
-                continue
-            wants_logprob = request.params.logprobs is not None
-            request.tokens.append(token)
-            request.events.append(TokenEvent(token, request.sampler.logprob(row, token) if wants_logprob else None))
-            if token in request.eos_token_ids:
-                self._finish(request, "stop")
-            elif len(request.tokens) >= request.max_length:
-                self._finish(request, "length")
+    def _choose_tokens(self, ended: list[Branch], hidden: np.ndarray) -> None:
+        """The next token of each branch from its row of f32 (B, D). A prompt that has been read forks into n."""
+        logits = self._model.logits(hidden)
+        now = time.perf_counter()
+        for branch, row in zip(ended, logits, strict=True):
+            request = branch.request
+            branches = [branch]
+            if len(request.branches) < request.params.n:
+                branches += self._fork(branch)
+            for each in branches:
+                self._choose_token(each, row, now)
 
-    def _fail(self, request: Request, error: DeepzigError) -> None:
-        request.error = error
-        request.n_computed = 0  # nothing of it is worth keeping
-        self._finish(request, "error")
+    def _choose_token(self, branch: Branch, logits: np.ndarray, now: float) -> None:
+        """Append the token that follows from logits f32 (vocab_size,); an error ends the branch's request alone."""
+        request = branch.request
+        if request.is_finished:
+            return
+        try:
+            token = branch.sampler.choose(logits)
+            logprob = branch.sampler.logprob(logits, token) if request.params.logprobs is not None else None
+        except Exception as error:  # of a constraint, too
+            self.fail(request, error)
+            return
+        branch.tokens.append(token)
+        self._tokens_decoded += 1
+        if request.first_token is None:
+            request.first_token = now
+            self._tokens_prompt += request.n_prompt
+            self._tokens_cached += request.n_cached
+        reason = None
+        if token in request.eos_token_ids or branch.sampler.is_complete:
+            reason = "stop"
+        elif len(branch.tokens) >= request.max_length:
+            reason = "length"
+        request.events.append(TokenEvent(branch.index, token, logprob, reason, now))
+        self._news.add(request)
+        if reason is not None:
+            self._finish(branch, reason)
 
-    def _finish(self, request: Request, reason: str) -> None:
-        """Take a request out; whole and last pages go to the prefix tree, which shares them with what comes."""
-        request.finish_reason = reason
-        if request in self._running:
-            self._running.remove(request)
-        else:
-            self._waiting.remove(request)
-        if request.n_computed:
-            n_pages = -(-request.n_computed // PAGE_SIZE)
-            self._prefixes.insert(request.tenant, request.tokens[: request.n_computed], request.pages[:n_pages])
-        self._drop_pages(request)
+    def _fork(self, branch: Branch) -> list[Branch]:
+        """The other branches of a request whose prompt has just been read."""
+        request = branch.request
+        copies = [
+            Branch(request, index, list(branch.tokens), branch.sampler.fork(index))
+            for index in range(1, request.params.n)
+        ]
+        request.branches += copies
+        self._scheduler.fork(branch, copies)
+        return copies
+
+    def _finish(self, branch: Branch, reason: str, *, keep: bool = True) -> None:
+        request = branch.request
+        branch.is_finished = True
+        self._scheduler.remove(branch, keep=keep)
+        self._news.add(request)
+        if all(each.is_finished for each in request.branches):
+            request.finish_reason = reason
+            self._finished[reason] += 1

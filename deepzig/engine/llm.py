@@ -1,13 +1,14 @@
-"""LLM: a loaded model that answers. `stream` yields pieces of an answer, `generate` collects them.
+"""LLM: a loaded model that answers. `submit` queues a request; `generate` waits for it, `stream` yields its pieces.
 
-Called by users and `cli`; calls `engine`, `text` and `checkpoint`.
+Called by users, `cli` and `server`; calls `generation`, `engine_thread`, `text` and `checkpoint`.
 """
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import psutil
@@ -16,18 +17,18 @@ from deepzig import _kernels
 from deepzig.checkpoint.loader import load_weights
 from deepzig.config import ModelConfig
 from deepzig.engine.defaults import GenerationDefaults
-from deepzig.engine.engine import MAX_RUNNING, PREFILL_CHUNK, Engine
-from deepzig.engine.request import TokenEvent
-from deepzig.engine.results import GenerationResult, StreamChunk, Timings
-from deepzig.engine.sampling import SamplingParams, TokenLogprob
+from deepzig.engine.engine import Engine, EngineStats
+from deepzig.engine.engine_thread import EngineThread
+from deepzig.engine.generation import Generation
+from deepzig.engine.results import GenerationResult, StreamChunk
+from deepzig.engine.sampling import SamplingParams, TokenConstraint
+from deepzig.engine.scheduler import MAX_RUNNING, PREFILL_CHUNK
 from deepzig.engine.trace import Trace, trace_text
 from deepzig.engine.whole_text import read_text, text_rows
 from deepzig.errors import CheckpointError, ContextLengthError, RequestError
 from deepzig.model.cache import PAGE_SIZE
 from deepzig.model.deepseek import DeepseekModel
 from deepzig.text.chat import ChatTemplate
-from deepzig.text.stop_strings import StopMatcher
-from deepzig.text.stream_decoder import StreamDecoder
 from deepzig.text.tokenizer import Tokenizer, load_tokenizer
 from deepzig.threads import available_threads
 
@@ -83,7 +84,7 @@ def load(
 
 
 class LLM:
-    """A loaded model. Made by `load`. Calls from several threads are served together (`Engine`)."""
+    """A loaded model. Made by `load`. Calls from several threads are served together, by one thread of its own."""
 
     def __init__(
         self,
@@ -99,7 +100,18 @@ class LLM:
         self.tokenizer = tokenizer  # None: token ids still work
         self.chat_template = chat_template
         self.defaults = defaults
-        self._engine = Engine(model, cache_tokens(model))
+        self._thread = EngineThread(Engine(model, cache_tokens(model)))
+        weakref.finalize(self, self._thread.close)  # at exit, too: before the interpreter takes its objects apart
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the engine's thread; unfinished requests fail, and later ones are refused."""
+        self._thread.close()
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> GenerationResult:
         """Answer a prompt: text (continued as it is), token ids, or chat messages (put through the template).
@@ -108,19 +120,53 @@ class LLM:
             RequestError, ContextLengthError: the prompt or the parameters cannot be served.
             NonFiniteLogitsError: the model produced NaN.
         """
-        for chunk in self.stream(prompt, params):
-            if chunk.result is not None:
-                return chunk.result
-        raise AssertionError("stream ended without a result")
+        return self.submit(prompt, params).result()
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
-        """The same, piece by piece; the texts of the pieces make up `result.text` of the last. Raises as `generate`."""
-        started = time.perf_counter()
+        """The same, piece by piece; the texts of a choice's pieces make up its text. Raises as `generate`."""
+        return iter(self.submit(prompt, params))
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        tenant: str = "",
+        priority: int = 0,
+        constraint: TokenConstraint | None = None,
+        on_event: Callable[[], None] | None = None,
+    ) -> Generation:
+        """Queue a request and return at once.
+
+        Args:
+            prompt, params: as `generate`.
+            tenant: requests find prefixes of requests of the same tenant only.
+            priority: higher ones are served first; equal ones in order of arrival.
+            constraint: which tokens may follow; belongs to this request from now on.
+            on_event: called from the engine's thread after new tokens, progress or the end; must not block.
+
+        Raises:
+            RequestError, ContextLengthError: the prompt or the parameters cannot be served.
+            QueueFullError: too many requests wait.
+        """
+        submitted = time.perf_counter()
         prompt_ids = self.encode(prompt)
         settled = self.defaults.settle(params or SamplingParams())
         if settled.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer, which this model folder lacks")
-        return self._stream(prompt_ids, settled, started)
+        request = self._thread.engine.make_request(
+            prompt_ids,
+            settled,
+            frozenset() if settled.ignore_eos else self.defaults.eos_token_ids,
+            tenant=tenant,
+            priority=priority,
+            constraint=constraint,
+        )
+        return Generation(self._thread, request, self.tokenizer, submitted, on_event)
+
+    def stats(self) -> EngineStats:
+        """Requests, pages and tokens so far."""
+        return self._thread.stats()
 
     def encode(self, prompt: Prompt) -> np.ndarray:
         """Token ids i32 (S,) of a prompt, checked against the vocabulary and the context."""
@@ -148,9 +194,12 @@ class LLM:
             raise RequestError(f"attention {attention!r} is unknown; use absorbed or expanded")
         ids = self._checked_ids(token_ids)
         cache = self.model.make_cache(len(ids))
-        with self._engine.lock:
+
+        def read() -> np.ndarray:
             chunks = read_text(self.model, ids, cache, chunk_size=chunk_size, form=attention)
             return np.concatenate([self.model.logits(hidden) for hidden in chunks])
+
+        return self._thread.call(read)
 
     def mtp_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """First MTP layer over a whole text: f32 (T - 1, vocab_size), row t predicting token t + 2."""
@@ -158,34 +207,18 @@ class LLM:
             raise RequestError("this checkpoint has no MTP layer")
         ids = self._checked_ids(token_ids)
         cache = self.model.make_cache(len(ids))
-        with self._engine.lock:
+
+        def read() -> np.ndarray:
             hidden = np.concatenate(list(read_text(self.model, ids, cache)))
             rows = text_rows(0, len(ids) - 1, cache)
             return self.model.mtp_forward(0, ids[1:], hidden[:-1], rows, cache)[1]
 
+        return self._thread.call(read)
+
     def trace(self, prompt: Prompt) -> Trace:
         """What every layer does with a text, in one chunk: hidden states and norms, router choices, expert load."""
-        with self._engine.lock:
-            return trace_text(self.model, self._checked_ids(prompt))
-
-    def _stream(self, prompt_ids: np.ndarray, params: SamplingParams, started: float) -> Iterator[StreamChunk]:
-        answer = _Answer(self.tokenizer, params)
-        clock = _Clock(started)
-        eos_token_ids = frozenset() if params.ignore_eos else self.defaults.eos_token_ids
-        request = self._engine.submit(prompt_ids, params, eos_token_ids)
-        text = ""
-        token_ids: list[int] = []
-        for event in self._engine.tokens(request):
-            clock.token()
-            if token_ids:
-                yield StreamChunk(text, token_ids)
-            text, token_ids = answer.take(event), [event.token]
-            if answer.is_stopped:
-                break
-        text += answer.finish("stop" if request.finish_reason == "stop" else "length")
-        timings = clock.timings(request.n_prompt, request.n_cached)
-        result = GenerationResult(answer.text, answer.token_ids, answer.finish_reason, answer.logprobs, timings)
-        yield StreamChunk(text, token_ids, result.finish_reason, result)
+        ids = self._checked_ids(prompt)
+        return self._thread.call(lambda: trace_text(self.model, ids))
 
     def _token_ids(self, prompt: Prompt) -> np.ndarray:
         if isinstance(prompt, str):
@@ -215,74 +248,3 @@ def cache_tokens(model: DeepseekModel) -> int:
     """Tokens to give the cache room for: a quarter of free memory, at most MAX_RUNNING whole contexts."""
     affordable = psutil.virtual_memory().available // 4 // model.make_cache(0).bytes_per_token
     return max(PAGE_SIZE, min(affordable, MAX_RUNNING * model.config.max_position_embeddings))
-
-
-class _Answer:
-    """The answer so far: tokens, text that is certain, and how it ended."""
-
-    def __init__(self, tokenizer: Tokenizer | None, params: SamplingParams) -> None:
-        self.token_ids: list[int] = []
-        self.text = ""
-        self.finish_reason = ""  # until it is finished
-        self.logprobs: list[TokenLogprob] | None = [] if params.logprobs is not None else None
-        self.is_stopped = False  # by a stop string
-        self._decoder = StreamDecoder(tokenizer) if tokenizer is not None else None
-        self._n_tokens = tokenizer.vocab_size if tokenizer is not None else 0
-        self._stops = StopMatcher(params.stop)
-
-    def take(self, event: TokenEvent) -> str:
-        """Add a token; returns the text that became certain."""
-        self.token_ids.append(event.token)
-        if self.logprobs is not None and event.logprob is not None:
-            self.logprobs.append(event.logprob)
-        return self._add(self._decoded(event.token))
-
-    def finish(self, reason: str) -> str:
-        """End the answer; returns the text that was held back."""
-        text = ""
-        if not self.is_stopped:
-            text = self._add(self._decoder.finish() if self._decoder else "")
-        if not self.is_stopped:
-            rest = self._stops.flush()
-            self.text += rest
-            text += rest
-        self.finish_reason = "stop" if self._stops.hit else reason
-        return text
-
-    def _add(self, decoded: str) -> str:
-        text, self.is_stopped = self._stops.push(decoded)
-        self.text += text
-        return text
-
-    def _decoded(self, token: int) -> str:
-        """Text that became whole with `token`. Rows of the embedding beyond the tokenizer's vocabulary have none."""
-        if self._decoder is None or token >= self._n_tokens:
-            return ""
-        return self._decoder.push(token)
-
-
-class _Clock:
-    """Times of one request."""
-
-    def __init__(self, started: float) -> None:
-        self._started = started
-        self._prompt_started = time.perf_counter()
-        self._first = self._last = 0.0
-        self._tokens = 0
-
-    def token(self) -> None:
-        """A token has been chosen."""
-        self._last = time.perf_counter()
-        self._tokens += 1
-        if self._tokens == 1:
-            self._first = self._last
-
-    def timings(self, prompt_tokens: int, cached_tokens: int) -> Timings:
-        return Timings(
-            prompt_tokens=prompt_tokens,
-            cached_tokens=cached_tokens,
-            prompt_s=self._first - self._prompt_started,
-            first_token_s=self._first - self._started,
-            decode_tokens=self._tokens - 1,
-            decode_s=self._last - self._first,
-        )

@@ -1,52 +1,73 @@
-"""Request: one text being continued, from its submission to its last token. Made and moved along by `engine`."""
+"""Request, what was asked for, and Branch, one text that is being continued for it.
+
+A request begins as one branch; once its prompt has been read it forks into `n`, which share the prompt's pages. Made
+and moved along by `engine` and `scheduler`; its events are read by `generation`. Knows token ids, nothing of text.
+"""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from deepzig.engine.sampling import Sampler, SamplingParams, TokenLogprob
-from deepzig.errors import DeepzigError
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class TokenEvent:
-    """A token that the engine has chosen for a request."""
+    """A token that the engine has chosen for a branch."""
 
+    index: int  # of the branch
     token: int
     logprob: TokenLogprob | None
+    finish_reason: str | None  # "stop" or "length": this was the branch's last token
+    time: float  # time.perf_counter when it was chosen
+
+
+@dataclass(eq=False)
+class Branch:
+    """State of one text. `tokens` grow; `pages` hold the latents of the first `n_computed` of them."""
+
+    request: "Request"
+    index: int  # which of n
+    tokens: list[int]  # prompt, then answer
+    sampler: Sampler
+    pages: list[int] = field(default_factory=list)
+    n_computed: int = 0
+    form: str = "expanded"  # of attention, while reading; fixed on admission
+    is_finished: bool = False
+
+    @property
+    def is_reading(self) -> bool:
+        """More than its last token waits to be computed: the prompt, or all of it after a preemption."""
+        return self.n_computed < len(self.tokens) - 1 or len(self.tokens) == self.request.n_prompt
+
+    @property
+    def urgency(self) -> tuple[int, int, int]:
+        """Sorts branches: by priority, then by arrival."""
+        return (-self.request.priority, self.request.number, self.index)
 
 
 @dataclass(eq=False)
 class Request:
-    """State of a request. `tokens` grow; `pages` hold the latents of the first `n_computed` of them."""
+    """What was asked for, and what has become of it. Times are those of `time.perf_counter`."""
 
-    number: int  # order of arrival
-    tokens: list[int]  # prompt, then answer
     n_prompt: int
     params: SamplingParams  # settled: temperature, top_k and top_p are numbers
     eos_token_ids: frozenset[int]  # empty: goes on to max_tokens
     max_length: int  # tokens of prompt and answer together
-    sampler: Sampler
     tenant: str
     priority: int  # higher ones are served first
-    pages: list[int] = field(default_factory=list)
-    n_computed: int = 0
-    n_cached: int = 0  # of the prompt, taken from the prefix tree
-    form: str = "expanded"  # of attention, while reading a prompt; fixed on admission
+    on_news: Callable[[], None] | None = None  # called after a step that moved the request; must not block
+    number: int = 0  # order of arrival
+    branches: list[Branch] = field(default_factory=list)
     events: deque[TokenEvent] = field(default_factory=deque)
-    finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
-    error: DeepzigError | None = None
+    n_read: int = 0  # tokens of the prompt that are computed
+    n_cached: int = 0  # of them, taken from the prefix tree
+    started: float | None = None  # when it left the queue
+    first_token: float | None = None
+    finish_reason: str | None = None  # that of the branch which ended last, or "cancelled" or "error"
+    error: Exception | None = None
 
     @property
     def is_finished(self) -> bool:
         """Nothing more will be computed for it."""
         return self.finish_reason is not None
-
-    @property
-    def is_reading(self) -> bool:
-        """More than its last token waits to be computed: the prompt, or all of it after a preemption."""
-        return self.n_computed < len(self.tokens) - 1 or len(self.tokens) == self.n_prompt
-
-    @property
-    def urgency(self) -> tuple[int, int]:
-        """Sorts requests: by priority, then by arrival."""
-        return (-self.priority, self.number)

@@ -1,4 +1,4 @@
-"""What a generation gives back. Made by `llm`, read by users and by `cli`."""
+"""What a generation gives back. Made by `generation` and `llm`, read by users, `cli` and `server`."""
 
 from dataclasses import dataclass
 
@@ -11,28 +11,68 @@ class Timings:
 
     prompt_tokens: int
     cached_tokens: int  # of the prompt, taken from an earlier request
-    prompt_s: float
+    prompt_s: float  # from leaving the queue to the first token
     first_token_s: float  # from the call to the first token
-    decode_tokens: int  # tokens after the first
-    decode_s: float
+    decode_tokens: int  # tokens after the first, of all choices
+    decode_s: float  # from the first token to the last
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the answers to a prompt, without the prompt."""
+
+    index: int
+    text: str  # empty if the model has no tokenizer
+    token_ids: list[int]  # with the end-of-sequence token, if that ended the answer
+    finish_reason: str  # "stop" (end of sequence, stop string or complete constraint) or "length"
+    logprobs: list[TokenLogprob] | None
 
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """A finished answer, without the prompt."""
+    """A finished request: `n` choices. text, token_ids, finish_reason and logprobs are those of the first."""
 
-    text: str  # empty if the model has no tokenizer
-    token_ids: list[int]  # with the end-of-sequence token, if that ended the answer
-    finish_reason: str  # "stop" (end of sequence or stop string) or "length"
-    logprobs: list[TokenLogprob] | None
+    choices: list[Choice]
     timings: Timings
+
+    @property
+    def text(self) -> str:
+        """See `Choice`."""
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """See `Choice`."""
+        return self.choices[0].token_ids
+
+    @property
+    def finish_reason(self) -> str:
+        """See `Choice`."""
+        return self.choices[0].finish_reason
+
+    @property
+    def logprobs(self) -> list[TokenLogprob] | None:
+        """See `Choice`."""
+        return self.choices[0].logprobs
 
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """A piece of an answer: one token and the text that became certain with it."""
+    """A piece of a choice: one token and the text that became certain with it."""
 
     text: str
     token_ids: list[int]
-    finish_reason: str | None = None  # set on the last chunk
-    result: GenerationResult | None = None  # the whole answer, on the last chunk
+    index: int = 0  # of the choice
+    finish_reason: str | None = None  # set on the choice's last chunk
+    logprobs: list[TokenLogprob] | None = None  # of token_ids, where asked for
+    result: GenerationResult | None = None  # the whole request, on its last chunk
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a request is."""
+
+    queue_position: int  # 0: running or finished
+    prompt_tokens: int
+    prompt_tokens_done: int  # read or found in the cache
+    cached_tokens: int  # of them, found in the cache

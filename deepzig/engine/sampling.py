@@ -1,11 +1,12 @@
-"""SamplingParams, what a request may ask for, and Sampler, which turns logits into tokens for one request.
+"""SamplingParams, what a request may ask for, and Sampler, which turns logits into tokens for one branch of a request.
 
-Called by `generation`; calls `_kernels.top_tokens`. Knows logits and token ids, nothing of text or of the model.
+Called by `engine`; calls `_kernels.top_tokens`. Knows logits and token ids, nothing of text or of the model.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class SamplingParams:
     stop: Sequence[str] = ()
     ignore_eos: bool = False
     logprobs: int | None = None  # most likely tokens to report beside the chosen one
+    n: int = 1  # answers to the same prompt
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -48,6 +50,7 @@ class SamplingParams:
         _check_number("frequency_penalty", self.frequency_penalty, -math.inf, math.inf)
         _check_integer("seed", self.seed, least=0)
         _check_integer("logprobs", self.logprobs, least=0)
+        _check_integer("n", self.n, least=1)
         if self.top_p == 0 or self.repetition_penalty == 0:
             raise RequestError("top_p and repetition_penalty must be above 0")
         if not all(isinstance(stop, str) and stop for stop in self.stop):
@@ -84,39 +87,100 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]  # (token id, log-probability), most likely first
 
 
-class Sampler:
-    """Chooses the tokens of one request; remembers them for the penalties."""
+class TokenConstraint(Protocol):
+    """Which tokens may follow: a grammar, a schema. Implemented above the engine, used by one branch each."""
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], vocab_size: int) -> None:
+    @property
+    def is_complete(self) -> bool:
+        """Nothing may follow: the answer ends here."""
+        ...
+
+    def allowed(self) -> np.ndarray:
+        """bool (vocab_size,), True for the tokens that may come next: end-of-sequence tokens where it may end."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """The token has been chosen; never an end-of-sequence token."""
+        ...
+
+    def copy(self) -> Self:
+        """An independent constraint in the same state."""
+        ...
+
+
+class Sampler:
+    """Chooses the tokens of one branch; remembers them for the penalties."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        vocab_size: int,
+        constraint: TokenConstraint | None = None,
+        eos_token_ids: frozenset[int] = frozenset(),
+    ) -> None:
         """params.temperature, top_k and top_p must be numbers by now."""
         self._params = params
+        self._vocab_size = vocab_size
+        self._constraint = constraint
+        self._eos_token_ids = eos_token_ids
         self._random = np.random.default_rng(params.seed)
-        self._counts = np.zeros(vocab_size, np.int32)  # of each token in the answer
-        self._seen = np.zeros(vocab_size, bool)  # tokens of prompt and answer
-        self._candidates = np.empty(vocab_size, np.int32)
-        self._probs = np.empty(vocab_size, np.float32)
-        self._seen[np.asarray(prompt_ids, np.int64)] = True
+        self._counts = self._seen = np.empty(0, np.int32)  # without penalties nothing is counted
+        penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+        self._has_penalties = penalties != (1, 0, 0)
+        if self._has_penalties:
+            self._counts = np.zeros(vocab_size, np.int32)  # of each token in the answer
+            self._seen = np.zeros(vocab_size, bool)  # tokens of prompt and answer
+            self._seen[np.asarray(prompt_ids, np.int64)] = True
+        n_drawn = 0 if params.temperature == 0 else vocab_size
+        self._candidates = np.empty(n_drawn, np.int32)
+        self._probs = np.empty(n_drawn, np.float32)
         for token in params.logit_bias:
             if token >= vocab_size:
                 raise RequestError(f"logit_bias names token {token}, but the vocabulary has {vocab_size}")
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)
 
+    @property
+    def is_complete(self) -> bool:
+        """Its constraint allows nothing more."""
+        return self._constraint is not None and self._constraint.is_complete
+
+    @property
+    def is_greedy(self) -> bool:
+        """`choose` takes the greatest of the logits as they are."""
+        return (
+            self._params.temperature == 0
+            and self._constraint is None
+            and not self._has_penalties
+            and not len(self._bias_ids)
+        )
+
+    def fork(self, index: int) -> "Sampler":
+        """A sampler for branch `index`, before anything has been chosen, with random numbers of its own."""
+        constraint = None if self._constraint is None else self._constraint.copy()
+        fork = Sampler(self._params, (), self._vocab_size, constraint, self._eos_token_ids)
+        fork._seen = self._seen.copy()
+        if self._params.seed is not None:
+            fork._random = np.random.default_rng((self._params.seed, index))
+        return fork
+
     def choose(self, logits: np.ndarray) -> int:
         """logits f32 (vocab_size,) -> the next token.
 
         Raises:
             NonFiniteLogitsError: the greatest logit is NaN or infinite.
+            RequestError: the constraint allows no token.
         """
-        adjusted = self._adjusted(logits)
+        adjusted = self._adjusted(self._constrained(logits))
         best = int(np.argmax(adjusted))
-        if not math.isfinite(adjusted[best]):
-            raise NonFiniteLogitsError(
-                "the model gave NaN or infinite logits; check its files with `deepzig info --check-tensors`"
-            )
+        check_finite(adjusted[best])
         token = best if self._params.temperature == 0 else self._draw(adjusted)
-        self._counts[token] += 1
-        self._seen[token] = True
+        if self._has_penalties:
+            self._counts[token] += 1
+            self._seen[token] = True
+        if self._constraint is not None and token not in self._eos_token_ids:
+            self._constraint.accept(token)
         return token
 
     def logprob(self, logits: np.ndarray, token: int) -> TokenLogprob:
@@ -127,6 +191,15 @@ class Sampler:
         top = np.argpartition(-logprobs, n_top - 1)[:n_top] if n_top else np.empty(0, np.int64)
         top = top[np.lexsort((top, -logprobs[top]))]
         return TokenLogprob(token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in top))
+
+    def _constrained(self, logits: np.ndarray) -> np.ndarray:
+        """Logits with -inf for what the constraint forbids: the same array when there is none."""
+        if self._constraint is None:
+            return logits
+        allowed = self._constraint.allowed()
+        if not allowed.any():
+            raise RequestError("the constraint allows no token here; the schema or grammar cannot be satisfied")
+        return np.where(allowed, logits, np.float32(-np.inf))
 
     def _adjusted(self, logits: np.ndarray) -> np.ndarray:
         """Logits after penalties and bias: the same array when there are none."""
@@ -158,3 +231,11 @@ class Sampler:
         )
         cumulative = np.cumsum(self._probs, dtype=np.float64)  # flat behind the kept ones, which no draw reaches
         return int(self._candidates[np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")])
+
+
+def check_finite(greatest: float) -> None:
+    """Raises NonFiniteLogitsError if the greatest logit, as argmax finds it, is NaN or infinite."""
+    if not math.isfinite(greatest):
+        raise NonFiniteLogitsError(
+            "the model gave NaN or infinite logits; check its files with `deepzig info --check-tensors`"
+        )

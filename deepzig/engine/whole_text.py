@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from deepzig.engine.engine import PREFILL_CHUNK
+from deepzig.engine.scheduler import PREFILL_CHUNK
 from deepzig.model.cache import LatentCache, Rows
 from deepzig.model.deepseek import DeepseekModel, Observer
 

@@ -1,7 +1,8 @@
 """Engine: what is served together equals what is served alone; pages come back; prefixes are found."""
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import deepzig
-from deepzig.engine.engine import MAX_WAITING, Engine
+from deepzig.engine.engine import Engine
 from deepzig.engine.request import Request
 from deepzig.engine.sampling import SamplingParams
+from deepzig.engine.scheduler import PREFILL_CHUNK
 from deepzig.errors import ContextLengthError, NonFiniteLogitsError, RequestError
 from deepzig.model.cache import PAGE_SIZE
 from deepzig.model.deepseek import DeepseekModel
@@ -38,9 +40,26 @@ def some_ids(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(5, 4000, n).astype(np.int32)
 
 
+def submit(engine: Engine, prompt: np.ndarray, params: SamplingParams, **more: Any) -> Request:
+    request = engine.make_request(prompt, params, NO_EOS, **more)
+    engine.submit(request)
+    return request
+
+
+def answer(request: Request, index: int = 0) -> list[int]:
+    """Tokens of a branch, from its events, which stay."""
+    return [event.token for event in request.events if event.index == index]
+
+
 def answer_of(engine: Engine, prompt: np.ndarray, max_tokens: int = 12, tenant: str = "") -> list[int]:
-    request = engine.submit(prompt, greedy(max_tokens), NO_EOS, tenant=tenant)
-    return [event.token for event in engine.tokens(request)]
+    request = submit(engine, prompt, greedy(max_tokens), tenant=tenant)
+    run_all(engine)
+    return answer(request)
+
+
+def held_by_prefixes_alone(engine: Engine) -> bool:
+    stats = engine.stats()
+    return engine.n_active == 0 and stats.n_held_pages == stats.n_prefix_pages
 
 
 def run_all(engine: Engine) -> None:
@@ -52,30 +71,30 @@ def test_requests_together_answer_as_alone(model: DeepseekModel) -> None:
     prompts = [some_ids(n, seed=n) for n in (1, 20, 63, 64, 65, 200, 600)]
     alone = [answer_of(Engine(model, 4096), prompt) for prompt in prompts]
     engine = Engine(model, 4096)
-    requests = [engine.submit(prompt, greedy(12), NO_EOS) for prompt in prompts]
+    requests = [submit(engine, prompt, greedy(12)) for prompt in prompts]
     run_all(engine)
-    assert [request.tokens[request.n_prompt :] for request in requests] == alone
-    assert engine.n_active == 0 and engine.n_held_pages == engine.n_prefix_pages
+    assert [answer(request) for request in requests] == alone
+    assert held_by_prefixes_alone(engine)
 
 
 def test_sampled_answers_do_not_depend_on_company(model: DeepseekModel) -> None:
     params = SamplingParams(max_tokens=20, temperature=1.0, top_k=0, top_p=0.9, seed=4)
     alone = Engine(model, 1024)
-    first = alone.submit(some_ids(10), params, NO_EOS)
+    first = submit(alone, some_ids(10), params)
     run_all(alone)
     engine = Engine(model, 1024)
-    requests = [engine.submit(some_ids(10, seed), params, NO_EOS) for seed in (1, 0, 2)]
+    requests = [submit(engine, some_ids(10, seed), params) for seed in (1, 0, 2)]
     run_all(engine)
-    assert requests[1].tokens == first.tokens
+    assert answer(requests[1]) == answer(first)
 
 
 def test_preempted_requests_come_back_with_the_same_answer(exact_model: DeepseekModel) -> None:
     prompts = [some_ids(100, seed) for seed in range(3)]
     alone = [answer_of(Engine(exact_model, 1024), prompt, 90) for prompt in prompts]
     engine = Engine(exact_model, 6 * PAGE_SIZE)  # two texts of 190 tokens, not three
-    requests = [engine.submit(prompt, greedy(90), NO_EOS) for prompt in prompts]
+    requests = [submit(engine, prompt, greedy(90)) for prompt in prompts]
     run_all(engine)
-    assert [request.tokens[request.n_prompt :] for request in requests] == alone
+    assert [answer(request) for request in requests] == alone
 
 
 def test_a_prefix_is_read_once(exact_model: DeepseekModel) -> None:
@@ -84,26 +103,26 @@ def test_a_prefix_is_read_once(exact_model: DeepseekModel) -> None:
     answer_of(engine, shared)
     for n_shared in (299, 256, 130, 64, 10):
         prompt = np.concatenate([shared[:n_shared], some_ids(5, seed=9)])
-        request = engine.submit(prompt, greedy(8), NO_EOS)
+        request = submit(engine, prompt, greedy(8))
         run_all(engine)
         assert request.n_cached == n_shared
-        assert request.tokens[request.n_prompt :] == answer_of(Engine(exact_model, 1024), prompt, 8)
+        assert answer(request) == answer_of(Engine(exact_model, 1024), prompt, 8)
 
 
 def test_the_answer_is_part_of_the_next_prefix(model: DeepseekModel) -> None:
     engine = Engine(model, 4096)
-    first = engine.submit(some_ids(50), greedy(40), NO_EOS)
+    first = submit(engine, some_ids(50), greedy(40))
     run_all(engine)
-    follow_up = np.array([*first.tokens, 7, 8, 9], np.int32)
-    second = engine.submit(follow_up, greedy(4), NO_EOS)
+    follow_up = np.array([*first.branches[0].tokens, 7, 8, 9], np.int32)
+    second = submit(engine, follow_up, greedy(4))
     run_all(engine)
-    assert second.n_cached == len(first.tokens) - 1  # the last token was never fed to the model
+    assert second.n_cached == 89  # the last token was never fed to the model
 
 
 def test_tenants_do_not_share_prefixes(model: DeepseekModel) -> None:
     engine = Engine(model, 4096)
     answer_of(engine, some_ids(200), tenant="a")
-    other, same = (engine.submit(some_ids(200), greedy(2), NO_EOS, tenant=tenant) for tenant in ("b", "a"))
+    other, same = (submit(engine, some_ids(200), greedy(2), tenant=tenant) for tenant in ("b", "a"))
     run_all(engine)
     assert (other.n_cached, same.n_cached) == (0, 199)
 
@@ -112,13 +131,13 @@ def test_kept_prefixes_give_way_to_requests(model: DeepseekModel) -> None:
     engine = Engine(model, 8 * PAGE_SIZE)
     for seed in range(10):
         answer_of(engine, some_ids(200, seed), 3)
-        assert engine.n_held_pages == engine.n_prefix_pages <= 8
+        assert held_by_prefixes_alone(engine) and engine.stats().n_prefix_pages <= 8
 
 
 def test_urgent_requests_are_served_first(model: DeepseekModel) -> None:
     engine = Engine(model, 4096)
-    late = engine.submit(some_ids(600, 1), greedy(1), NO_EOS)
-    urgent = engine.submit(some_ids(600, 2), greedy(1), NO_EOS, priority=1)
+    late = submit(engine, some_ids(600, 1), greedy(1))
+    urgent = submit(engine, some_ids(600, 2), greedy(1), priority=1)
     while not (late.is_finished or urgent.is_finished):
         engine.step()
     assert urgent.is_finished and not late.is_finished
@@ -126,52 +145,98 @@ def test_urgent_requests_are_served_first(model: DeepseekModel) -> None:
 
 def test_cancelling_frees_the_pages(model: DeepseekModel) -> None:
     engine = Engine(model, 1024)
-    waiting, running = (engine.submit(some_ids(100, seed), greedy(50), NO_EOS) for seed in (0, 1))
+    waiting, running = (submit(engine, some_ids(100, seed), greedy(50)) for seed in (0, 1))
     engine.cancel(waiting)
     engine.step()
     engine.cancel(running)
     engine.cancel(running)
     assert running.finish_reason == waiting.finish_reason == "cancelled"
-    assert engine.n_active == 0 and engine.n_held_pages == engine.n_prefix_pages
+    assert held_by_prefixes_alone(engine)
     assert not engine.step()
 
 
-def test_closing_the_iterator_cancels(model: DeepseekModel) -> None:
+def test_cancelling_one_branch_leaves_the_others(model: DeepseekModel) -> None:
     engine = Engine(model, 1024)
-    request = engine.submit(some_ids(10), greedy(50), NO_EOS)
-    tokens = engine.tokens(request)
-    next(tokens)
-    assert isinstance(tokens, Iterator)
-    tokens.close()  # type: ignore[attr-defined]
-    assert request.finish_reason == "cancelled" and engine.n_active == 0
+    request = submit(engine, some_ids(70), greedy(20, n=3))
+    for _ in range(5):
+        engine.step()
+    engine.cancel(request, 1, "stop")
+    run_all(engine)
+    assert [len(answer(request, index)) for index in range(3)] == [20, 5, 20]
+    assert request.finish_reason == "length" and held_by_prefixes_alone(engine)
 
 
 def test_one_request_with_nan_does_not_hurt_another(model: DeepseekModel) -> None:
     engine = Engine(model, 1024)
-    bad = engine.submit(some_ids(10), greedy(5), NO_EOS)
-    good = engine.submit(some_ids(10, 1), greedy(5), NO_EOS)
+    bad = submit(engine, some_ids(10), greedy(5))
+    good = submit(engine, some_ids(10, 1), greedy(5))
     broken = NonFiniteLogitsError("broken")
 
     def fail(_logits: np.ndarray) -> int:
         raise broken
 
-    bad.sampler.choose = fail  # type: ignore[method-assign]
-    with pytest.raises(NonFiniteLogitsError):
-        list(engine.tokens(bad))
-    assert [event.token for event in engine.tokens(good)] == answer_of(Engine(model, 1024), some_ids(10, 1), 5)
+    bad.branches[0].sampler.choose = fail  # type: ignore[method-assign]
+    run_all(engine)
+    assert bad.error is broken and bad.finish_reason == "error"
+    assert answer(good) == answer_of(Engine(model, 1024), some_ids(10, 1), 5)
+    assert engine.stats().finished == {"error": 1, "length": 1}
+
+
+def test_branches_share_the_pages_of_their_prompt(model: DeepseekModel) -> None:
+    engine = Engine(model, 4096)
+    request = submit(engine, some_ids(200), greedy(60, n=4))
+    engine.step()
+    assert engine.stats().n_held_pages == 4  # of 200 tokens; nobody has written behind them
+    engine.step()
+    assert engine.stats().n_held_pages == 7  # three copies of the page that all write into
+    run_all(engine)
+    alone = answer_of(Engine(model, 1024), some_ids(200), 60)
+    assert [answer(request, index) for index in range(4)] == [alone] * 4
+    assert held_by_prefixes_alone(engine)
+
+
+def test_branches_draw_for_themselves_and_the_first_as_if_alone(model: DeepseekModel) -> None:
+    params = SamplingParams(max_tokens=20, temperature=1.0, top_k=0, top_p=1.0, seed=3, n=3)
+    engine, again, alone = Engine(model, 1024), Engine(model, 1024), Engine(model, 1024)
+    request, repeated = submit(engine, some_ids(10), params), submit(again, some_ids(10), params)
+    single = submit(alone, some_ids(10), replace(params, n=1))
+    for each in (engine, again, alone):
+        run_all(each)
+    answers = [answer(request, index) for index in range(3)]
+    assert len({tuple(each) for each in answers}) == 3
+    assert answers[0] == answer(single) and answers == [answer(repeated, index) for index in range(3)]
+
+
+def test_preempted_branches_come_back_with_the_same_answer(exact_model: DeepseekModel) -> None:
+    engine = Engine(exact_model, 4 * PAGE_SIZE)  # one page of the prompt and two for each of three branches do not fit
+    request = submit(engine, some_ids(100), greedy(90, n=3))
+    run_all(engine)
+    alone = answer_of(Engine(exact_model, 1024), some_ids(100), 90)
+    assert [answer(request, index) for index in range(3)] == [alone] * 3
+    assert engine.stats().preemptions > 0 and held_by_prefixes_alone(engine)
+
+
+def test_short_prompts_are_read_together_and_pieces_do_not_depend_on_company(model: DeepseekModel) -> None:
+    engine = Engine(model, 8192)
+    short = [submit(engine, some_ids(50, seed), greedy(2)) for seed in range(9)]
+    long = submit(engine, some_ids(700, 10), greedy(2))
+    engine.step()
+    assert [request.n_read for request in short] == [50] * 9 and long.n_read == 0
+    engine.step()
+    assert long.n_read == PREFILL_CHUNK
+    run_all(engine)
+    assert answer(long) == answer_of(Engine(model, 1024), some_ids(700, 10), 2)
 
 
 def test_limits_are_errors(model: DeepseekModel) -> None:
     engine = Engine(model, 2 * PAGE_SIZE)
     with pytest.raises(ContextLengthError, match="128"):
-        engine.submit(some_ids(128), greedy(1), NO_EOS)
-    request = engine.submit(some_ids(120), greedy(50), NO_EOS)
+        submit(engine, some_ids(128), greedy(1))
+    request = submit(engine, some_ids(120), greedy(50))
     run_all(engine)
-    assert (request.finish_reason, len(request.tokens)) == ("length", 128)
-    for _ in range(MAX_WAITING):
-        engine.submit(some_ids(1), greedy(1), NO_EOS)
-    with pytest.raises(RequestError, match="waiting"):
-        engine.submit(some_ids(1), greedy(1), NO_EOS)
+    assert (request.finish_reason, len(answer(request))) == ("length", 8)
+    with pytest.raises(RequestError, match="n 65"):
+        submit(engine, some_ids(1), greedy(1, n=65))
 
 
 class Schedules(RuleBasedStateMachine):
@@ -193,7 +258,7 @@ class Schedules(RuleBasedStateMachine):
     )
     def submit(self, n_prompt: int, max_tokens: int, text: int, tenant: str) -> None:
         prompt = some_ids(250, text)[:n_prompt] % 150
-        self.requests.append(self.engine.submit(prompt, greedy(max_tokens), NO_EOS, tenant=tenant))
+        self.requests.append(submit(self.engine, prompt, greedy(max_tokens), tenant=tenant))
 
     @rule(which=st.integers(0, 100))
     def cancel(self, which: int) -> None:
@@ -209,22 +274,21 @@ class Schedules(RuleBasedStateMachine):
     def pages_have_holders(self) -> None:
         if not hasattr(self, "engine"):
             return
-        held = {page for request in self.requests if not request.is_finished for page in request.pages}
-        assert len(held) <= self.engine.n_held_pages <= len(held) + self.engine.n_prefix_pages
+        held = {page for request in self.requests for branch in request.branches for page in branch.pages}
+        stats = self.engine.stats()
+        assert len(held) <= stats.n_held_pages <= len(held) + stats.n_prefix_pages
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
         run_all(self.engine)
         assert all(request.is_finished for request in self.requests)
-        assert self.engine.n_active == 0
-        assert self.engine.n_held_pages == self.engine.n_prefix_pages
+        assert held_by_prefixes_alone(self.engine)
         for request in self.requests:
             if request.finish_reason == "length":
-                prompt = np.array(request.tokens[: request.n_prompt], np.int32)
-                n_answer = len(request.tokens) - request.n_prompt
-                expected = answer_of(Engine(_schedule_model(), 1024), prompt, n_answer)
-                assert request.tokens[request.n_prompt :] == expected
+                prompt = np.array(request.branches[0].tokens[: request.n_prompt], np.int32)
+                expected = answer_of(Engine(_schedule_model(), 1024), prompt, len(answer(request)))
+                assert answer(request) == expected
 
 
 _MODELS: list[DeepseekModel] = []

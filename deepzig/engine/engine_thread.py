@@ -1,0 +1,114 @@
+"""EngineThread: the one thread that computes. Takes requests from any thread; steps the engine while there is work.
+
+Called by `llm` and `generation`; calls `engine`. The thread is started by the first call and sleeps while there is
+nothing to do. What callers want done waits in a queue and is done between two steps.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from deepzig.engine.engine import Engine, EngineStats
+from deepzig.engine.request import Request
+from deepzig.errors import QueueFullError, RequestError
+
+MAX_WAITING = 1024  # requests that wait
+
+T = TypeVar("T")
+
+
+class EngineThread:
+    """An engine and its thread. Every method may be called from any thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._work: deque[Callable[[], None]] = deque()
+        self._n_arriving = 0  # submissions in _work
+        self._changed = threading.Condition()  # guards _work, _n_arriving, _is_closed and _thread
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, request: Request) -> None:
+        """Queue a request from `Engine.make_request`.
+
+        Raises:
+            QueueFullError: MAX_WAITING requests wait.
+            RequestError: the model is closed.
+        """
+        with self._changed:
+            n_waiting = self.engine.n_waiting + self._n_arriving
+            if n_waiting >= MAX_WAITING:
+                raise QueueFullError(f"{n_waiting} requests are waiting already; try again later")
+            self._n_arriving += 1
+            self._post(lambda: self._arrive(request))
+
+    def cancel(self, request: Request, index: int | None = None, reason: str = "cancelled") -> None:
+        """End a request, or one branch of it, before the next step; its pages are free then."""
+        with self._changed:
+            if not self._is_closed and not request.is_finished:
+                self._post(lambda: self.engine.cancel(request, index, reason))
+
+    def call(self, function: Callable[[], T]) -> T:
+        """What `function` returns or raises, run by the engine's thread between two steps."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self._changed:
+            self._post(run)
+        return future.result()
+
+    def stats(self) -> EngineStats:
+        """Counts of the engine, as of the end of a step."""
+        return self.engine.stats() if self._thread is None or self._is_closed else self.call(self.engine.stats)
+
+    def close(self) -> None:
+        """End the thread; requests that are not finished fail. Returns when it has ended."""
+        with self._changed:
+            thread, self._thread = self._thread, None
+            self._is_closed = True
+            self._changed.notify()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _post(self, work: Callable[[], None]) -> None:
+        """Have the thread do some work; the caller holds _changed."""
+        if self._is_closed:
+            raise RequestError("this model is closed; load it again")
+        self._work.append(work)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="deepzig-engine", daemon=True)
+            self._thread.start()
+        self._changed.notify()
+
+    def _arrive(self, request: Request) -> None:
+        with self._changed:
+            self._n_arriving -= 1
+        self.engine.submit(request)
+
+    def _run(self) -> None:
+        while self._wait_for_work():
+            while self._work:
+                self._work.popleft()()
+            try:
+                self.engine.step()
+            except Exception as error:  # a defect, or memory ran out: those that wait must hear of it
+                self.engine.fail_all(error)
+            self.engine.tell()
+        while self._work:
+            self._work.popleft()()
+        self.engine.fail_all(RequestError("the model was closed before the answer was complete"))
+        self.engine.tell()
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is something to do. False: closed."""
+        if not self._work and not self.engine.n_active and not self._is_closed:
+            with self._changed:
+                self._changed.wait_for(lambda: self._work or self._is_closed)
+        return not self._is_closed

@@ -1,0 +1,193 @@
+"""Generation: a submitted request as text. Turns the engine's tokens into chunks, in the thread of whoever reads them.
+
+Made by `LLM.submit`; calls `engine_thread` and `text`.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from deepzig.engine.engine_thread import EngineThread
+from deepzig.engine.request import Request, TokenEvent
+from deepzig.engine.results import Choice, GenerationResult, Progress, StreamChunk, Timings
+from deepzig.engine.sampling import SamplingParams, TokenLogprob
+from deepzig.errors import RequestError
+from deepzig.text.stop_strings import StopMatcher
+from deepzig.text.stream_decoder import StreamDecoder
+from deepzig.text.tokenizer import Tokenizer
+
+# A reader that waits is woken at most once in this time: a wake-up takes a core from the kernels (docs/log.md).
+WAKE_INTERVAL_S = 0.004
+
+
+class Generation:
+    """A request's answers, as they come. Read by one thread at a time, with `poll`, `result` or as an iterator."""
+
+    def __init__(
+        self,
+        thread: EngineThread,
+        request: Request,
+        tokenizer: Tokenizer | None,
+        submitted: float,
+        on_event: Callable[[], None] | None = None,
+    ) -> None:
+        """Submits the request, which `submitted` says when it was asked for (time.perf_counter)."""
+        self._thread, self._request, self._submitted = thread, request, submitted
+        self._answers = [_Answer(index, tokenizer, request.params) for index in range(request.params.n)]
+        self._is_ended = False  # the last chunk, or the error, has been given out
+        self._news = threading.Event()
+        self._woken = 0.0  # when the reader last was
+        self._awaits_end = False  # the reader is not interested in single tokens
+        self._on_event = on_event
+        request.on_news = self._hear
+        thread.submit(request)
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing more will come: the last chunk has been read, or the request was cancelled."""
+        return self._is_ended
+
+    @property
+    def progress(self) -> Progress:
+        """How far the request is, now."""
+        request = self._request
+        return Progress(
+            self._thread.engine.queue_position(request), request.n_prompt, request.n_read, request.n_cached
+        )
+
+    def cancel(self) -> None:
+        """End the request before the next step; does nothing if it is finished."""
+        self._thread.cancel(self._request)
+
+    def poll(self) -> list[StreamChunk]:
+        """The chunks that have come since the last call; never blocks.
+
+        Raises:
+            NonFiniteLogitsError: the model produced NaN for this request.
+            RequestError: the model was closed, or the request's constraint cannot be satisfied.
+        """
+        is_last = self._request.is_finished  # before the events are taken: all of them are there then
+        chunks = []
+        while self._request.events and not self._is_ended:
+            event = self._request.events.popleft()
+            answer = self._answers[event.index]
+            if not answer.is_ended:
+                chunks.append(self._chunk(answer, event))
+        if is_last and not self._is_ended:
+            self._is_ended = True
+            if self._request.error is not None:
+                raise self._request.error
+        return chunks
+
+    def __iter__(self) -> Iterator[StreamChunk]:
+        """Chunks as they come. Closing the iterator cancels the request. Raises as `poll`."""
+        try:
+            while not self._is_ended:
+                self._wait()
+                yield from self.poll()
+        finally:
+            if not self._is_ended:
+                self.cancel()
+
+    def result(self) -> GenerationResult:
+        """Wait for the end. Raises as `poll`, and RequestError if the request is cancelled."""
+        self._awaits_end = not self._request.params.stop  # stop strings are found here
+        for chunk in self:
+            if chunk.result is not None:
+                return chunk.result
+        raise RequestError("the request was cancelled")
+
+    def _hear(self) -> None:
+        """Called by the engine's thread when there is something to read."""
+        if self._request.is_finished or not self._awaits_end:
+            self._news.set()
+        if self._on_event is not None:
+            self._on_event()
+
+    def _wait(self) -> None:
+        """Sleep until there is news; when the last was just now, let some gather."""
+        pause = self._woken + WAKE_INTERVAL_S - time.perf_counter()
+        if pause > 0:
+            time.sleep(pause)
+        self._news.wait()
+        self._news.clear()
+        self._woken = time.perf_counter()
+
+    def _chunk(self, answer: "_Answer", event: TokenEvent) -> StreamChunk:
+        text = answer.take(event)
+        if answer.is_stopped and event.finish_reason is None:
+            self._thread.cancel(self._request, answer.index, "stop")
+        result = None
+        if all(each.is_ended for each in self._answers):
+            self._is_ended = True
+            result = GenerationResult([each.choice() for each in self._answers], self._timings())
+        logprobs = None if event.logprob is None else [event.logprob]
+        return StreamChunk(text, [event.token], answer.index, answer.finish_reason, logprobs, result)
+
+    def _timings(self) -> Timings:
+        request = self._request
+        assert request.started is not None and request.first_token is not None
+        return Timings(
+            prompt_tokens=request.n_prompt,
+            cached_tokens=request.n_cached,
+            prompt_s=request.first_token - request.started,
+            first_token_s=request.first_token - self._submitted,
+            decode_tokens=sum(len(answer.token_ids) - 1 for answer in self._answers),
+            decode_s=max(answer.last_token for answer in self._answers) - request.first_token,
+        )
+
+
+class _Answer:
+    """A choice so far: tokens, text that is certain, and how it ended."""
+
+    def __init__(self, index: int, tokenizer: Tokenizer | None, params: SamplingParams) -> None:
+        self.index = index
+        self.token_ids: list[int] = []
+        self.last_token = 0.0  # when it was chosen
+        self.finish_reason: str | None = None
+        self.is_stopped = False  # by a stop string
+        self._text: list[str] = []
+        self._logprobs: list[TokenLogprob] | None = [] if params.logprobs is not None else None
+        self._decoder = StreamDecoder(tokenizer) if tokenizer is not None else None
+        self._n_tokens = tokenizer.vocab_size if tokenizer is not None else 0
+        self._stops = StopMatcher(params.stop) if params.stop else None
+
+    @property
+    def is_ended(self) -> bool:
+        """It has its last token."""
+        return self.finish_reason is not None
+
+    def take(self, event: TokenEvent) -> str:
+        """Add a token; returns the text that became certain, with the last token all of it."""
+        self.token_ids.append(event.token)
+        self.last_token = event.time
+        if self._logprobs is not None and event.logprob is not None:
+            self._logprobs.append(event.logprob)
+        text = self._certain(self._decoded(event.token))
+        if event.finish_reason is not None and not self.is_stopped:
+            text += self._certain(self._decoder.finish() if self._decoder else "")
+            if self._stops is not None:
+                text += self._stops.flush()
+                self.is_stopped = self._stops.hit
+        self.finish_reason = "stop" if self.is_stopped else event.finish_reason
+        if text:
+            self._text.append(text)
+        return text
+
+    def choice(self) -> Choice:
+        """What is given back; the answer must have ended."""
+        assert self.finish_reason is not None
+        return Choice(self.index, "".join(self._text), self.token_ids, self.finish_reason, self._logprobs)
+
+    def _certain(self, decoded: str) -> str:
+        """Text that begins no stop string and was not given out, now that `decoded` has come."""
+        if self._stops is None:
+            return decoded
+        text, self.is_stopped = self._stops.push(decoded)
+        return text
+
+    def _decoded(self, token: int) -> str:
+        """Text that became whole with `token`. Rows of the embedding beyond the tokenizer's vocabulary have none."""
+        if self._decoder is None or token >= self._n_tokens:
+            return ""
+        return self._decoder.push(token)

@@ -1,0 +1,178 @@
+"""Scheduler: which branches compute in the next step, and on which pages of the cache.
+
+First in, first out within a priority. When pages run out, kept prefixes go first, then the least urgent running branch
+goes back to the queue and is read again later. Called by `engine`; calls `pages`, `prefix` and the cache's `copy_page`.
+Knows nothing of the model's arithmetic nor of sampling.
+"""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from deepzig.engine.pages import PagePool
+from deepzig.engine.prefix import PrefixTree
+from deepzig.engine.request import Branch
+from deepzig.model.cache import PAGE_SIZE, LatentCache
+
+PREFILL_CHUNK = 512  # tokens of a piece of a prompt: enough that each expert's weights serve many of them
+MAX_RUNNING = 64  # branches that are decoded together
+
+
+class Plan(NamedTuple):
+    """What a step computes; every branch has pages for its new tokens."""
+
+    reading: list[tuple[Branch, int]]  # branch, and the token before which its piece ends
+    decoding: list[Branch]
+
+
+class Scheduler:
+    """Branches that wait and that run, and the pages they hold."""
+
+    def __init__(self, cache: LatentCache, prompt_form: Callable[[int, int], str]) -> None:
+        """prompt_form: form of attention for (new tokens, length of the text)."""
+        self.pool = PagePool(cache.n_pages)
+        self.prefixes = PrefixTree(self.pool)
+        self.waiting: list[Branch] = []  # in order of urgency
+        self.running: list[Branch] = []
+        self.n_preemptions = 0
+        self._cache = cache
+        self._prompt_form = prompt_form
+
+    def add(self, branch: Branch) -> None:
+        """Put a branch into the queue."""
+        self.waiting.append(branch)
+        self.waiting.sort(key=lambda waiting: waiting.urgency)
+
+    def fork(self, branch: Branch, copies: list[Branch]) -> None:
+        """Let copies of a running branch run too, on its pages; whoever writes into a shared page gets a copy of it."""
+        for copy in copies:
+            copy.pages, copy.n_computed = list(branch.pages), branch.n_computed
+            for page in copy.pages:
+                self.pool.share(page)
+            self.running.append(copy)
+
+    def remove(self, branch: Branch, *, keep: bool) -> None:
+        """Take a branch out for good. keep: its pages, the partly filled one too, go to the prefix tree."""
+        (self.running if branch in self.running else self.waiting).remove(branch)
+        if keep and branch.n_computed:
+            n_pages = -(-branch.n_computed // PAGE_SIZE)
+            self.prefixes.insert(branch.request.tenant, branch.tokens[: branch.n_computed], branch.pages[:n_pages])
+        self._drop_pages(branch)
+
+    def keep_prompt(self, branch: Branch) -> None:
+        """Show the whole pages of a prompt, just read, to the requests that come."""
+        n_full = branch.request.n_prompt // PAGE_SIZE
+        self.prefixes.insert(branch.request.tenant, branch.tokens[: n_full * PAGE_SIZE], branch.pages[:n_full])
+
+    def plan(self) -> Plan:
+        """The next step: pieces of prompts, PREFILL_CHUNK tokens together or one whole piece, and all that decode."""
+        self._admit()
+        running = sorted(self.running, key=lambda branch: branch.urgency)
+        reading: list[tuple[Branch, int]] = []
+        decoding: list[Branch] = []
+        budget = PREFILL_CHUNK
+        for branch in running:
+            if branch not in self.running:  # preempted for a more urgent one
+                continue
+            if not branch.is_reading:
+                if self._make_room(branch, len(branch.tokens)):
+                    decoding.append(branch)
+                continue
+            last = min(branch.n_computed + PREFILL_CHUNK, len(branch.tokens))  # never cut by the budget
+            n_new = last - branch.n_computed
+            if n_new <= budget and self._make_room(branch, last):
+                reading.append((branch, last))
+                budget -= n_new
+        return Plan(
+            [(branch, last) for branch, last in reading if branch in self.running],
+            [branch for branch in decoding if branch in self.running],
+        )
+
+    # ---- who runs
+
+    def _admit(self) -> None:
+        """Move waiting branches to the running ones, most urgent first, while there are pages for their tokens."""
+        while self.waiting and len(self.running) < MAX_RUNNING:
+            branch = self.waiting[0]
+            n_branches = 1 if len(branch.request.branches) > 1 else branch.request.params.n
+            if self.running and len(self.running) + n_branches > MAX_RUNNING:
+                return
+            self._reuse_prefix(branch)
+            n_new = len(branch.tokens) // PAGE_SIZE + 1 - len(branch.pages)
+            if self.running and not self._can_free(n_new):
+                self._drop_pages(branch)
+                return
+            self.waiting.pop(0)
+            self.running.append(branch)
+            if branch.request.started is None:
+                branch.request.started = time.perf_counter()
+
+    def _reuse_prefix(self, branch: Branch) -> None:
+        """Take what the prefix tree has of the branch's tokens; at least one is left to compute."""
+        request = branch.request
+        match = self.prefixes.match(request.tenant, branch.tokens[:-1])
+        for page in match.pages:
+            self.pool.share(page)
+        branch.pages = list(match.pages)
+        branch.n_computed = len(match.pages) * PAGE_SIZE
+        if match.partial_page is not None:
+            self.pool.share(match.partial_page)  # the copy's page must not be this one
+            copy = self._take_page()
+            if copy is not None:
+                self._cache.copy_page(match.partial_page, copy)
+                branch.pages.append(copy)
+                branch.n_computed += match.n_partial
+            self.pool.release(match.partial_page)
+        if len(branch.tokens) == request.n_prompt:
+            request.n_cached = request.n_read = branch.n_computed
+        branch.form = self._prompt_form(len(branch.tokens) - branch.n_computed, len(branch.tokens))
+
+    def _preempt(self, branch: Branch) -> None:
+        """Back to the queue; its tokens are kept and will be read again."""
+        self.n_preemptions += 1
+        self.running.remove(branch)
+        self._drop_pages(branch)
+        self.add(branch)
+
+    # ---- pages
+
+    def _make_room(self, branch: Branch, n_tokens: int) -> bool:
+        """Pages for the first n_tokens, those that will be written held by nobody else. Preempts the least urgent for
+        them; False if that was the branch itself."""
+        first_written = branch.n_computed // PAGE_SIZE
+        for block in range(first_written, -(-n_tokens // PAGE_SIZE)):
+            if block < len(branch.pages) and not self.pool.is_shared(branch.pages[block]):
+                continue
+            page = self._take_page()
+            while page is None:
+                # One that is alone goes back too: unshared, the pages that it wants to write can be had next time.
+                least_urgent = max(self.running, key=lambda running: running.urgency)
+                self._preempt(least_urgent)
+                if least_urgent is branch:
+                    return False
+                page = self._take_page()
+            if block == len(branch.pages):
+                branch.pages.append(page)
+            else:
+                self._cache.copy_page(branch.pages[block], page)
+                self.pool.release(branch.pages[block])
+                branch.pages[block] = page
+        return True
+
+    def _can_free(self, n_pages: int) -> bool:
+        """Whether n_pages can be had without preempting anybody."""
+        while self.pool.n_free < n_pages:
+            if not self.prefixes.evict():
+                return False
+        return True
+
+    def _take_page(self) -> int | None:
+        page = self.pool.take()
+        while page is None and self.prefixes.evict():
+            page = self.pool.take()
+        return page
+
+    def _drop_pages(self, branch: Branch) -> None:
+        for page in branch.pages:
+            self.pool.release(page)
+        branch.pages, branch.n_computed = [], 0

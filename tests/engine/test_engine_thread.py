@@ -1,0 +1,179 @@
+"""EngineThread and Generation: one thread serves readers and cancellations of any thread; nobody waits for ever."""
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import deepzig
+from deepzig import SamplingParams
+from deepzig.engine import engine_thread
+from deepzig.errors import QueueFullError, RequestError
+
+LONG = SamplingParams(max_tokens=900, temperature=0.0, ignore_eos=True)
+SHORT = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
+
+
+@pytest.fixture
+def llm() -> Iterator[deepzig.LLM]:
+    with deepzig.load("stories") as loaded:
+        yield loaded
+
+
+def ended_within(llm: deepzig.LLM, n_steps: int) -> bool:
+    """Whether nothing runs any more after n_steps steps, each of which lets the calls that wait in between."""
+    return any(llm.stats().n_running == 0 for _ in range(n_steps))
+
+
+def test_poll_gives_the_chunks_of_stream(llm: deepzig.LLM) -> None:
+    news = threading.Event()
+    generation = llm.submit("Once upon a time", SHORT, on_event=news.set)
+    chunks = []
+    while not generation.is_finished:
+        assert news.wait(60)
+        news.clear()
+        chunks += generation.poll()
+    assert chunks[-1].result is not None
+    assert [chunk.text for chunk in chunks] == [chunk.text for chunk in llm.stream("Once upon a time", SHORT)]
+    assert generation.poll() == []
+
+
+def test_progress_tells_what_was_read(llm: deepzig.LLM) -> None:
+    assert llm.tokenizer is not None
+    prompt = llm.tokenizer.encode("Once upon a time there was a little girl") * 10
+    llm.generate(prompt, SHORT)
+    generation = llm.submit(prompt, SHORT)
+    generation.result()
+    progress = generation.progress
+    assert (progress.queue_position, progress.prompt_tokens) == (0, len(prompt))
+    assert progress.prompt_tokens_done == len(prompt) and progress.cached_tokens == len(prompt) - 1
+
+
+def test_cancelling_frees_the_pages_and_ends_the_reader(llm: deepzig.LLM) -> None:
+    generation = llm.submit("Once upon a time", LONG)
+    next(iter(generation))
+    generation.cancel()
+    assert ended_within(llm, 2)
+    stats = llm.stats()
+    assert stats.n_held_pages == stats.n_prefix_pages and stats.finished == {"cancelled": 1}
+    with pytest.raises(RequestError, match="cancelled"):
+        generation.result()
+
+
+def test_a_closed_stream_is_cancelled(llm: deepzig.LLM) -> None:
+    stream = llm.stream("Once upon a time", LONG)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert ended_within(llm, 2)
+
+
+def test_a_stop_string_ends_its_choice_only(llm: deepzig.LLM) -> None:
+    params = SamplingParams(max_tokens=60, temperature=1.0, seed=5, n=4, ignore_eos=True)
+    plain = llm.generate("Once upon a time", params)
+    stop = plain.choices[2].text[30:36]
+    chunks = list(llm.stream("Once upon a time", SamplingParams(**{**vars(params), "stop": (stop,)})))
+    result = chunks[-1].result
+    assert result is not None and all(chunk.result is None for chunk in chunks[:-1])
+    for choice, whole in zip(result.choices, plain.choices, strict=True):
+        is_stopped = stop in whole.text
+        assert choice.text == whole.text.partition(stop)[0]
+        assert choice.finish_reason == ("stop" if is_stopped else "length")
+        assert "".join(chunk.text for chunk in chunks if chunk.index == choice.index) == choice.text
+    assert result.text == result.choices[0].text
+
+
+def test_threads_are_served_together(llm: deepzig.LLM) -> None:
+    prompts = [[5 + i, 6, 7] for i in range(8)]
+    expected = [llm.generate(prompt, SHORT).token_ids for prompt in prompts]
+    got: dict[int, list[int]] = {}
+
+    def ask(index: int) -> None:
+        got[index] = llm.generate(prompts[index], SHORT).token_ids
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [got[i] for i in range(8)] == expected
+
+
+def test_the_queue_is_bounded(llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_thread, "MAX_WAITING", 3)
+    gate = threading.Event()
+    blocker = threading.Thread(target=lambda: llm._thread.call(lambda: gate.wait(60)))
+    blocker.start()
+    waiting = [llm.submit([5], SHORT) for _ in range(3)]
+    with pytest.raises(QueueFullError, match="3 requests"):
+        llm.submit([5], SHORT)
+    gate.set()
+    blocker.join()
+    assert [len(generation.result().token_ids) for generation in waiting] == [20] * 3
+
+
+def test_closing_fails_what_is_unfinished(llm: deepzig.LLM) -> None:
+    generation = llm.submit("Once upon a time", LONG)
+    llm.close()
+    llm.close()
+    with pytest.raises(RequestError, match="closed"):
+        generation.result()
+    with pytest.raises(RequestError, match="closed"):
+        llm.generate("Once upon a time", SHORT)
+
+
+def test_a_listener_that_raises_ends_its_request_alone(llm: deepzig.LLM) -> None:
+    def fail() -> None:
+        raise RuntimeError("the event loop is closed")
+
+    bad = llm.submit("Once upon a time", SHORT, on_event=fail)
+    assert len(llm.generate("Once upon a time", SHORT).token_ids) == 20
+    with pytest.raises(RuntimeError, match="event loop"):
+        bad.result()
+
+
+def test_a_defect_in_a_step_reaches_every_reader(llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_more: object) -> None:
+        raise MemoryError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.model, "forward", fail)
+        with pytest.raises(MemoryError, match="no memory"):
+            llm.generate("Once upon a time", SHORT)
+    assert len(llm.generate("Once upon a time", SHORT).token_ids) == 20
+    stats = llm.stats()
+    assert stats.n_held_pages == stats.n_prefix_pages
+
+
+class OnlyEven:
+    """Even tokens only, at most `n`."""
+
+    def __init__(self, n: int, vocab_size: int) -> None:
+        self.left, self.vocab_size = n, vocab_size
+
+    @property
+    def is_complete(self) -> bool:
+        return self.left == 0
+
+    def allowed(self) -> np.ndarray:
+        return np.arange(self.vocab_size) % 2 == 0
+
+    def accept(self, token: int) -> None:
+        assert token % 2 == 0
+        self.left -= 1
+
+    def copy(self) -> "OnlyEven":
+        return OnlyEven(self.left, self.vocab_size)
+
+
+def test_a_constraint_holds_for_every_choice(llm: deepzig.LLM) -> None:
+    constraint = OnlyEven(7, llm.config.vocab_size)
+    params = SamplingParams(max_tokens=20, temperature=1.0, seed=1, n=3, ignore_eos=True)
+    result = llm.submit("Once upon a time", params, constraint=constraint).result()
+    assert [len(choice.token_ids) for choice in result.choices] == [7, 7, 7]
+    assert all(token % 2 == 0 for choice in result.choices for token in choice.token_ids)
+    assert {choice.finish_reason for choice in result.choices} == {"stop"}
+    impossible = OnlyEven(7, llm.config.vocab_size)
+    impossible.allowed = lambda: np.zeros(llm.config.vocab_size, bool)  # type: ignore[method-assign]
+    with pytest.raises(RequestError, match="allows no token"):
+        llm.submit("Once upon a time", params, constraint=impossible).result()
