@@ -10,6 +10,7 @@ Called by every other package; calls nothing. Each message is one line: what hap
     ├── RequestError             2   the caller asked for something impossible (also a ValueError)
     │   ├── ContextLengthError   2   prompt and answer do not fit the context
     │   └── QueueFullError       2   too many requests are waiting
+    ├── ServerError              2   the server cannot be started as asked
     ├── KernelError              1   DEEPZIG_ISA or DEEPZIG_KERNEL forces what this machine cannot run
     ├── NonFiniteLogitsError     1   the model produced NaN or infinity
     └── ResourceError            4   not enough memory or disk
@@ -58,6 +59,12 @@ class ContextLengthError(RequestError):
 
 class QueueFullError(RequestError):
     """So many requests wait that no more are taken; the same one may be served later."""
+
+
+class ServerError(DeepzigError):
+    """The server cannot be started as asked."""
+
+    exit_code = 2
 
 
 class KernelError(DeepzigError):

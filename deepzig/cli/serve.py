@@ -1,0 +1,119 @@
+"""`deepzig serve`: the HTTP server and its web page.
+
+Called by the command line; calls `server.listen`. Knows nothing of HTTP.
+"""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deepzig.cli.options import compute_options, model_option
+from deepzig.errors import ServerError
+
+if TYPE_CHECKING:
+    from deepzig.server.service import Service
+
+
+@click.command()
+@model_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--api-key", "api_keys", multiple=True, metavar="KEY",
+    help="Key that clients must send; may be repeated. DEEPZIG_SERVE_API_KEY keeps it out of the list of processes.",
+)  # fmt: skip
+@click.option(
+    "--api-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File with a key on each line."
+)
+@click.option("--insecure", is_flag=True, help="Serve other machines without a key.")
+@click.option("--model-id", metavar="ID", help="Name of the model for clients.  [default: its folder's]")
+@click.option(
+    "--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", help="Further name that clients may call it by."
+)
+@click.option(
+    "--cors-origin", "allowed_origins", multiple=True, metavar="ORIGIN",
+    help="Web pages from there may call, as in https://chat.example.",
+)  # fmt: skip
+@click.option(
+    "--shutdown-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True, metavar="SECONDS",
+    help="How long running requests may go on after SIGTERM or Ctrl-C; a second signal ends at once.",
+)  # fmt: skip
+@click.option("-v", "--verbose", is_flag=True, help="Log every request.")
+@compute_options
+def serve(
+    model: str,
+    host: str,
+    port: int,
+    api_keys: tuple[str, ...],
+    api_key_file: Path | None,
+    insecure: bool,
+    model_id: str | None,
+    allowed_hosts: tuple[str, ...],
+    allowed_origins: tuple[str, ...],
+    shutdown_timeout: float,
+    verbose: bool,
+    threads: int | None,
+    precision: str,
+    deterministic: bool,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's API does, with a web page.
+
+    \b
+        deepzig serve
+        deepzig serve -m ./DeepSeek-V2-Lite-Chat --port 8080
+    """
+    from deepzig.engine.llm import load
+    from deepzig.server.listen import Server, bind
+    from deepzig.server.service import Service
+    from deepzig.server.settings import ServerSettings
+
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        api_keys=(*api_keys, *(_keys_of(api_key_file) if api_key_file else ())),
+        insecure=insecure,
+        allowed_hosts=tuple(name.lower() for name in allowed_hosts),
+        allowed_origins=allowed_origins,
+        shutdown_timeout=shutdown_timeout,
+    )
+    logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    service = Service(settings)
+    server = Server(service)
+    try:
+        listener = bind(host, port)
+    except OSError as error:
+        raise ServerError(f"{host}:{port} cannot be listened on ({error.strerror}); take another --port") from error
+    with listener:
+        service.load(
+            lambda: load(model, n_threads=threads, precision=precision, deterministic=deterministic),
+            model_id,
+            on_ready=lambda: _announce(service, listener.getsockname()[1]),
+            on_failure=server.stop,
+        )
+        server.run(sockets=[listener])
+    if service.load_failure is not None:
+        raise service.load_failure
+
+
+def _keys_of(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _announce(service: "Service", port: int) -> None:
+    """Where the server is and what it serves, for people."""
+    settings, model = service.settings, service.model
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    key = "an API key is needed" if settings.api_keys else "no API key is needed"
+    click.echo(f"Serving {model.id} ({model.n_context} tokens of context) on http://{host}:{port}, {key}.", err=True)
+    if settings.insecure and not settings.is_loopback and not settings.api_keys:
+        click.echo("Warning: anybody who reaches this machine can use it (--insecure).", err=True)
+    authorization = ' -H "Authorization: Bearer KEY"' if settings.api_keys else ""
+    body = '{"prompt": "Once upon a time", "max_tokens": 32}'
+    click.echo(
+        f"Try: curl http://{host}:{port}/v1/completions{authorization} -H 'Content-Type: application/json' -d '{body}'",
+        err=True,
+    )

@@ -1,0 +1,135 @@
+"""The routes of the server, behind its guard. Made by `listen`, and by tests; calls one module per endpoint."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.staticfiles import StaticFiles
+
+from deepzig.server.answer import Answer
+from deepzig.server.body import decode, read_body
+from deepzig.server.chat import prepare_chat
+from deepzig.server.completions import prepare_completion
+from deepzig.server.failures import ApiError
+from deepzig.server.guard import Guard
+from deepzig.server.http_reply import Reply, StreamedReply, WholeReply
+from deepzig.server.metrics import CONTENT_TYPE
+from deepzig.server.replies import Health, ModelList
+from deepzig.server.requests import ChatRequest, CompletionRequest, SamplingFields
+from deepzig.server.run import Ask
+from deepzig.server.served_model import ServedModel
+from deepzig.server.service import Service
+from deepzig.server.status import Status
+
+STATIC = Path(__file__).parent / "static"
+# What the page may do: load its own files, talk to this server, and nothing else.
+CSP = "; ".join((
+    "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self' data:", "font-src 'self'",
+    "connect-src 'self'", "manifest-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
+))  # fmt: skip
+
+T = TypeVar("T")
+Prepare = Callable[[ServedModel, T, str], tuple[Ask, Answer]]
+Endpoint = Callable[[Request], Awaitable[Response | Reply]]
+
+
+def make_app(service: Service) -> Guard:
+    """The ASGI application of a server."""
+    router = Router(Routes(service).listed())
+    return Guard(router, service.settings, service.metrics)
+
+
+class Routes:
+    """The endpoints, with the service that they share."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._status = Status(service)
+
+    def listed(self) -> list[BaseRoute]:
+        """All routes; a name without /v1 is an alias, for clients that are given such a base."""
+        routes: list[BaseRoute] = []
+        chat = self._generating(ChatRequest, prepare_chat)
+        completion = self._generating(CompletionRequest, prepare_completion)
+        for prefix in ("/v1", ""):
+            routes += [
+                Route(f"{prefix}/chat/completions", chat, methods=["POST"]),
+                Route(f"{prefix}/completions", completion, methods=["POST"]),
+                Route(f"{prefix}/models", self.models),
+                Route(f"{prefix}/models/{{id:path}}", self.model),
+            ]
+        return [
+            *routes,
+            Route("/health", self.health),
+            Route("/livez", self.livez),
+            Route("/metrics", self.metrics),
+            Route("/status", self.status),
+            Route("/", self.page),
+            Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
+        ]
+
+    def _generating(self, kind: type[T], prepare: Prepare[T]) -> Endpoint:
+        """The endpoint that reads a body of `kind` and lets the engine answer."""
+
+        async def endpoint(request: Request) -> Reply:
+            service = self.service
+            settings = service.settings
+            body = decode(await read_body(request, settings.max_body_bytes, settings.receive_timeout), kind)
+            assert isinstance(body, SamplingFields)
+            model = service.model_named(body.model)
+            tenant = f"{request.state.tenant}\0{body.cache_salt or ''}"
+            ask, answer = await asyncio.to_thread(prepare, model, body, tenant)
+            reply = StreamedReply if body.stream else WholeReply
+            return reply(
+                model.llm,
+                service.board,
+                ask,
+                answer,
+                send_timeout=settings.send_timeout,
+                ping_interval=settings.ping_interval,
+            )
+
+        return endpoint
+
+    async def models(self, request: Request) -> Response:
+        """The one model."""
+        return json_response(ModelList([self.service.model.describe()]))
+
+    async def model(self, request: Request) -> Response:
+        """One model by its name, which may have slashes."""
+        return json_response(self.service.model_named(request.path_params["id"]).describe())
+
+    async def health(self, request: Request) -> Response:
+        """Whether requests can be answered."""
+        self.service.model  # noqa: B018  (raises when there is none)
+        return json_response(Health())
+
+    async def livez(self, request: Request) -> Response:
+        """Whether the process answers at all."""
+        return json_response(Health())
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus' text format."""
+        return Response(self.service.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def status(self, request: Request) -> Response:
+        """How busy the server is."""
+        return Response(msgspec.json.encode(self._status.read()), media_type="application/json")
+
+    async def page(self, request: Request) -> Response:
+        """The web page."""
+        path = STATIC / "index.html"
+        if not path.is_file():
+            raise ApiError(404, "this installation has no web page; the API is under /v1", code="not_found")
+        headers = {"content-security-policy": CSP, "referrer-policy": "no-referrer", "cache-control": "no-cache"}
+        return FileResponse(path, headers=headers)
+
+
+def json_response(item: msgspec.Struct, status: int = 200) -> Response:
+    """A struct as a reply."""
+    return Response(msgspec.json.encode(item), status, media_type="application/json")

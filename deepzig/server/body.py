@@ -1,0 +1,72 @@
+"""Reads the body of a request within its limits, and decodes it. Called by the endpoints."""
+
+import asyncio
+import re
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from deepzig.server.failures import ApiError
+
+T = TypeVar("T")
+MAX_NESTING = 64  # of JSON: schemas and tools are shallow, and recursion is not free
+_PATH = re.compile(r" - at `(.*)`$")
+
+
+async def read_body(request: Request, max_bytes: int, timeout: float) -> bytes:
+    """The whole body. Raises ApiError 413 as soon as it is too long, 408 when it takes too long to come."""
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > max_bytes:
+                    raise _too_large(max_bytes)
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come within {timeout:g} s", code="request_timeout") from None
+    except ClientDisconnect:
+        raise ApiError(408, "the client left before the body was complete", code="client_disconnected") from None
+    return bytes(body)
+
+
+def decode(body: bytes | str, kind: type[T]) -> T:
+    """`body` as a struct. Raises ApiError 400 that names the field."""
+    try:
+        if _nesting_exceeds(body, MAX_NESTING):
+            raise ApiError(400, f"the JSON is nested more than {MAX_NESTING} deep; flatten it", code="invalid_json")
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        found = _PATH.search(message)
+        param = found[1].removeprefix("$").removeprefix(".") if found else None
+        raise ApiError(400, message, code="invalid_value", param=param or None) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None
+
+
+_OPENING = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+def _nesting_exceeds(body: bytes | str, limit: int) -> bool:
+    """Whether brackets outside of strings are nested deeper than `limit`."""
+    content = body.encode(errors="surrogatepass") if isinstance(body, str) else body
+    if content.count(b"{") + content.count(b"[") <= limit:
+        return False
+    depth = 0
+    for match in _OPENING.finditer(content):
+        mark = match[0]
+        if mark in (b"{", b"["):
+            depth += 1
+            if depth > limit:
+                return True
+        elif mark in (b"}", b"]"):
+            depth -= 1
+    return False
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {max_bytes} bytes; shorten it", code="request_too_large")

@@ -1,0 +1,215 @@
+"""/v1/chat/completions: from the body to what the engine is asked, and from its chunks to OpenAI's objects.
+
+Called by `app` and `websocket`; calls `chat_prompt`, `constraints` and `text.answer_parser`.
+"""
+
+import time
+import uuid
+from collections.abc import Sequence
+
+from msgspec import UNSET, UnsetType
+
+from deepzig.engine.results import GenerationResult, Progress, StreamChunk
+from deepzig.server.chat_prompt import chat_prompt, template_variables
+from deepzig.server.constraints import chat_constraint
+from deepzig.server.failures import ApiError, ErrorBody
+from deepzig.server.logprobs import chat_logprob
+from deepzig.server.replies import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatLogprob,
+    ChatLogprobs,
+    Delta,
+    FinishReason,
+    FunctionReply,
+    PromptProgress,
+    ToolCallDelta,
+    ToolCallReply,
+    Usage,
+)
+from deepzig.server.requests import ChatRequest
+from deepzig.server.run import Ask
+from deepzig.server.sampling_fields import sampling_params
+from deepzig.server.served_model import ServedModel
+from deepzig.server.usage import timings_of, usage_of
+from deepzig.text.answer_parser import AnswerParser, CallArguments, CallStart, Content, Part, Reasoning
+
+_TEXT_KINDS = {Content: "content", Reasoning: "reasoning"}
+
+
+def prepare_chat(model: ServedModel, request: ChatRequest, tenant: str) -> tuple[Ask, "ChatAnswer"]:
+    """What the engine is asked, and the answer that will take its chunks. May take a while: templates, grammars.
+
+    Raises:
+        ApiError, RequestError, TokenizerError: the request cannot be served.
+    """
+    if request.top_logprobs is not None and not request.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
+    with_tools = bool(request.tools) and request.tool_choice != "none"
+    if not with_tools and request.tool_choice not in (None, "none", "auto"):
+        raise ApiError(400, "tool_choice asks for a call, but there are no tools", param="tool_choice")
+    tools = request.tools if with_tools else None
+    prompt = chat_prompt(model, request.messages, tools, template_variables(request))
+    params = sampling_params(
+        request,
+        model.llm.config.vocab_size,
+        max_tokens=request.max_completion_tokens or request.max_tokens or model.n_context,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+    )
+    ask = Ask(
+        prompts=[prompt.token_ids],
+        params=params,
+        constraint=chat_constraint(model, request, in_reasoning=prompt.in_reasoning),
+        tenant=tenant,
+        priority=request.priority or 0,
+    )
+    return ask, ChatAnswer(model, request, n_choices=params.n, in_reasoning=prompt.in_reasoning, with_tools=with_tools)
+
+
+class ChatAnswer:
+    """A chat's answer in the making (see `answer.Answer`)."""
+
+    def __init__(
+        self, model: ServedModel, request: ChatRequest, *, n_choices: int, in_reasoning: bool, with_tools: bool
+    ) -> None:
+        options = request.stream_options
+        self.wants_progress = bool(request.return_progress)
+        self.id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._model = model
+        self._with_usage = bool(options and options.include_usage)
+        self._choices = [_Choice(model, in_reasoning=in_reasoning, with_tools=with_tools) for _ in range(n_choices)]
+        self._results: list[GenerationResult] = []
+
+    def start(self) -> Sequence[ChatChunk]:
+        """The role, for each choice."""
+        return [
+            self._chunk([ChatChunkChoice(index, Delta(role="assistant", content=""))])
+            for index in range(len(self._choices))
+        ]
+
+    def take(self, prompt: int, chunk: StreamChunk) -> Sequence[ChatChunk]:
+        """Deltas of a chunk; its last piece of text and its finish_reason are events of their own."""
+        choice = self._choices[chunk.index]
+        if chunk.result is not None:
+            self._results.append(chunk.result)
+        deltas, entries = choice.take(chunk)
+        if entries and not deltas:
+            deltas = [Delta(content="")]  # tokens whose text is held back
+        events = [self._chunk([ChatChunkChoice(chunk.index, delta)]) for delta in deltas]
+        if entries:
+            events[0].choices[0].logprobs = ChatLogprobs(entries)
+        if choice.finish_reason is not None:
+            events.append(self._chunk([ChatChunkChoice(chunk.index, Delta(), choice.finish_reason)]))
+        return events
+
+    def progress(self, progress: Progress, elapsed_s: float) -> ChatChunk:
+        """An event without text that tells how far the prompt is."""
+        event = self._chunk([ChatChunkChoice(0, Delta())])
+        event.prompt_progress = prompt_progress(progress, elapsed_s)
+        return event
+
+    def finish(self) -> Sequence[ChatChunk]:
+        """The usage, if it was asked for."""
+        if not self._with_usage:
+            return []
+        event = self._chunk([])
+        event.usage, event.timings = self._usage(), timings_of(self._results)
+        return [event]
+
+    def whole(self) -> ChatCompletion:
+        """The reply, if it is not streamed."""
+        return ChatCompletion(
+            id=self.id,
+            created=self._created,
+            model=self._model.id,
+            choices=[choice.whole(index) for index, choice in enumerate(self._choices)],
+            usage=self._usage(),
+            system_fingerprint=self._model.fingerprint,
+            timings=timings_of(self._results),
+        )
+
+    def failure(self, error: ApiError) -> ErrorBody:
+        """An event with OpenAI's error body, which its clients raise."""
+        return error.body
+
+    @property
+    def end_reason(self) -> str:
+        """The first choice's finish_reason."""
+        return self._choices[0].finish_reason or "stop"
+
+    def _usage(self) -> Usage:
+        return usage_of(self._results, sum(choice.n_reasoning for choice in self._choices))
+
+    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
+        usage: UnsetType | None = None if self._with_usage else UNSET
+        return ChatChunk(self.id, self._created, self._model.id, choices, self._model.fingerprint, usage=usage)
+
+
+class _Choice:
+    """One of n answers so far."""
+
+    def __init__(self, model: ServedModel, *, in_reasoning: bool, with_tools: bool) -> None:
+        self.finish_reason: FinishReason | None = None
+        self.n_reasoning = 0  # tokens of thoughts
+        self._model = model
+        self._parser = AnswerParser(model.answer_format, in_reasoning=in_reasoning, with_tools=with_tools)
+        self._texts: dict[str, list[str]] = {"content": [], "reasoning": []}
+        self._calls: list[ToolCallReply] = []
+        self._logprobs: list[ChatLogprob] | None = None
+
+    def take(self, chunk: StreamChunk) -> tuple[list[Delta], list[ChatLogprob]]:
+        """Add a chunk: what it adds to the answer, and log-probabilities of its tokens of the answer proper."""
+        entries: list[ChatLogprob] = []
+        if self._parser.is_reasoning:
+            self.n_reasoning += len(chunk.token_ids)
+        elif chunk.logprobs is not None and self._model.tokenizer is not None:
+            tokenizer = self._model.tokenizer
+            entries = [chat_logprob(e, tokenizer) for e in chunk.logprobs if not tokenizer.is_special(e.token_id)]
+            self._logprobs = (self._logprobs or []) + entries
+        parts = self._parser.push(chunk.text)
+        if chunk.finish_reason is not None:
+            parts += self._parser.finish()
+            called = self._parser.n_calls and chunk.finish_reason == "stop"
+            self.finish_reason = "tool_calls" if called else "length" if chunk.finish_reason == "length" else "stop"
+        return [self._delta(part) for part in parts], entries
+
+    def _delta(self, part: Part) -> Delta:
+        if isinstance(part, CallStart):
+            call = ToolCallReply(f"call_{uuid.uuid4().hex[:24]}", FunctionReply("", part.name))
+            self._calls.append(call)
+            delta = ToolCallDelta(part.index, FunctionReply("", part.name), id=call.id, type="function")
+            return Delta(tool_calls=[delta])
+        if isinstance(part, CallArguments):
+            self._calls[part.index].function.arguments += part.text
+            return Delta(tool_calls=[ToolCallDelta(part.index, FunctionReply(part.text))])
+        self._texts[_TEXT_KINDS[type(part)]].append(part.text)
+        if isinstance(part, Reasoning):
+            return Delta(reasoning_content=part.text, reasoning=part.text)
+        return Delta(content=part.text)
+
+    def whole(self, index: int) -> ChatChoice:
+        """The choice, when it has ended."""
+        assert self.finish_reason is not None
+        content, thoughts = "".join(self._texts["content"]), "".join(self._texts["reasoning"])
+        message = AssistantMessage(content if content or not self._calls else None)
+        if thoughts:
+            message.reasoning_content = message.reasoning = thoughts
+        if self._calls:
+            message.tool_calls = self._calls
+        logprobs = None if self._logprobs is None else ChatLogprobs(self._logprobs)
+        return ChatChoice(index, message, self.finish_reason, logprobs)
+
+
+def prompt_progress(progress: Progress, elapsed_s: float) -> PromptProgress:
+    """The engine's progress in the shape of replies."""
+    return PromptProgress(
+        total=progress.prompt_tokens,
+        cache=progress.cached_tokens,
+        processed=progress.prompt_tokens_done,
+        time_ms=round(1000 * elapsed_s),
+        queue_position=progress.queue_position,
+    )

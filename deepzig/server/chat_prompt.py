@@ -1,0 +1,136 @@
+"""From the messages of a chat to token ids: template variables, tools, thinking switches, the prefix to continue.
+
+Called by `chat`, `responses` and the tokenize route; calls `text.chat`. Knows nothing of sampling or streams.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from deepzig.server.failures import ApiError
+from deepzig.server.requests import ChatRequest, Content, Message, Tool
+from deepzig.server.served_model import ServedModel
+
+_RESERVED = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """Token ids, and whether they end within an open <think>."""
+
+    token_ids: list[int]
+    in_reasoning: bool
+
+
+def chat_prompt(
+    model: ServedModel,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] | None = None,
+    variables: dict[str, Any] | None = None,
+) -> ChatPrompt:
+    """The prompt of a chat. May take a while: the template runs in another process.
+
+    Raises:
+        ApiError, RequestError, TokenizerError: the messages cannot be used, or the model has no template.
+    """
+    if model.chat_template is None or model.tokenizer is None:
+        raise ApiError(
+            400,
+            f"the model {model.id!r} has no chat template, so it cannot chat; use /v1/completions",
+            code="no_chat_template",
+        )
+    if tools and model.answer_format.tools is None:
+        raise ApiError(
+            400, f"the chat template of {model.id!r} has no tool calls; leave tools out", code="no_tools", param="tools"
+        )
+    prefix = messages[-1] if messages[-1].prefix else None
+    if prefix is not None and prefix.role != "assistant":
+        raise ApiError(400, "only an assistant's message can be a prefix", param="messages", code="invalid_value")
+    if any(message.prefix for message in messages[:-1]):
+        raise ApiError(400, "only the last message can be a prefix", param="messages", code="invalid_value")
+    shown = [as_template_sees(message) for message in (messages if prefix is None else messages[:-1])]
+    listed = [msgspec.to_builtins(tool) for tool in tools] if tools else None
+    ids = model.chat_template.render_tokens(shown, model.tokenizer, tools=listed, **(variables or {}))
+    in_reasoning = _ends_in_reasoning(model, ids)
+    if prefix is not None:
+        in_reasoning = _continue(model, ids, prefix, in_reasoning)
+    return ChatPrompt(ids, in_reasoning)
+
+
+def template_variables(request: ChatRequest) -> dict[str, Any]:
+    """chat_template_kwargs and the thinking switches, under the names that templates use."""
+    variables = dict(request.chat_template_kwargs or {})
+    if taken := _RESERVED & variables.keys():
+        raise ApiError(400, f"chat_template_kwargs may not set {sorted(taken)[0]}", param="chat_template_kwargs")
+    if bad := next((name for name in variables if not name.isidentifier()), None):
+        raise ApiError(400, f"chat_template_kwargs has {bad!r:.80}, which is no name", param="chat_template_kwargs")
+    thinking: bool | None = None
+    if request.reasoning_effort is not None:
+        thinking = request.reasoning_effort not in ("none", "minimal")
+        variables.setdefault("reasoning_effort", request.reasoning_effort)
+    if request.enable_thinking is not None:
+        thinking = request.enable_thinking
+    if request.thinking is not None:
+        thinking = request.thinking.type == "enabled"
+    for name, other in (("thinking", "enable_thinking"), ("enable_thinking", "thinking")):
+        if isinstance(variables.get(other), bool):
+            variables.setdefault(name, variables[other])
+    if thinking is not None:
+        variables |= {"thinking": thinking, "enable_thinking": thinking}
+    return variables
+
+
+def as_template_sees(message: Message) -> dict[str, Any]:
+    """A message as templates expect it: content a text, names of roles that they know."""
+    role = "system" if message.role == "developer" else message.role
+    shown: dict[str, Any] = {"role": role, "content": plain_text(message.content)}
+    if message.tool_calls:
+        if message.role != "assistant":
+            raise ApiError(400, "only an assistant's message has tool_calls", param="messages", code="invalid_value")
+        shown["tool_calls"] = [msgspec.to_builtins(call) for call in message.tool_calls]
+    elif shown["content"] is None:
+        if message.role != "assistant":
+            raise ApiError(400, f"a {message.role} message lacks content", param="messages", code="invalid_value")
+        shown["content"] = ""
+    if message.name is not None:
+        shown["name"] = message.name
+    if message.tool_call_id is not None:
+        shown["tool_call_id"] = message.tool_call_id
+    if thoughts := message.reasoning_content or message.reasoning:
+        shown["reasoning_content"] = thoughts  # whether a later turn sees it is for the template to say
+    return shown
+
+
+def plain_text(content: Content | None) -> str | None:
+    """The text of a message, its parts on lines of their own."""
+    if content is None or isinstance(content, str):
+        return content
+    return "\n".join(part.text for part in content)
+
+
+def _ends_in_reasoning(model: ServedModel, ids: Sequence[int]) -> bool:
+    """Whether the last thinking mark of the prompt opens thoughts."""
+    if model.think_ids is None:
+        return False
+    opened, _ = model.think_ids
+    return next((token == opened for token in reversed(ids) if token in model.think_ids), False)
+
+
+def _continue(model: ServedModel, ids: list[int], prefix: Message, in_reasoning: bool) -> bool:
+    """Append the begun answer to `ids`; returns whether thoughts are still open behind it."""
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    content = plain_text(prefix.content)
+    thoughts = prefix.reasoning_content or prefix.reasoning
+    if thoughts and not in_reasoning:
+        raise ApiError(400, "a prefix with reasoning_content needs a prompt that opens thoughts", param="messages")
+    if thoughts:
+        ids += tokenizer.encode(thoughts, add_bos=False, allow_special=False)
+    if not content:
+        return in_reasoning
+    if in_reasoning and model.think_ids is not None:
+        ids.append(model.think_ids[1])
+    ids += tokenizer.encode(content, add_bos=False, allow_special=False)
+    return False

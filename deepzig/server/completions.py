@@ -1,0 +1,185 @@
+"""/v1/completions: prompts continued as they are, with echo, log-probabilities, and filling in before a suffix.
+
+Called by `app`; calls `run` through the `Ask` that it makes.
+"""
+
+import time
+import uuid
+from collections.abc import Sequence
+
+from msgspec import UNSET
+
+from deepzig.engine.results import GenerationResult, Progress, StreamChunk
+from deepzig.engine.sampling import TokenLogprob
+from deepzig.server.chat import prompt_progress
+from deepzig.server.failures import ApiError, ErrorBody
+from deepzig.server.logprobs import completion_logprobs
+from deepzig.server.replies import Completion, CompletionChoice, CompletionLogprobs, FinishReason
+from deepzig.server.requests import MAX_PROMPTS, CompletionRequest
+from deepzig.server.run import Ask
+from deepzig.server.sampling_fields import sampling_params
+from deepzig.server.served_model import ServedModel
+from deepzig.server.usage import timings_of, usage_of
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+_FIM = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")  # noqa: RUF001
+
+
+def prepare_completion(model: ServedModel, request: CompletionRequest, tenant: str) -> tuple[Ask, "CompletionAnswer"]:
+    """What the engine is asked, and the answer that will take its chunks.
+
+    Raises:
+        ApiError, RequestError: the request cannot be served.
+    """
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise ApiError(400, "best_of is not supported; use n", param="best_of", code="unsupported_parameter")
+    prompts = [_prompt_ids(model, prompt, request.suffix) for prompt in _prompts(request)]
+    params = sampling_params(
+        request,
+        model.llm.config.vocab_size,
+        max_tokens=request.max_tokens or DEFAULT_MAX_TOKENS,
+        logprobs=request.logprobs,
+    )
+    ask = Ask(prompts=prompts, params=params, tenant=tenant, priority=request.priority or 0)
+    return ask, CompletionAnswer(model, request, prompts, n_choices=params.n)
+
+
+def _prompts(request: CompletionRequest) -> Sequence[str | Sequence[int]]:
+    """The prompts of a request: a text, token ids, or a list of either."""
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if all(isinstance(part, int) for part in prompt):
+        return [[part for part in prompt if isinstance(part, int)]]
+    if len(prompt) > MAX_PROMPTS:
+        raise ApiError(400, f"there are {len(prompt)} prompts; {MAX_PROMPTS} are allowed", param="prompt")
+    mixed = [part for part in prompt if not isinstance(part, int)]
+    if len(mixed) != len(prompt) or len({type(part) for part in mixed}) != 1:
+        raise ApiError(400, "prompt must be a text, a list of texts, token ids or lists of them", param="prompt")
+    return mixed
+
+
+def _prompt_ids(model: ServedModel, prompt: str | Sequence[int], suffix: str | None) -> list[int]:
+    if suffix:
+        return _fill_in_the_middle(model, prompt, suffix)
+    return model.llm.encode(prompt).tolist()
+
+
+def _fill_in_the_middle(model: ServedModel, prompt: str | Sequence[int], suffix: str) -> list[int]:
+    """<BOS><fim begin>prompt<fim hole>suffix<fim end>, DeepSeek-Coder's order; its marks are in V3's tokenizer too."""
+    tokenizer = model.tokenizer
+    marks = [tokenizer.control_tokens.ids.get(mark) for mark in _FIM] if tokenizer else [None]
+    if tokenizer is None or None in marks or not isinstance(prompt, str):
+        raise ApiError(
+            400, "suffix needs a model with FIM tokens, and a prompt of text", param="suffix", code="no_fim"
+        )
+    begin, hole, end = (mark for mark in marks if mark is not None)
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    before, after = (tokenizer.encode(text, add_bos=False, allow_special=False) for text in (prompt, suffix))
+    return [*bos, begin, *before, hole, *after, end]
+
+
+class CompletionAnswer:
+    """A completion in the making (see `answer.Answer`)."""
+
+    def __init__(
+        self, model: ServedModel, request: CompletionRequest, prompts: Sequence[Sequence[int]], *, n_choices: int
+    ) -> None:
+        options = request.stream_options
+        self.wants_progress = bool(request.return_progress)
+        self.id = f"cmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._model = model
+        self._with_usage = bool(options and options.include_usage)
+        self._n_choices = n_choices
+        self._choices = [_Choice(model, request.logprobs is not None) for _ in range(len(prompts) * n_choices)]
+        self._results: list[GenerationResult] = []
+        self._echoes = [self._decoded(prompt) if request.echo else "" for prompt in prompts]
+
+    def start(self) -> Sequence[Completion]:
+        """The prompts, if they are to be echoed."""
+        return [
+            self._event([CompletionChoice(index, echo)])
+            for index in range(len(self._choices))
+            if (echo := self._echoes[index // self._n_choices])
+        ]
+
+    def take(self, prompt: int, chunk: StreamChunk) -> Sequence[Completion]:
+        """The text of a chunk."""
+        index = prompt * self._n_choices + chunk.index
+        if chunk.result is not None:
+            self._results.append(chunk.result)
+        logprobs = self._choices[index].take(chunk, len(self._echoes[prompt]))
+        finish_reason = self._choices[index].finish_reason
+        if not chunk.text and logprobs is None and finish_reason is None:
+            return []
+        return [self._event([CompletionChoice(index, chunk.text, finish_reason, logprobs)])]
+
+    def progress(self, progress: Progress, elapsed_s: float) -> Completion:
+        """An event without text that tells how far the prompts are."""
+        event = self._event([CompletionChoice(0, "")])
+        event.prompt_progress = prompt_progress(progress, elapsed_s)
+        return event
+
+    def finish(self) -> Sequence[Completion]:
+        """The usage, if it was asked for."""
+        if not self._with_usage:
+            return []
+        event = self._event([])
+        event.usage, event.timings = usage_of(self._results), timings_of(self._results)
+        return [event]
+
+    def whole(self) -> Completion:
+        """The reply, if it is not streamed."""
+        reply = self._event(
+            [choice.whole(i, self._echoes[i // self._n_choices]) for i, choice in enumerate(self._choices)]
+        )
+        reply.usage, reply.timings = usage_of(self._results), timings_of(self._results)
+        return reply
+
+    def failure(self, error: ApiError) -> ErrorBody:
+        """An event with OpenAI's error body, which its clients raise."""
+        return error.body
+
+    @property
+    def end_reason(self) -> str:
+        """The first choice's finish_reason."""
+        return self._choices[0].finish_reason or "stop"
+
+    def _decoded(self, prompt: Sequence[int]) -> str:
+        return self._model.tokenizer.decode(prompt) if self._model.tokenizer else ""
+
+    def _event(self, choices: list[CompletionChoice]) -> Completion:
+        usage = None if self._with_usage else UNSET
+        return Completion(self.id, self._created, self._model.id, choices, self._model.fingerprint, usage=usage)
+
+
+class _Choice:
+    """One of the answers so far."""
+
+    def __init__(self, model: ServedModel, with_logprobs: bool) -> None:
+        self.finish_reason: FinishReason | None = None
+        self._tokenizer = model.tokenizer
+        self._with_logprobs = with_logprobs
+        self._entries: list[TokenLogprob] = []
+        self._texts: list[str] = []
+        self._offset = 0
+
+    def take(self, chunk: StreamChunk, echo_length: int) -> CompletionLogprobs | None:
+        """Add a chunk; its log-probabilities, if they were asked for."""
+        self._texts.append(chunk.text)
+        if chunk.finish_reason is not None:
+            self.finish_reason = "length" if chunk.finish_reason == "length" else "stop"
+        if not self._with_logprobs or not chunk.logprobs or self._tokenizer is None:
+            return None
+        self._entries += chunk.logprobs
+        logprobs = completion_logprobs(chunk.logprobs, self._tokenizer, echo_length + self._offset)
+        self._offset += sum(map(len, logprobs.tokens))
+        return logprobs
+
+    def whole(self, index: int, echo: str) -> CompletionChoice:
+        """The choice, when it has ended."""
+        logprobs = None
+        if self._with_logprobs and self._tokenizer is not None:
+            logprobs = completion_logprobs(self._entries, self._tokenizer, len(echo))
+        return CompletionChoice(index, echo + "".join(self._texts), self.finish_reason, logprobs)

@@ -1,0 +1,213 @@
+"""Run: what the engine computes for one request, seen from the event loop; and RunBoard, all that are going on.
+
+Made by the endpoints; calls `LLM.submit`. Chunks wait in the engine's queue until they are taken, so a client that does
+not read holds no memory but its own tokens. Knows nothing of HTTP.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepzig.engine.generation import Generation
+from deepzig.engine.llm import LLM
+from deepzig.engine.results import GenerationResult, Progress, StreamChunk
+from deepzig.engine.sampling import SamplingParams, TokenConstraint
+from deepzig.server.failures import ApiError
+from deepzig.server.metrics import Metrics
+
+MAX_BACKLOG = 4096  # events that may wait for a client that does not read
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request wants of the engine: one answer set for each prompt."""
+
+    prompts: Sequence[Sequence[int]]
+    params: SamplingParams
+    constraint: TokenConstraint | None = None
+    tenant: str = ""
+    priority: int = 0
+
+
+class Waker:
+    """Carries news from the engine's thread to the event loop: one call into the loop for all runs of a step."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._woken: deque[Run] = deque()
+        self._is_scheduled = False
+
+    def notify(self, run: "Run") -> None:
+        """Called from any thread."""
+        self._woken.append(run)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._is_scheduled = False  # before the queue is read: what comes meanwhile schedules again
+        while self._woken:
+            self._woken.popleft().on_news()
+
+
+class Run:
+    """The generations of one request. Read by one task, with `next`; ended by `close`, whatever happens."""
+
+    def __init__(self, board: "RunBoard", waker: Waker) -> None:
+        self.started = time.perf_counter()
+        self.results: list[GenerationResult] = []
+        self._board = board
+        self._waker = waker
+        self._generations: list[Generation] = []
+        self._news = asyncio.Event()
+        self._n_unread = 0
+        self._failure: ApiError | None = None
+        self._first_token: float | None = None
+        self._last_token = 0.0
+        self._n_tokens = 0
+        self._is_closed = False
+
+    def submit(self, llm: LLM, ask: Ask) -> None:
+        """Hand the request to the engine; may block, so not from the event loop. Raises as `LLM.submit`."""
+        for index, prompt in enumerate(ask.prompts):
+            last = index == len(ask.prompts) - 1
+            constraint = ask.constraint if ask.constraint is None or last else ask.constraint.copy()
+            generation = llm.submit(
+                prompt,
+                ask.params,
+                tenant=ask.tenant,
+                priority=ask.priority,
+                constraint=constraint,
+                on_event=lambda: self._waker.notify(self),
+            )
+            self._generations.append(generation)
+
+    async def next(self, timeout: float) -> list[tuple[int, StreamChunk]]:
+        """(index of the prompt, chunk) of all that has come; empty after `timeout` seconds without any.
+
+        Raises:
+            DeepzigError: what the engine met. ApiError: the run was aborted.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    if chunks := self._taken():
+                        return chunks
+                    await self._news.wait()
+                    self._news.clear()
+        except TimeoutError:
+            return []
+
+    def _taken(self) -> list[tuple[int, StreamChunk]]:
+        self._n_unread = 0
+        if self._failure is not None:
+            raise self._failure
+        chunks = [(index, chunk) for index, each in enumerate(self._generations) for chunk in each.poll()]
+        if chunks:
+            self._count(chunks)
+        return chunks
+
+    def _count(self, chunks: Sequence[tuple[int, StreamChunk]]) -> None:
+        now = time.perf_counter()
+        metrics = self._board.metrics
+        if self._first_token is None:
+            self._first_token = now
+            metrics.first_token_seconds.observe(now - self.started)
+        else:
+            metrics.token_gap_seconds.observe((now - self._last_token) / len(chunks))
+        self._last_token = now
+        self._n_tokens += len(chunks)
+        self.results += [chunk.result for _, chunk in chunks if chunk.result is not None]
+
+    @property
+    def is_finished(self) -> bool:
+        """All generations have given their results."""
+        return len(self.results) == len(self._generations)
+
+    @property
+    def progress(self) -> Progress:
+        """Of all prompts together; the queue position is that of the last."""
+        each = [generation.progress for generation in self._generations]
+        return Progress(
+            queue_position=max(p.queue_position for p in each),
+            prompt_tokens=sum(p.prompt_tokens for p in each),
+            prompt_tokens_done=sum(p.prompt_tokens_done for p in each),
+            cached_tokens=sum(p.cached_tokens for p in each),
+        )
+
+    @property
+    def has_begun(self) -> bool:
+        """A token has come."""
+        return self._first_token is not None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the request came."""
+        return time.perf_counter() - self.started
+
+    def on_news(self) -> None:
+        """Something can be taken. Called in the event loop."""
+        self._n_unread += 1
+        if self._n_unread > MAX_BACKLOG:
+            self.abort(ApiError(503, "the client did not read its stream", code="slow_reader"))
+        self._news.set()
+
+    def abort(self, error: ApiError) -> None:
+        """End the run; whoever reads it gets `error`."""
+        if self._failure is None and not self.is_finished:
+            self._failure = error
+            self._cancel()
+            self._news.set()
+
+    def close(self, reason: str) -> None:
+        """Cancel what still runs, and count how the run ended: stop, length, tool_calls, cancelled or error."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._cancel()
+        self._board.remove(self)
+        self._board.metrics.finished(reason, time.perf_counter() - self.started, self.results, self._n_tokens)
+
+    def _cancel(self) -> None:
+        for generation in self._generations:
+            generation.cancel()
+
+
+class RunBoard:
+    """All runs, so that they can be counted and ended."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self._runs: set[Run] = set()
+        self._waker: Waker | None = None
+
+    async def start(self, llm: LLM, ask: Ask) -> Run:
+        """Submit a request. Raises as `LLM.submit`; then nothing is left behind."""
+        if self._waker is None:
+            self._waker = Waker(asyncio.get_running_loop())
+        run = Run(self, self._waker)
+        self._runs.add(run)
+        submitting = asyncio.ensure_future(asyncio.to_thread(run.submit, llm, ask))
+        try:
+            await asyncio.shield(submitting)
+        except BaseException as error:
+            if not submitting.done():  # the client left meanwhile: what is submitted yet must not stay
+                submitting.add_done_callback(lambda _: run.close("cancelled"))
+            else:
+                run.close("cancelled" if isinstance(error, asyncio.CancelledError) else "error")
+            raise
+        return run
+
+    def remove(self, run: Run) -> None:
+        """Forget a run that has ended."""
+        self._runs.discard(run)
+
+    def abort_all(self, error: ApiError) -> None:
+        """End every run."""
+        for run in tuple(self._runs):
+            run.abort(error)
+
+    def __len__(self) -> int:
+        return len(self._runs)

@@ -1,0 +1,28 @@
+"""From the fields of a request to SamplingParams. Called by `chat`, `completions` and `responses`."""
+
+from typing import Any
+
+from deepzig.engine.sampling import SamplingParams
+from deepzig.server.requests import SamplingFields
+
+_SAME_NAMES = (
+    "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "n", "ignore_eos",
+)  # fmt: skip
+
+
+def sampling_params(
+    fields: SamplingFields, vocab_size: int, *, max_tokens: int, logprobs: int | None
+) -> SamplingParams:
+    """What the engine is asked for. Raises RequestError for what it refuses."""
+    given: dict[str, Any] = {name: value for name in _SAME_NAMES if (value := getattr(fields, name)) is not None}
+    if given.get("top_p") == 0:  # OpenAI allows it: only the likeliest token is left
+        given |= {"top_p": 1.0, "top_k": 1}
+    elif fields.top_k is not None:
+        given["top_k"] = min(max(fields.top_k, 0), vocab_size)
+    if fields.seed is not None:
+        given["seed"] = fields.seed % (1 << 63)
+    if fields.stop:
+        given["stop"] = (fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop)
+    if fields.logit_bias:
+        given["logit_bias"] = {int(token): bias for token, bias in fields.logit_bias.items()}
+    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)

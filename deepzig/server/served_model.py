@@ -1,0 +1,89 @@
+"""ServedModel: the loaded model with what the server must know of it. Made when loading ends; read by the endpoints."""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from deepzig.checkpoint.names import expected_tensors
+from deepzig.engine.llm import BUNDLED, LLM
+from deepzig.model.moe import MoE
+from deepzig.server.replies import ModelMeta, ModelReply
+from deepzig.text.answer_format import THINK_CLOSE, THINK_OPEN, AnswerFormat
+from deepzig.text.chat import ChatTemplate
+from deepzig.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """An LLM under the name that clients give."""
+
+    id: str
+    llm: LLM
+    created: int  # Unix time at which it was loaded
+    tokenizer: Tokenizer | None
+    chat_template: ChatTemplate | None
+    answer_format: AnswerFormat
+    weight_bytes: int
+    n_params: int
+
+    @classmethod
+    def of(cls, llm: LLM, model_id: str | None = None) -> "ServedModel":
+        """What `llm` is; without a name of its own it goes by that of its folder."""
+        template = llm.chat_template
+        directory = BUNDLED.get(llm.name, Path(llm.name))
+        expected = expected_tensors(llm.config)
+        matrices = [rows * columns for name, (rows, columns) in expected.linear.items() if name not in expected.alias]
+        return cls(
+            id=model_id or directory.resolve().name,
+            llm=llm,
+            created=int(time.time()),
+            tokenizer=llm.tokenizer,
+            chat_template=template,
+            answer_format=AnswerFormat.of_template(template.source if template else None),
+            weight_bytes=sum(path.stat().st_size for path in directory.glob("*.safetensors")),
+            n_params=sum(matrices) + sum(size for (size,) in expected.vector.values()),
+        )
+
+    @property
+    def weight_format(self) -> str:
+        """How most of the weights are stored: the format of the last layer's matrices."""
+        mlp = self.llm.model.layers[-1].mlp
+        weight = mlp.experts.gate_proj[0] if isinstance(mlp, MoE) else mlp.gate_proj.weight
+        return weight.format
+
+    @property
+    def n_context(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self.llm.config.max_position_embeddings
+
+    @cached_property
+    def think_ids(self) -> tuple[int, int] | None:
+        """Token ids of <think> and </think>, if the tokenizer has both."""
+        if self.tokenizer is None:
+            return None
+        ids = self.tokenizer.control_tokens.ids
+        if THINK_OPEN not in ids or THINK_CLOSE not in ids:
+            return None
+        return ids[THINK_OPEN], ids[THINK_CLOSE]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """OpenAI's system_fingerprint: changes when the model or the way it computes does."""
+        facts = repr((self.id, self.n_params, self.weight_bytes, self.weight_format))
+        return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]
+
+    def describe(self) -> ModelReply:
+        """The entry of /v1/models."""
+        meta = ModelMeta(
+            n_ctx=self.n_context,
+            n_vocab=self.llm.config.vocab_size,
+            n_params=self.n_params,
+            size=self.weight_bytes,
+            format=self.weight_format,
+            has_chat_template=self.chat_template is not None,
+            has_tools=self.answer_format.tools is not None,
+            has_thinking=self.answer_format.has_thinking,
+        )
+        return ModelReply(id=self.id, created=self.created, meta=meta, max_model_len=self.n_context)

@@ -1,0 +1,55 @@
+"""ServerSettings: where the server listens, whom it serves, and its limits. Made by `cli.serve`."""
+
+import ipaddress
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from deepzig.errors import ServerError
+
+MIN_KEY_LENGTH = 8
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What an operator may set. Raises ServerError when made with a combination that is not safe."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: a free one
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    insecure: bool = False  # other machines may come without a key
+    allowed_hosts: tuple[str, ...] = ()  # further names in the Host header
+    allowed_origins: tuple[str, ...] = ()  # web pages from elsewhere that may call, as in "https://chat.example"
+    shutdown_timeout: float = 30.0  # seconds for running requests after SIGTERM
+    max_body_bytes: int = 8 << 20
+    max_connections: int = 1000
+    receive_timeout: float = 30.0  # seconds for a client to send a whole request
+    send_timeout: float = 30.0  # seconds that a client may leave its stream unread
+    ping_interval: float = 10.0  # seconds between signs of life to a waiting client
+    expert_load: bool = False  # count which experts are chosen
+
+    def __post_init__(self) -> None:
+        if any(len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() for key in self.api_keys):
+            raise ServerError(f"an API key needs {MIN_KEY_LENGTH} or more printable ASCII characters; use a longer one")
+        if not (self.is_loopback or self.api_keys or self.insecure):
+            raise ServerError(
+                f"listening on {self.host} lets other machines in; give --api-key, or --insecure if that is meant"
+            )
+        for origin in self.allowed_origins:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
+                raise ServerError(f"origin {origin!r} is not of the form https://name[:port]; write it so")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Only programs on this machine can connect."""
+        return is_loopback_host(self.host)
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether a host name or address means this machine itself."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

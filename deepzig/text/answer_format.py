@@ -1,0 +1,72 @@
+"""AnswerFormat: how a family of models marks its thoughts and tool calls, read off its chat template.
+
+Made by the server once per model; used by `answer_parser`, `tool_prompt` and `constraint`. The formats are those of the
+chat templates that DeepSeek publishes with V2.5, V3, R1 and R1-0528 (one format) and with V3.1.
+"""
+
+# ruff: noqa: RUF001
+
+from dataclasses import dataclass
+
+THINK_OPEN = "<think>"
+THINK_CLOSE = "</think>"
+
+
+@dataclass(frozen=True)
+class ToolFormat:
+    """section_open (call_open head separator name name_close arguments arguments_close call_close)... section_close.
+
+    V3 writes the word "function" as head and fences the arguments; V3.1 has neither.
+    """
+
+    name: str
+    section_open: str
+    section_close: str
+    call_open: str
+    call_close: str
+    head: str  # what stands before the name, the separator included
+    name_close: str  # between name and arguments
+    arguments_close: str  # between arguments and call_close
+    between_calls: str
+
+
+_DEEPSEEK = {
+    "section_open": "<｜tool▁calls▁begin｜>",
+    "section_close": "<｜tool▁calls▁end｜>",
+    "call_open": "<｜tool▁call▁begin｜>",
+    "call_close": "<｜tool▁call▁end｜>",
+}
+DEEPSEEK_V3 = ToolFormat(
+    name="deepseek_v3",
+    **_DEEPSEEK,
+    head="function<｜tool▁sep｜>",
+    name_close="\n```json\n",
+    arguments_close="\n```",
+    between_calls="\n",
+)
+DEEPSEEK_V31 = ToolFormat(
+    name="deepseek_v31",
+    **_DEEPSEEK,
+    head="",
+    name_close="<｜tool▁sep｜>",
+    arguments_close="",
+    between_calls="",
+)
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """What of an answer is not its content."""
+
+    has_thinking: bool
+    tools: ToolFormat | None
+
+    @classmethod
+    def of_template(cls, source: str | None) -> "AnswerFormat":
+        """The format that a chat template's source tells of; None: a model without one."""
+        if source is None:
+            return cls(False, None)
+        has_thinking = THINK_CLOSE in source
+        if DEEPSEEK_V3.section_open not in source:
+            return cls(has_thinking, None)
+        return cls(has_thinking, DEEPSEEK_V3 if "```json" in source else DEEPSEEK_V31)

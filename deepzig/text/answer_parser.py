@@ -1,0 +1,210 @@
+"""AnswerParser: splits an answer, while it streams, into thoughts, content and tool calls.
+
+Called by the server with the text of each token. Knows neither tokens nor JSON: arguments are passed on as written.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from deepzig.text.answer_format import THINK_CLOSE, THINK_OPEN, AnswerFormat, ToolFormat
+from deepzig.text.marker_scanner import MarkerScanner
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """A piece of the model's thoughts."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """A piece of the answer proper."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallStart:
+    """The model calls a function; its arguments follow."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True)
+class CallArguments:
+    """A piece of a call's arguments, JSON as the model wrote it."""
+
+    index: int
+    text: str
+
+
+Part = Reasoning | Content | CallStart | CallArguments
+
+
+class _State(Enum):
+    OPENING = auto()  # nothing but whitespace yet: <think> may come
+    REASONING = auto()
+    CONTENT = auto()
+    BETWEEN_CALLS = auto()
+    NAME = auto()
+    ARGUMENTS = auto()
+
+
+class AnswerParser:
+    """The concatenation of all parts is the same however the text is cut into pieces.
+
+    Line breaks around the thoughts are dropped, as DeepSeek's API does. A section of tool calls in which no call can be
+    recognised is handed on as content, so that nothing the model wrote is lost.
+    """
+
+    def __init__(self, answer_format: AnswerFormat, *, in_reasoning: bool = False, with_tools: bool = False) -> None:
+        """in_reasoning: the prompt ends within an open <think>. with_tools: look for calls."""
+        self._tools: ToolFormat | None = answer_format.tools if with_tools else None
+        self._has_thinking = answer_format.has_thinking
+        self._scanner = MarkerScanner()
+        self._state = _State.CONTENT
+        if self._has_thinking:
+            self._state = _State.REASONING if in_reasoning else _State.OPENING
+        self._newlines = ""  # held back at the end of thoughts
+        self._at_start = True  # of thoughts, or of content after thoughts
+        self._raw = ""  # of a section without a call so far
+        self.n_calls = 0
+
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether the text so far ends within thoughts."""
+        return self._state is _State.REASONING
+
+    def push(self, text: str) -> list[Part]:
+        """The parts that became certain with `text`."""
+        self._scanner.push(text)
+        parts: list[Part] = []
+        while self._advance(parts):
+            pass
+        return _joined(parts)
+
+    def finish(self) -> list[Part]:
+        """What was held back, at the end of the answer."""
+        parts: list[Part] = []
+        rest = self._scanner.rest()
+        if self._state is _State.REASONING:
+            self._reason(rest, parts)
+        elif self._state is _State.ARGUMENTS:
+            self._argue(rest, parts)
+        elif self._state in (_State.OPENING, _State.CONTENT):
+            self._say(self._newlines + rest if self._state is _State.OPENING else rest, parts)
+        elif self.n_calls == 0:
+            parts.append(Content(self._raw + rest))
+        return _joined(parts)
+
+    def _advance(self, parts: list[Part]) -> bool:
+        """One step of the state machine; False when more text is needed."""
+        if self._state is _State.OPENING:
+            return self._open(parts)
+        if self._state is _State.REASONING:
+            text, marker = self._scanner.next((THINK_CLOSE,))
+            self._reason(text, parts)
+            if marker:
+                self._newlines, self._at_start = "", True
+                self._state = _State.CONTENT
+            return marker is not None
+        if self._state is _State.CONTENT:
+            text, marker = self._scanner.next((self._tools.section_open,) if self._tools else ())
+            self._say(text, parts)
+            if marker:
+                self._raw, self._state = marker, _State.BETWEEN_CALLS
+            return marker is not None
+        return self._advance_call(parts)
+
+    def _open(self, parts: list[Part]) -> bool:
+        text, marker = self._scanner.next((THINK_OPEN,))
+        if marker and not text.strip():
+            self._state = _State.REASONING
+            return True
+        if marker:
+            self._scanner.push_front(marker)
+        if text.strip():
+            self._state = _State.CONTENT
+            self._at_start = False
+            self._scanner.push_front(self._newlines + text)
+            self._newlines = ""
+            return True
+        self._newlines += text
+        return False
+
+    def _advance_call(self, parts: list[Part]) -> bool:
+        tools = self._tools
+        assert tools is not None
+        if self._state is _State.BETWEEN_CALLS:
+            text, marker = self._scanner.next((tools.call_open, tools.section_close))
+            self._raw += text + (marker or "")
+            if marker == tools.call_open:
+                self._state = _State.NAME
+            elif marker:
+                if self.n_calls == 0:
+                    parts.append(Content(self._raw))
+                self._state, self._at_start = _State.CONTENT, True
+            return marker is not None
+        if self._state is _State.NAME:
+            return self._read_name(tools, parts)
+        text, marker = self._scanner.next((tools.arguments_close + tools.call_close, tools.call_close))
+        self._argue(text, parts)
+        if marker:
+            self._state = _State.BETWEEN_CALLS
+        return marker is not None
+
+    def _read_name(self, tools: ToolFormat, parts: list[Part]) -> bool:
+        text, marker = self._scanner.next((tools.name_close, tools.call_close))
+        self._raw += text
+        if marker is None:
+            return False
+        name = self._raw.rpartition(tools.call_open)[2].removeprefix(tools.head).strip()
+        self._raw += marker
+        if marker == tools.call_close:  # no arguments, so no call
+            self._state = _State.BETWEEN_CALLS
+            return True
+        parts.append(CallStart(self.n_calls, name))
+        self.n_calls += 1
+        self._state = _State.ARGUMENTS
+        return True
+
+    def _reason(self, text: str, parts: list[Part]) -> None:
+        if self._at_start:
+            text = text.lstrip("\n")
+        if not text:
+            return
+        self._at_start = False
+        text = self._newlines + text
+        kept = text.rstrip("\n")
+        self._newlines = text[len(kept) :]
+        parts.append(Reasoning(kept))
+
+    def _say(self, text: str, parts: list[Part]) -> None:
+        if self._at_start and (self._has_thinking or self.n_calls):
+            text = text.lstrip("\n")
+        if text:
+            self._at_start = False
+            parts.append(Content(text))
+
+    def _argue(self, text: str, parts: list[Part]) -> None:
+        parts.append(CallArguments(self.n_calls - 1, text))
+
+
+def _joined(parts: list[Part]) -> list[Part]:
+    """Neighbours of a kind as one; no empty pieces."""
+    joined: list[Part] = []
+    for part in parts:
+        if not isinstance(part, CallStart) and not part.text:
+            continue
+        last = joined[-1] if joined else None
+        if isinstance(part, Reasoning) and isinstance(last, Reasoning):
+            joined[-1] = Reasoning(last.text + part.text)
+        elif isinstance(part, Content) and isinstance(last, Content):
+            joined[-1] = Content(last.text + part.text)
+        elif isinstance(part, CallArguments) and isinstance(last, CallArguments) and last.index == part.index:
+            joined[-1] = CallArguments(part.index, last.text + part.text)
+        else:
+            joined.append(part)
+    return joined
