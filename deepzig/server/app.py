@@ -20,11 +20,18 @@ from deepzig.server.guard import Guard
 from deepzig.server.http_reply import Reply, StreamedReply, WholeReply
 from deepzig.server.metrics import CONTENT_TYPE
 from deepzig.server.replies import Health, ModelList
-from deepzig.server.requests import ChatRequest, CompletionRequest, SamplingFields
+from deepzig.server.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    SamplingFields,
+    TokenizeRequest,
+)
 from deepzig.server.run import Ask
 from deepzig.server.served_model import ServedModel
 from deepzig.server.service import Service
 from deepzig.server.status import Status
+from deepzig.server.tokens import detokenize, tokenize
 
 STATIC = Path(__file__).parent / "static"
 # What the page may do: load its own files, talk to this server, and nothing else.
@@ -65,6 +72,8 @@ class Routes:
             ]
         return [
             *routes,
+            Route("/tokenize", self._answering(TokenizeRequest, tokenize), methods=["POST"]),
+            Route("/detokenize", self._answering(DetokenizeRequest, detokenize), methods=["POST"]),
             Route("/health", self.health),
             Route("/livez", self.livez),
             Route("/metrics", self.metrics),
@@ -72,6 +81,16 @@ class Routes:
             Route("/", self.page),
             Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
         ]
+
+    def _answering(self, kind: type[T], answer: Callable[[ServedModel, T], msgspec.Struct]) -> Endpoint:
+        """The endpoint that reads a body of `kind` and answers without the engine."""
+
+        async def endpoint(request: Request) -> Response:
+            settings = self.service.settings
+            body = decode(await read_body(request, settings.max_body_bytes, settings.receive_timeout), kind)
+            return json_response(await asyncio.to_thread(answer, self.service.model, body))
+
+        return endpoint
 
     def _generating(self, kind: type[T], prepare: Prepare[T]) -> Endpoint:
         """The endpoint that reads a body of `kind` and lets the engine answer."""

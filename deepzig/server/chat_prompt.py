@@ -52,7 +52,8 @@ def chat_prompt(
         raise ApiError(400, "only the last message can be a prefix", param="messages", code="invalid_value")
     shown = [as_template_sees(message) for message in (messages if prefix is None else messages[:-1])]
     listed = [msgspec.to_builtins(tool) for tool in tools] if tools else None
-    ids = model.chat_template.render_tokens(shown, model.tokenizer, tools=listed, **(variables or {}))
+    template = model.tool_template if tools else None
+    ids = (template or model.chat_template).render_tokens(shown, model.tokenizer, tools=listed, **(variables or {}))
     in_reasoning = _ends_in_reasoning(model, ids)
     if prefix is not None:
         in_reasoning = _continue(model, ids, prefix, in_reasoning)
@@ -86,14 +87,14 @@ def as_template_sees(message: Message) -> dict[str, Any]:
     """A message as templates expect it: content a text, names of roles that they know."""
     role = "system" if message.role == "developer" else message.role
     shown: dict[str, Any] = {"role": role, "content": plain_text(message.content)}
+    if shown["content"] is None and message.role == "assistant":
+        shown["content"] = ""  # not null: R1's template looks into it
     if message.tool_calls:
         if message.role != "assistant":
             raise ApiError(400, "only an assistant's message has tool_calls", param="messages", code="invalid_value")
         shown["tool_calls"] = [msgspec.to_builtins(call) for call in message.tool_calls]
     elif shown["content"] is None:
-        if message.role != "assistant":
-            raise ApiError(400, f"a {message.role} message lacks content", param="messages", code="invalid_value")
-        shown["content"] = ""
+        raise ApiError(400, f"a {message.role} message lacks content", param="messages", code="invalid_value")
     if message.name is not None:
         shown["name"] = message.name
     if message.tool_call_id is not None:

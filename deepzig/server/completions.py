@@ -12,6 +12,7 @@ from msgspec import UNSET
 from deepzig.engine.results import GenerationResult, Progress, StreamChunk
 from deepzig.engine.sampling import TokenLogprob
 from deepzig.server.chat import prompt_progress
+from deepzig.server.constraints import completion_constraint
 from deepzig.server.failures import ApiError, ErrorBody
 from deepzig.server.logprobs import completion_logprobs
 from deepzig.server.replies import Completion, CompletionChoice, CompletionLogprobs, FinishReason
@@ -40,7 +41,8 @@ def prepare_completion(model: ServedModel, request: CompletionRequest, tenant: s
         max_tokens=request.max_tokens or DEFAULT_MAX_TOKENS,
         logprobs=request.logprobs,
     )
-    ask = Ask(prompts=prompts, params=params, tenant=tenant, priority=request.priority or 0)
+    constraint = completion_constraint(model, request)
+    ask = Ask(prompts, params, constraint, tenant, request.priority or 0)
     return ask, CompletionAnswer(model, request, prompts, n_choices=params.n)
 
 

@@ -1,10 +1,112 @@
-"""Which constraint a request puts on its answer. Called by `chat` and `completions`; will call `text.constraint`."""
+"""Which constraint a request puts on its answer: a schema, a grammar, calls of tools, a budget of thoughts.
+
+Called by `chat` and `completions`; calls `text.constraint`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
 
 from deepzig.engine.sampling import TokenConstraint
-from deepzig.server.requests import ChatRequest
+from deepzig.server.failures import ApiError
+from deepzig.server.requests import (
+    MAX_SCHEMA_BYTES,
+    ChatRequest,
+    CompletionRequest,
+    NamedToolChoice,
+    ResponseFormat,
+    SamplingFields,
+    Tool,
+)
 from deepzig.server.served_model import ServedModel
+from deepzig.text import constraint as grammar
+
+
+def completion_constraint(model: ServedModel, request: CompletionRequest) -> TokenConstraint | None:
+    """What a completion must look like; None: it is free. Raises ApiError and RequestError for what cannot be used."""
+    source = _own_grammar(request, request.response_format)
+    return None if source is None else _grammars(model).compile(source)
 
 
 def chat_constraint(model: ServedModel, request: ChatRequest, *, in_reasoning: bool) -> TokenConstraint | None:
-    """None: the answer is free."""
-    return None
+    """What a chat's answer must look like, after thoughts if the prompt opens any. Raises as above."""
+    source = _tool_grammar(model, request) or _own_grammar(request, request.response_format)
+    inner = None if source is None else _grammars(model).compile(source)
+    budget = request.thinking_token_budget
+    if not in_reasoning or model.think_ids is None or (inner is None and budget is None):
+        return inner
+    vocab_size = model.llm.config.vocab_size
+    return grammar.AfterThoughts(model.think_ids[1], model.llm.defaults.eos_token_ids, vocab_size, inner, budget)
+
+
+def _own_grammar(request: SamplingFields, response_format: ResponseFormat | None) -> str | None:
+    """The grammar of response_format, grammar or regex, of which at most one may be given."""
+    schema = _schema(response_format)
+    if sum(given is not None for given in (schema, request.grammar, request.regex)) > 1:
+        raise ApiError(400, "give one of response_format, grammar and regex", param="grammar", code="invalid_value")
+    if request.grammar is not None:
+        return grammar.from_text(request.grammar)
+    if request.regex is not None:
+        return grammar.from_regex(request.regex)
+    return None if schema is None else grammar.from_rules(grammar.json_rule(schema))
+
+
+def _schema(response_format: ResponseFormat | None) -> Mapping[str, Any] | None:
+    if response_format is None or response_format.type == "text":
+        return None
+    if response_format.type == "json_object":
+        return grammar.ANY_OBJECT
+    given = response_format.json_schema
+    if given is None or given.schema is None:
+        raise ApiError(400, "json_schema lacks its schema", param="response_format.json_schema", code="invalid_value")
+    _check_size(given.schema, "response_format.json_schema.schema")
+    return given.schema
+
+
+def _tool_grammar(model: ServedModel, request: ChatRequest) -> str | None:
+    """The grammar of an answer that must call, or whose calls must fit their schemas; None: nothing must."""
+    tools, choice = request.tools or [], request.tool_choice or "auto"
+    if not tools or choice == "none" or model.answer_format.tools is None:
+        return None
+    is_free = choice == "auto"
+    must_fit = any(tool.function.strict for tool in tools) or _schema(request.response_format) is not None
+    if is_free and not must_fit:
+        return None
+    if request.grammar is not None or request.regex is not None:
+        raise ApiError(400, "a grammar cannot be combined with tools", param="grammar", code="invalid_value")
+    if isinstance(choice, NamedToolChoice):
+        tools = [tool for tool in tools if tool.function.name == choice.function.name]
+        if not tools:
+            raise ApiError(400, f"there is no tool {choice.function.name!r}", param="tool_choice", code="invalid_value")
+    several = request.parallel_tool_calls is not False and not isinstance(choice, NamedToolChoice)
+    grammars = _grammars(model)
+    calls, rules = grammar.call_rules(model.answer_format.tools, _schemas(tools), grammars, several=several)
+    if not is_free:
+        return grammar.from_rules(calls, rules)
+    schema = _schema(request.response_format)
+    rules["calls"] = calls
+    rules["answer"] = grammar.json_rule(schema) if schema is not None else "TEXT"
+    rules["TEXT"] = r"/(.|\n)*/"
+    return grammar.from_rules("answer | calls" if schema is not None else "TEXT | TEXT calls", rules)
+
+
+def _schemas(tools: list[Tool]) -> list[tuple[str, Mapping[str, Any]]]:
+    schemas: list[tuple[str, Mapping[str, Any]]] = []
+    for tool in tools:
+        parameters = tool.function.parameters or grammar.ANY_OBJECT
+        _check_size(parameters, "tools")
+        schemas.append((tool.function.name, parameters))
+    return schemas
+
+
+def _check_size(schema: Mapping[str, Any], param: str) -> None:
+    if len(msgspec.json.encode(schema)) > MAX_SCHEMA_BYTES:
+        message = f"the schema is larger than {MAX_SCHEMA_BYTES >> 10} KiB; simplify it"
+        raise ApiError(400, message, param=param, code="invalid_value")
+
+
+def _grammars(model: ServedModel) -> grammar.Grammars:
+    if model.grammars is None:
+        raise ApiError(400, "this model has no tokenizer, so its answers cannot be constrained", code="invalid_value")
+    return model.grammars

@@ -12,6 +12,7 @@ from deepzig.model.moe import MoE
 from deepzig.server.replies import ModelMeta, ModelReply
 from deepzig.text.answer_format import THINK_CLOSE, THINK_OPEN, AnswerFormat
 from deepzig.text.chat import ChatTemplate
+from deepzig.text.constraint import Grammars
 from deepzig.text.tokenizer import Tokenizer
 
 
@@ -67,6 +68,20 @@ class ServedModel:
         if THINK_OPEN not in ids or THINK_CLOSE not in ids:
             return None
         return ids[THINK_OPEN], ids[THINK_CLOSE]
+
+    @cached_property
+    def grammars(self) -> Grammars | None:
+        """Compiles grammars for this model; None if it has no tokenizer."""
+        if self.tokenizer is None:
+            return None
+        return Grammars(self.tokenizer, self.llm.config.vocab_size, self.llm.defaults.eos_token_ids)
+
+    @cached_property
+    def tool_template(self) -> ChatTemplate | None:
+        """The chat template that tells of tools; None if the model cannot call any."""
+        if self.chat_template is None or self.answer_format.tools is None:
+            return None
+        return self.chat_template.telling_tools(self.answer_format.tools)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from deepzig.errors import RequestError, TokenizerError
+from deepzig.text.answer_format import ToolFormat
 from deepzig.text.render_process import RenderProcess
 from deepzig.text.tokenizer import Tokenizer
 from deepzig.text.tokenizer_config import TokenizerConfig, read_capped, shown
+from deepzig.text.tool_prompt import prelude
 
 MAX_TEMPLATE_BYTES = 1 << 20
 # Printable symbols that hardly any text holds (hexagrams, Braille), then private use: see `_stand_ins`.
@@ -51,6 +53,11 @@ class ChatTemplate:
         if config.chat_template is None:
             return None
         return cls(_default_template(config.chat_template), config.names)
+
+    def telling_tools(self, tools: ToolFormat) -> "ChatTemplate":
+        """This template, or one that also tells the model of its tools where this one does not."""
+        before = prelude(self.source, tools)
+        return ChatTemplate(before + self.source, self._constants) if before else self
 
     def render_text(
         self,

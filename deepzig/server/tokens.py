@@ -1,0 +1,41 @@
+"""/tokenize and /detokenize. Called by `app`."""
+
+from deepzig.server.chat_prompt import chat_prompt
+from deepzig.server.failures import ApiError
+from deepzig.server.replies import Detokenized, Tokenized, TokenPiece
+from deepzig.server.requests import DetokenizeRequest, TokenizeRequest
+from deepzig.server.served_model import ServedModel
+from deepzig.text.tokenizer import Tokenizer
+
+
+def tokenize(model: ServedModel, request: TokenizeRequest) -> Tokenized:
+    """Token ids of a text, or of messages as a chat would send them. Raises ApiError, RequestError, TokenizerError."""
+    texts = [text for text in (request.content, request.prompt) if text is not None]
+    if len(texts) + (request.messages is not None) != 1:
+        raise ApiError(400, "give one of content, prompt and messages", param="content", code="invalid_value")
+    tokenizer = _tokenizer(model)
+    if request.messages is not None:
+        ids = chat_prompt(model, request.messages, request.tools, request.chat_template_kwargs).token_ids
+    else:
+        ids = tokenizer.encode(texts[0], add_bos=None if request.add_special is not False else False)
+    tokens = [_piece(tokenizer, token) for token in ids] if request.with_pieces else ids
+    return Tokenized(tokens, len(ids), model.n_context)
+
+
+def detokenize(model: ServedModel, request: DetokenizeRequest) -> Detokenized:
+    """Text of token ids, control tokens included. Raises RequestError for an id that is none."""
+    return Detokenized(_tokenizer(model).decode(request.tokens, skip_special=False))
+
+
+def _piece(tokenizer: Tokenizer, token: int) -> TokenPiece:
+    content = tokenizer.token_bytes(token)
+    try:
+        return TokenPiece(token, content.decode())
+    except UnicodeDecodeError:
+        return TokenPiece(token, list(content))
+
+
+def _tokenizer(model: ServedModel) -> Tokenizer:
+    if model.tokenizer is None:
+        raise ApiError(400, f"the model {model.id!r} has no tokenizer", code="no_tokenizer")
+    return model.tokenizer

@@ -1,0 +1,208 @@
+"""Grammars that an answer must fit, as the engine's TokenConstraint, through the llguidance library.
+
+Made by the server; asked by the engine's sampler for every token. Three layers: `Grammars` compiles for one tokenizer,
+`GrammarConstraint` follows one answer, `AfterThoughts` lets a model think first. Schemas and grammars come from
+strangers: their cost is bounded by llguidance's own limits.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance.gbnf_to_lark import gbnf_to_lark
+
+from deepzig.errors import RequestError
+from deepzig.text.answer_format import ToolFormat
+from deepzig.text.tokenizer import Tokenizer
+
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+# Some whitespace, so that JSON may be pretty; but a small model must not go on with it for ever.
+_WHITESPACE = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,16}"}
+_LIMITS = {"max_grammar_size": 100_000, "initial_lexer_fuel": 1_000_000, "step_max_items": 50_000}
+
+
+class Grammars:
+    """Compiles grammars for one model. Safe to use from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Iterable[int]) -> None:
+        """vocab_size: rows of the model's head, more than the tokenizer has tokens."""
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos_token_ids = sorted(eos_token_ids)
+
+    def compile(self, grammar: str) -> "GrammarConstraint":
+        """A constraint from a grammar as the functions of this module give it. Raises RequestError if it is none."""
+        matcher = LLMatcher(self._engine, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
+        _check(matcher)
+        return GrammarConstraint(matcher, self._vocab_size)
+
+    def marks(self, text: str) -> str:
+        """A Lark expression for `text` in which the model's control tokens are single tokens."""
+        pieces = self._tokenizer.control_tokens.split(text)
+        return " ".join(f"<[{token}]>" if token is not None else json.dumps(piece) for piece, token in pieces)
+
+    @cached_property
+    def _engine(self) -> LLTokenizer:
+        if not self._eos_token_ids:
+            raise RequestError("this model has no end-of-sequence token, so its answers cannot be constrained")
+        vocabulary = TokenizerWrapper(_Vocabulary(self._tokenizer, self._eos_token_ids[0]))
+        return LLTokenizer(vocabulary, n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
+
+
+class GrammarConstraint:
+    """Follows one answer through a grammar (`engine.sampling.TokenConstraint`)."""
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing may follow."""
+        return self._matcher.is_stopped()
+
+    def allowed(self) -> np.ndarray:
+        """bool (vocab_size,). Raises RequestError if the grammar has become too complex."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        _check(self._matcher)
+        return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(bool)
+
+    def accept(self, token: int) -> None:
+        """Take the chosen token. Raises RequestError as `allowed`."""
+        self._matcher.consume_token(token)
+        _check(self._matcher)
+
+    def copy(self) -> Self:
+        """An independent one in the same state."""
+        return type(self)(self._matcher.deep_copy(), self._vocab_size)
+
+
+class AfterThoughts:
+    """Free until the thoughts are closed, at the latest after `budget` tokens; then as the inner constraint says."""
+
+    def __init__(
+        self,
+        close_id: int,
+        eos_token_ids: Iterable[int],
+        vocab_size: int,
+        inner: GrammarConstraint | None,
+        budget: int | None,
+    ) -> None:
+        """close_id: the token </think>; inner None: free afterwards too."""
+        self._close_id, self._eos_token_ids = close_id, list(eos_token_ids)
+        self._inner, self._left = inner, budget
+        self._vocab_size = vocab_size
+        self._is_open = True
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing may follow."""
+        return not self._is_open and self._inner is not None and self._inner.is_complete
+
+    def allowed(self) -> np.ndarray:
+        """bool (vocab_size,)."""
+        if not self._is_open and self._inner is not None:
+            return self._inner.allowed()
+        if not self._is_open or self._left is None or self._left > 0:
+            allowed = np.ones(self._vocab_size, bool)
+            if self._is_open:
+                allowed[self._eos_token_ids] = False
+            return allowed
+        allowed = np.zeros(self._vocab_size, bool)
+        allowed[self._close_id] = True
+        return allowed
+
+    def accept(self, token: int) -> None:
+        """Take the chosen token."""
+        if not self._is_open:
+            if self._inner is not None:
+                self._inner.accept(token)
+            return
+        self._is_open = token != self._close_id
+        if self._left is not None:
+            self._left -= 1
+
+    def copy(self) -> Self:
+        """An independent one in the same state."""
+        inner = None if self._inner is None else self._inner.copy()
+        other = type(self)(self._close_id, self._eos_token_ids, self._vocab_size, inner, self._left)
+        other._is_open = self._is_open
+        return other
+
+
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """A Lark expression for JSON that fits `schema`. Raises RequestError if that is no JSON."""
+    try:
+        return "%json " + json.dumps({**schema, "x-guidance": _WHITESPACE})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"the JSON schema cannot be read: {error}") from error
+
+
+def from_rules(start: str, rules: Mapping[str, str] | None = None) -> str:
+    """A grammar of Lark expressions."""
+    lines = [f"start: {start}", *(f"{name}: {rule}" for name, rule in (rules or {}).items())]
+    return LLMatcher.grammar_from_lark("\n".join(lines))
+
+
+def from_regex(regex: str) -> str:
+    """A grammar of a regular expression (Rust's dialect, without look-around)."""
+    return LLMatcher.grammar_from_regex(regex)
+
+
+def from_text(grammar: str) -> str:
+    """A grammar as users write it: GBNF, which has `::=`, or llguidance's Lark. Raises RequestError."""
+    if "::=" not in grammar:
+        return LLMatcher.grammar_from_lark(grammar)
+    try:
+        return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar))
+    except (ValueError, IndexError, RecursionError) as error:
+        raise RequestError(f"the GBNF grammar cannot be read: {_first_line(str(error))}") from error
+
+
+def call_rules(
+    tools: ToolFormat, schemas: Sequence[tuple[str, Mapping[str, Any]]], grammars: Grammars, *, several: bool
+) -> tuple[str, dict[str, str]]:
+    """(expression, rules) for a section with calls of the functions `schemas`: (name, schema of the arguments)."""
+    marks = grammars.marks
+    choices = []
+    rules = {}
+    for index, (name, schema) in enumerate(schemas):
+        rules[f"arguments_{index}"] = json_rule(schema)
+        choices.append(f"{json.dumps(name)} {marks(tools.name_close)} arguments_{index}")
+    head = marks(tools.call_open + tools.head)
+    rules["call"] = f"{head} ({' | '.join(choices)}) {marks(tools.arguments_close + tools.call_close)}"
+    more = f" ({marks(tools.between_calls)} call)*" if several and tools.between_calls else " call*" if several else ""
+    return f"{marks(tools.section_open)} call{more} {marks(tools.section_close)}", rules
+
+
+def _check(matcher: LLMatcher) -> None:
+    if matcher.is_error():
+        raise RequestError(f"the schema or grammar cannot be used: {_first_line(matcher.get_error())}")
+
+
+def _first_line(message: str) -> str:
+    return " ".join(message.split())[:300]
+
+
+class _Vocabulary:
+    """What llguidance asks of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, eos_token_id: int) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = eos_token_id
+        self.bos_token_id = tokenizer.bos_token_id
+        self.special_token_ids = sorted(tokenizer.control_tokens.id_set | set(tokenizer.special_tokens.values()))
+        self.tokens = [_bytes_of(tokenizer, token) for token in range(tokenizer.vocab_size)]
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._tokenizer.encode(text.decode(errors="replace"), add_bos=False, allow_special=False)
+
+
+def _bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
+    try:
+        return tokenizer.token_bytes(token)
+    except RequestError:  # a gap in the vocabulary
+        return b""

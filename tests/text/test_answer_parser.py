@@ -1,0 +1,130 @@
+"""Splitting answers into thoughts, content and calls: the formats of the families, however the text is cut."""
+
+# ruff: noqa: RUF001
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepzig.text.answer_format import DEEPSEEK_V3, DEEPSEEK_V31, AnswerFormat
+from deepzig.text.answer_parser import AnswerParser, CallArguments, CallStart, Content, Part, Reasoning
+
+V3 = AnswerFormat(has_thinking=False, tools=DEEPSEEK_V3)
+R1 = AnswerFormat(has_thinking=True, tools=DEEPSEEK_V3)
+V31 = AnswerFormat(has_thinking=True, tools=DEEPSEEK_V31)
+
+V3_CALLS = (
+    "Let me look.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n"
+    '```json\n{"city": "Paris"}\n```<｜tool▁call▁end｜>\n'
+    '<｜tool▁call▁begin｜>function<｜tool▁sep｜>time\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+)
+V31_CALLS = (
+    '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Paris"}<｜tool▁call▁end｜>'
+    "<｜tool▁call▁begin｜>time<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+)
+TWO_CALLS: list[Part] = [
+    CallStart(0, "get_weather"),
+    CallArguments(0, '{"city": "Paris"}'),
+    CallStart(1, "time"),
+    CallArguments(1, "{}"),
+]
+
+
+def parsed(parser: AnswerParser, pieces: Sequence[str]) -> list[Part]:
+    """The parts of an answer that comes in pieces, neighbours of a kind joined."""
+    parts = [part for piece in pieces for part in parser.push(piece)] + parser.finish()
+    joined: list[Part] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        same_call = isinstance(part, CallArguments) and isinstance(last, CallArguments) and part.index == last.index
+        if same_call:
+            joined[-1] = CallArguments(part.index, last.text + part.text)
+        elif type(part) is type(last) and isinstance(part, Reasoning | Content):
+            joined[-1] = type(part)(last.text + part.text)
+        else:
+            joined.append(part)
+    return joined
+
+
+CASES = [
+    ("plain", V3, False, True, "Hello", [Content("Hello")]),
+    ("calls of V3", V3, False, True, V3_CALLS, [Content("Let me look."), *TWO_CALLS]),
+    ("calls of V3.1", V31, False, True, V31_CALLS, TWO_CALLS),
+    ("no tools given", V3, False, False, V31_CALLS, [Content(V31_CALLS)]),
+    ("R1", R1, True, False, "Hm,\n\nyes.\n</think>\n\nIt is.", [Reasoning("Hm,\n\nyes."), Content("It is.")]),
+    ("R1 calls", R1, True, True, f"So.</think>{V3_CALLS}", [Reasoning("So."), Content("Let me look."), *TWO_CALLS]),
+    ("opens thoughts itself", R1, False, False, "<think>\nHm</think>Yes", [Reasoning("Hm"), Content("Yes")]),
+    ("does not think", V31, False, False, "\n <thin ice> Yes", [Content("\n <thin ice> Yes")]),
+    ("marks later on", V31, False, False, "a <think> b", [Content("a <think> b")]),
+    ("thoughts cut off", R1, True, False, "Hm, let me\n", [Reasoning("Hm, let me")]),
+    ("half a mark at the end", R1, True, False, "Hm</thi", [Reasoning("Hm</thi")]),
+    ("nothing", R1, True, True, "", []),
+    ("only a line break", V31, False, False, "\n", []),
+    (
+        "arguments cut off", V31, False, True,
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"a": 1',
+        [CallStart(0, "f"), CallArguments(0, '{"a": 1')],
+    ),
+    (
+        "section without a call", V31, False, True, "a<｜tool▁calls▁begin｜>b<｜tool▁calls▁end｜>",
+        [Content("a<｜tool▁calls▁begin｜>b<｜tool▁calls▁end｜>")],
+    ),
+    (
+        "call without arguments", V3, False, True, "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>x<｜tool▁call▁end｜>",
+        [Content("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>x<｜tool▁call▁end｜>")],
+    ),
+    ("text after calls", V31, False, True, V31_CALLS + "\nDone", [*TWO_CALLS, Content("Done")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer_format", "in_reasoning", "with_tools", "text", "expected"),
+    [case[1:] for case in CASES],
+    ids=[case[0] for case in CASES],
+)
+def test_answers_are_split(
+    answer_format: AnswerFormat, in_reasoning: bool, with_tools: bool, text: str, expected: list[Part]
+) -> None:
+    for pieces in ([text], list(text)):
+        parser = AnswerParser(answer_format, in_reasoning=in_reasoning, with_tools=with_tools)
+        assert parsed(parser, pieces) == expected
+
+
+FRAGMENTS = st.sampled_from([
+    "<think>", "</think>", "\n", "\n\n", "a", " b", "<", "</", "｜>", "function", "<｜tool▁sep｜>", "\n```json\n",
+    "\n```", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>",
+    '{"x": "</think>"}',
+])  # fmt: skip
+
+
+@given(st.lists(FRAGMENTS, max_size=14), st.data(), st.booleans())
+def test_cuts_do_not_matter(fragments: list[str], data: st.DataObject, in_reasoning: bool) -> None:
+    text = "".join(fragments)
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    for answer_format in (R1, V31):
+        whole, cut = (AnswerParser(answer_format, in_reasoning=in_reasoning, with_tools=True) for _ in range(2))
+        assert parsed(whole, [text]) == parsed(cut, pieces)
+
+
+def test_arguments_stream_as_they_come() -> None:
+    parser = AnswerParser(V31, with_tools=True)
+    parser.push("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>")
+    assert parser.push('{"a"') == [CallArguments(0, '{"a"')]
+    assert parser.push(": 1}") == [CallArguments(0, ": 1}")]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (None, AnswerFormat(False, None)),
+        ("{{ messages }}", AnswerFormat(False, None)),
+        ("<｜tool▁calls▁begin｜> ```json", AnswerFormat(False, DEEPSEEK_V3)),
+        ("</think> <｜tool▁calls▁begin｜> ```json", AnswerFormat(True, DEEPSEEK_V3)),
+        ("</think> <｜tool▁calls▁begin｜>", AnswerFormat(True, DEEPSEEK_V31)),
+    ],
+)
+def test_the_template_tells_the_format(source: str | None, expected: AnswerFormat) -> None:
+    assert AnswerFormat.of_template(source) == expected
