@@ -181,11 +181,9 @@ class _Conversion:
         (self._destination / "config.json").unlink(missing_ok=True)
         try:
             manifest.rewrite(record for record in finished if record.file not in small)
-            for shard in self._plan.shards:
-                if shard in missing:
-                    manifest.add(self._shard(shard))
-                else:
-                    self._skip(shard)
+            self._skip([shard for shard in self._plan.shards if shard not in missing])
+            for shard in missing:
+                manifest.add(self._shard(shard))
             records = [manifest.records[shard.file] for shard in self._plan.shards]
             records += [FileRecord(name, len(text), sha256(text).hexdigest()) for name, text in small.items()]
             manifest.rewrite(records)
@@ -212,9 +210,12 @@ class _Conversion:
         if missing and free < needed:
             raise ResourceError(f"{self._destination} needs {needed} bytes, {free} are free; make room")
 
-    def _skip(self, shard: Shard) -> None:
-        for item in shard.items:
-            self._advance(item.source_bytes, shard, is_last=True)
+    def _skip(self, finished: list[Shard]) -> None:
+        """Report at once what an earlier run has done, lest it count for the speed."""
+        items = [item for shard in finished for item in shard.items]
+        self._tensors_done += len(items)
+        if items:
+            self._report(sum(item.source_bytes for item in items), finished[-1])
 
     def _shard(self, shard: Shard) -> FileRecord:
         path = self._destination / shard.file
@@ -275,8 +276,11 @@ class _Conversion:
 
     def _advance(self, nbytes: int, shard: Shard, is_last: bool) -> None:
         """Report bytes of an item, and with its last ones the item."""
-        self._bytes_done += nbytes
         self._tensors_done += is_last
+        self._report(nbytes, shard)
+
+    def _report(self, nbytes: int, shard: Shard) -> None:
+        self._bytes_done += nbytes
         self._progress(Progress(self._bytes_done, self._total[0], self._tensors_done, self._total[1], shard.file))
 
 

@@ -1,8 +1,10 @@
 """How far a long command is, on stderr: a bar on a terminal, else a plain line now and then. Called by the commands."""
 
+import itertools
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -10,56 +12,60 @@ import click
 
 LINE_EVERY_S = 10.0
 DRAW_EVERY_S = 0.1
+NARROWEST_BAR = 4  # columns
 
 
 class Update(Protocol):
     """Called often; shows something now and then."""
 
-    def __call__(self, done: int, total: int, detail: str = "") -> None:
-        """`done` of `total` units, and what else is to be said."""
+    def __call__(self, done: int, total: int, *details: str) -> None:
+        """`done` of `total` units, and what else is to be said, what matters most first."""
 
 
 @contextmanager
 def byte_progress(title: str) -> Iterator[Update]:
     """For work counted in bytes: shows bytes, MB/s and the time left."""
-    with _bar(title, is_bytes=True) if sys.stderr.isatty() else _lines(title, "B") as update:
+    with _bar(title, "B") if sys.stderr.isatty() else _lines(title, "B") as update:
         yield update
 
 
 @contextmanager
 def token_progress(title: str) -> Iterator[Update]:
     """For work counted in tokens."""
-    with _bar(title, is_bytes=False) if sys.stderr.isatty() else _lines(title, "tokens") as update:
+    with _bar(title, "tokens") if sys.stderr.isatty() else _lines(title, "tokens") as update:
         yield update
 
 
 @contextmanager
-def _bar(title: str, is_bytes: bool) -> Iterator[Update]:
+def _bar(title: str, unit: str) -> Iterator[Update]:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.table import Column
+    from rich.text import Text
 
-    counts: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()] if is_bytes else [MofNCompleteColumn()]
-    title_column, detail_column = TextColumn("{task.description}"), TextColumn("{task.fields[detail]}")
-    columns = (title_column, BarColumn(), *counts, TimeRemainingColumn(), detail_column)
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(title, total=None, detail="")
+    console = Console(stderr=True)
+
+    class Counts(ProgressColumn):
+        """One column, since rich makes all columns narrower alike until none can be read."""
+
+        def render(self, task: Task) -> Text:
+            if not task.total:
+                return Text("")
+            counts = counted(int(task.completed), int(task.total), unit, task.speed or 0)
+            room = console.width - len(title) - NARROWEST_BAR - 2
+            return Text(fitting([*counts, *task.fields["details"]], room))
+
+    columns = (TextColumn(title), BarColumn(bar_width=None), Counts(Column(no_wrap=True)))
+    with Progress(*columns, console=console, expand=True) as bars:
+        task = bars.add_task(title, total=None, details=())
         drawn = 0.0
 
-        def update(done: int, total: int, detail: str = "") -> None:
+        def update(done: int, total: int, *details: str) -> None:
             nonlocal drawn
             now = time.perf_counter()
             if done == total or now - drawn >= DRAW_EVERY_S:
                 drawn = now
-                bars.update(task, completed=done, total=total, detail=detail)
+                bars.update(task, completed=done, total=total, details=details)
 
         yield update
 
@@ -70,19 +76,43 @@ def _lines(title: str, unit: str) -> Iterator[Update]:
     first: int | None = None  # what had been done before: a resumed run is no faster for it
     ended = False
 
-    def update(done: int, total: int, detail: str = "") -> None:
+    def update(done: int, total: int, *details: str) -> None:
         nonlocal shown, first, ended
         now = time.perf_counter()
         first = done if first is None else first
         if ended or (done < total and now - shown < LINE_EVERY_S):
             return
         shown, ended = now, done >= total
-        rate = (done - first) / max(now - started, 1e-9)
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-        amount = f"{scaled(done, unit)} of {scaled(total, unit)}, {scaled(rate, unit)}/s{left}"
-        click.echo(f"{title}: {100 * done // max(total, 1)} %, {amount}{f', {detail}' if detail else ''}", err=True)
+        counts = counted(done, total, unit, (done - first) / max(now - started, 1e-9))
+        click.echo(f"{title}: {100 * done // max(total, 1)} %, {', '.join([*counts, *details])}", err=True)
 
     yield update
+
+
+def counted(done: int, total: int, unit: str, rate: float) -> list[str]:
+    """How much of how much, the time left unless that is unknown or none, and units a second."""
+    left = [clock((total - done) / rate)] if rate > 0 and done < total else []
+    return [amount(done, total, unit), *left, f"{scaled(rate, unit)}/s"]
+
+
+def amount(done: int, total: int, unit: str) -> str:
+    """Two numbers in the unit of the second: 0.29/1.06 GB."""
+    if unit != "B":
+        return f"{done}/{total} {unit}"
+    number, prefixed = scaled(total, unit).split()
+    return f"{done * float(number) / max(total, 1):.{2 if float(number) < 10 else 1}f}/{number} {prefixed}"
+
+
+def fitting(parts: Sequence[str], room: int) -> str:
+    """The first of `parts`, as many as `room` characters hold."""
+    lengths = itertools.accumulate(len(part) + 1 for part in parts)
+    return " ".join(part for part, length in zip(parts, lengths, strict=True) if length <= room + 1)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, 1:05, or hours too, 2:01:05."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def scaled(number: float, unit: str) -> str:

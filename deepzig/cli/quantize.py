@@ -99,8 +99,8 @@ def quantize(
     with byte_progress(f"to {wanted}") as update:
 
         def progress(state: "Progress") -> None:
-            tensors = f"{state.tensors_done} of {state.tensors_total} tensors, {state.file}"
-            update(state.bytes_done, state.bytes_total, tensors)
+            tensors = f"{state.tensors_done} of {state.tensors_total} tensors"
+            update(state.bytes_done, state.bytes_total, tensors, state.file)
 
         try:
             options = Options(recipe, shard_size, allow_nonfinite, importance)
