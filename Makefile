@@ -11,10 +11,10 @@ BUILD_INPUTS := setup.py pyproject.toml $(wildcard deepzig/_kernels/*.pyx deepzi
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo build test test-slow test-install check lint sizes clean
+.PHONY: help demo build test test-slow test-transformers test-install check lint sizes clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runs ## install into .venv and let the bundled model tell a story
 	@printf "Once upon a time"
@@ -23,10 +23,14 @@ demo: $(VENV)/.runs ## install into .venv and let the bundled model tell a story
 build: $(VENV)/.developed ## install into .venv with everything that developing needs; again after a change to the kernels
 
 test: $(VENV)/.developed ## run the tests that end within minutes, offline
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow"
 
 test-slow: $(VENV)/.developed ## run the tests that take longer
 	$(BIN)/pytest -m slow
+
+test-transformers: $(VENV)/.developed ## compare quantised checkpoints with what transformers makes of them; installs torch
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev,golden]"
+	$(BIN)/pytest tests/checkpoint/test_transformers.py
 
 test-install: $(VENV)/.developed ## install into empty environments: from a wheel, and without a compiler
 	$(BIN)/python tools/install_matrix.py

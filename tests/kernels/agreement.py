@@ -38,6 +38,15 @@ def cases(stem: str) -> Iterator[tuple[Any, ...]]:
 
 
 @functools.cache
+def expected_of(stem: str) -> list[tuple[Any, ...]]:
+    """The arguments of each case as the reference leaves them; shared, so only to be read."""
+    arguments = list(cases(stem))
+    for one in arguments:
+        REGISTRY[stem].reference(*one, n_threads=1)
+    return arguments
+
+
+@functools.cache
 def parameter_names(stem: str) -> tuple[str, ...]:
     """Without the keyword-only ones, which `cases` leaves out."""
     parameters = inspect.signature(REGISTRY[stem].reference).parameters.values()
@@ -73,8 +82,7 @@ def assert_close(stem: str, actual: tuple[Any, ...], expected: tuple[Any, ...], 
 
 
 def check_against_reference(stem: str, function: Callable[..., None]) -> None:
-    for case, (expected, actual) in enumerate(zip(cases(stem), cases(stem), strict=True)):
-        REGISTRY[stem].reference(*expected, n_threads=1)
+    for case, (expected, actual) in enumerate(zip(expected_of(stem), cases(stem), strict=True)):
         function(*actual, n_threads=1)
         assert_close(stem, actual, expected, case)
 
@@ -133,8 +141,7 @@ def _outside(window: np.ndarray) -> np.ndarray:
 
 def check_read_only_maps(stem: str, function: Callable[..., None], directory: Path) -> None:
     """Inputs may be read-only memory maps, as checkpoints are."""
-    for case, (expected, given) in enumerate(zip(cases(stem), cases(stem), strict=True)):
-        REGISTRY[stem].reference(*expected, n_threads=1)
+    for case, (expected, given) in enumerate(zip(expected_of(stem), cases(stem), strict=True)):
         mapped = tuple(
             argument if name in written_parameters(stem) else map_read_only(argument, directory / f"{position}.bin")
             for position, (name, argument) in enumerate(zip(parameter_names(stem), given, strict=True))
