@@ -25,9 +25,15 @@ cdef enum:
     MAX_HEAD_BLOCK = 64
 
 
+cdef extern from "tiles.h" nogil:
+    int F32, BF16, INT8  # Matrix.format
+    int SCALE_F32
+
+
 cdef struct Job:
     const float* query  # (T, H, width)
     const uint8_t* pages
+    const float* scales  # of each row of pages, or NULL
     const int32_t* block_tables
     const int32_t* row_sequence
     const int32_t* lengths
@@ -42,9 +48,12 @@ cdef struct Job:
 cdef inline Matrix page_matrix(const Job* job, int64_t t, int64_t block) noexcept nogil:
     """The cached rows of one page, where they lie."""
     cdef Matrix page = float_matrix(NULL, job.page_size, job.width, job.width)
-    page.codes = <int64_t>(job.pages + job.block_tables[job.row_sequence[t] * job.blocks + block] * job.page_bytes)
+    cdef int64_t number = job.block_tables[job.row_sequence[t] * job.blocks + block]
+    page.codes = <int64_t>(job.pages + number * job.page_bytes)
     page.row_bytes = job.row_bytes
     page.format = job.page_format
+    if job.scales != NULL:
+        page.scale, page.scale_format = <int64_t>(job.scales + number * job.page_size), SCALE_F32
     return page
 
 
@@ -60,7 +69,7 @@ cdef void attend(Job* job, int64_t t, int64_t chunk, int64_t head, float* own) n
     """One task. own: scores (HEAD_BLOCK, CHUNK), sums (HEAD_BLOCK, padded(rank)), queries, cached rows as floats."""
     cdef int64_t first = chunk * CHUNK, last = min(first + CHUNK, job.lengths[t]), s, stop, count, j
     cdef int64_t n_heads = min(HEAD_BLOCK, job.n_heads - head), width = padded(job.width), rank = padded(job.rank)
-    cdef bint copies = job.page_format != 0 or job.width % LANES != 0 or job.rank % LANES != 0
+    cdef bint copies = job.page_format != F32 or job.width % LANES != 0 or job.rank % LANES != 0
     cdef float* scores = own
     cdef float* sums = scores + HEAD_BLOCK * CHUNK
     cdef float* queries = sums + HEAD_BLOCK * rank
@@ -162,14 +171,22 @@ cdef int check_tables(const Job* job, int64_t n_pages, int64_t n_sequences) exce
     return 0
 
 
-def mla_decode(cnp.ndarray query not None, cnp.ndarray pages not None, cnp.ndarray block_tables not None,
-               cnp.ndarray row_sequence not None, cnp.ndarray lengths not None, float softmax_scale,
-               cnp.ndarray scratch not None, cnp.ndarray out not None, *, int n_threads):
+def mla_decode(cnp.ndarray query not None, cnp.ndarray pages not None, cnp.ndarray scales,
+               cnp.ndarray block_tables not None, cnp.ndarray row_sequence not None, cnp.ndarray lengths not None,
+               float softmax_scale, cnp.ndarray scratch not None, cnp.ndarray out not None, *, int n_threads):
     cdef Job job
     cdef bint is_bf16 = cnp.PyArray_TYPE(pages) == cnp.NPY_UINT16
     cdef int64_t longest = 0, t
     need_array(query, "query", cnp.NPY_FLOAT32, 3, 3)
-    need_array(pages, "pages", cnp.NPY_UINT16 if is_bf16 else cnp.NPY_FLOAT32, 3, 3)
+    if scales is None:
+        need_array(pages, "pages", cnp.NPY_UINT16 if is_bf16 else cnp.NPY_FLOAT32, 3, 3)
+        job.page_format, job.scales = BF16 if is_bf16 else F32, NULL
+    else:
+        need_array(pages, "pages", cnp.NPY_INT8, 3, 3)
+        need_array(scales, "scales", cnp.NPY_FLOAT32, 2, 2)
+        need_size(scales, "scales", 0, cnp.PyArray_DIM(pages, 0))
+        need_size(scales, "scales", 1, cnp.PyArray_DIM(pages, 1))
+        job.page_format, job.scales = INT8, floats(scales)
     need_array(block_tables, "block_tables", cnp.NPY_INT32, 2, 2)
     need_array(row_sequence, "row_sequence", cnp.NPY_INT32, 1, 1)
     need_array(lengths, "lengths", cnp.NPY_INT32, 1, 1)
@@ -190,7 +207,6 @@ def mla_decode(cnp.ndarray query not None, cnp.ndarray pages not None, cnp.ndarr
     job.page_size, job.blocks = cnp.PyArray_DIM(pages, 1), cnp.PyArray_DIM(block_tables, 1)
     job.row_bytes = job.width * cnp.PyArray_ITEMSIZE(pages)
     job.page_bytes = job.page_size * job.row_bytes
-    job.page_format = 2 if is_bf16 else 0
     job.softmax_scale = softmax_scale
     job.no_memory = False
     check_tables(&job, cnp.PyArray_DIM(pages, 0), cnp.PyArray_DIM(block_tables, 0))

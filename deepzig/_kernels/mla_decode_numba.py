@@ -73,6 +73,7 @@ def _rows(
 def mla_decode(
     query: np.ndarray,
     pages: np.ndarray,
+    scales: np.ndarray | None,
     block_tables: np.ndarray,
     row_sequence: np.ndarray,
     lengths: np.ndarray,
@@ -84,8 +85,7 @@ def mla_decode(
 ) -> None:
     need(query, "query", np.float32, None, None, None)
     n_rows, n_heads, width = query.shape
-    cache_format = "bf16" if isinstance(pages, np.ndarray) and pages.dtype == np.uint16 else "f32"
-    need(pages, "pages", np.uint16 if cache_format == "bf16" else np.float32, None, None, width)
+    cached = _cached_rows(pages, scales, width)
     need(block_tables, "block_tables", np.int32, None, None)
     need(row_sequence, "row_sequence", np.int32, n_rows)
     need(lengths, "lengths", np.int32, n_rows)
@@ -95,7 +95,6 @@ def mla_decode(
     _check_pages(pages, block_tables, row_sequence, lengths)
     if scratch.size < scratch_size(n_rows, n_heads, rank, int(lengths.max(initial=0))):
         raise ValueError(f"scratch has {scratch.size} floats, fewer than mla_decode.scratch_size")
-    cached = Weight(cache_format, (pages.shape[0] * pages.shape[1], width), pages.reshape(-1, width))
     result = packed(out)
     flat = packed(query).reshape(-1, width), cached.descriptor, pages.shape[1]
     tables = packed(block_tables), packed(row_sequence), packed(lengths)
@@ -105,11 +104,27 @@ def mla_decode(
     unpack(result, out)
 
 
+def _cached_rows(pages: np.ndarray, scales: np.ndarray | None, width: int) -> Weight:
+    """The rows of all pages as one matrix. Raises ValueError unless pages and scales are what the contract says."""
+    if scales is not None:
+        need(pages, "pages", np.int8, None, None, width)
+        need(scales, "scales", np.float32, *pages.shape[:2])
+    else:
+        is_bf16 = isinstance(pages, np.ndarray) and pages.dtype == np.uint16
+        need(pages, "pages", np.uint16 if is_bf16 else np.float32, None, None, width)
+    for array in (pages, scales):
+        if array is not None and not array.flags.c_contiguous:
+            raise ValueError("pages and scales must be C-contiguous")
+    shape = (pages.shape[0] * pages.shape[1], width)
+    rows = pages.reshape(shape)
+    if scales is not None:
+        return Weight("int8", shape, rows.view(np.uint8), scales.reshape(-1, 1), "f32", group_size=width)
+    return Weight("bf16" if is_bf16 else "f32", shape, rows)
+
+
 def _check_pages(pages: np.ndarray, block_tables: np.ndarray, row_sequence: np.ndarray, lengths: np.ndarray) -> None:
     """Raises ValueError unless every page that will be read exists."""
     n_pages, page_size = pages.shape[:2]
-    if not pages.flags.c_contiguous:
-        raise ValueError("pages must be C-contiguous")
     for sequence, length in zip(row_sequence.tolist(), lengths.tolist(), strict=True):
         if not 0 <= sequence < len(block_tables):
             raise ValueError(f"row_sequence names block table {sequence} of {len(block_tables)}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deepzig.cli.options import compute_options, json_option, model_option
+from deepzig.cli.options import cache_dtype_option, compute_options, json_option, model_option
 from deepzig.cli.progress import token_progress
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--stride", type=int, metavar="N", help="Tokens predicted in each window but the first.  [default: all]")
 @json_option
 @compute_options
+@cache_dtype_option
 def eval(
     model: str,
     text: Path,
@@ -33,6 +34,7 @@ def eval(
     threads: int | None,
     precision: str,
     deterministic: bool,
+    cache_dtype: str,
 ) -> None:
     """Measure how well a model predicts a text.
 
@@ -50,9 +52,9 @@ def eval(
         content = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise click.UsageError(f"{text} is not UTF-8 at byte {error.start}; convert it first") from error
-    llm = load(model, n_threads=threads, precision=precision, deterministic=deterministic)
+    llm = load(model, n_threads=threads, precision=precision, deterministic=deterministic, cache_dtype=cache_dtype)
     other = None
-    if reference is not None:
+    if reference is not None:  # its cache stays f32, so that --cache-dtype int8 can be judged by it
         other = load(reference, n_threads=threads, precision=precision, deterministic=deterministic)
     with token_progress("eval") as update:
         result = evaluate(llm, content, reference=other, window=window, stride=stride, progress=update)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepzig.cli.options import compute_options, json_option, model_option
+from deepzig.cli.options import cache_dtype_option, compute_options, json_option, model_option
 
 if TYPE_CHECKING:
     from deepzig.engine.llm import LLM
@@ -44,6 +44,7 @@ Request = str | list[dict[str, str]]
 @click.option("--logprobs", type=int, metavar="N", help="With --json: log-probabilities, with the N likeliest.")
 @json_option
 @compute_options
+@cache_dtype_option
 def generate(
     prompt: str | None,
     model: str,
@@ -53,6 +54,7 @@ def generate(
     threads: int | None,
     precision: str,
     deterministic: bool,
+    cache_dtype: str,
     **sampling: Any,
 ) -> None:
     """Continue a prompt, or answer it.
@@ -73,7 +75,7 @@ def generate(
     from deepzig.engine.sampling import SamplingParams
 
     params = SamplingParams(**{name: value for name, value in sampling.items() if value not in (None, ())})
-    llm = load(model, n_threads=threads, precision=precision, deterministic=deterministic)
+    llm = load(model, n_threads=threads, precision=precision, deterministic=deterministic, cache_dtype=cache_dtype)
     request: Request = [{"role": "user", "content": text}] if chat else text
     if as_json:
         result = llm.generate(request, params)

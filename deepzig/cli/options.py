@@ -37,6 +37,16 @@ threads_option = click.option(
 )
 
 
+cache_dtype_option = click.option(
+    "--cache-dtype",
+    envvar="DEEPZIG_CACHE_DTYPE",
+    type=click.Choice(["f32", "int8"]),
+    default="f32",
+    show_default=True,
+    help="'int8' rounds the latent cache: a quarter of its memory.",
+)
+
+
 def compute_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --threads, --precision and --deterministic, which `deepzig.load` takes too (n_threads)."""
     options: list[Decorator] = [

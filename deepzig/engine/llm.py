@@ -26,7 +26,7 @@ from deepzig.engine.scheduler import MAX_RUNNING, PREFILL_CHUNK
 from deepzig.engine.trace import Trace, trace_text
 from deepzig.engine.whole_text import read_text, text_rows
 from deepzig.errors import CheckpointError, ContextLengthError, RequestError
-from deepzig.model.cache import PAGE_SIZE
+from deepzig.model.cache import CACHE_DTYPES, PAGE_SIZE
 from deepzig.model.deepseek import DeepseekModel
 from deepzig.text.chat import ChatTemplate
 from deepzig.text.tokenizer import Tokenizer, load_tokenizer
@@ -43,6 +43,7 @@ def load(
     precision: str = "exact",
     deterministic: bool = False,
     strict: bool = False,
+    cache_dtype: str = "f32",
 ) -> "LLM":
     """Load a model for inference.
 
@@ -53,12 +54,15 @@ def load(
             CPU multiplies those faster.
         deterministic: the same bits whatever the batch, threads, chunks and cache hits.
         strict: tensors that the model does not need are an error, not a warning.
+        cache_dtype: of the latent cache: "f32"; or "int8", a quarter of the memory (docs/quantising.md has its cost).
 
     Raises:
         ConfigError, CheckpointError, TokenizerError: a file of the model cannot be used; nothing is half-loaded.
     """
     if precision not in ("exact", "fast"):
         raise RequestError(f"precision {precision!r} is unknown; use exact or fast")
+    if cache_dtype not in CACHE_DTYPES:
+        raise RequestError(f"cache_dtype {cache_dtype!r} is unknown; use {' or '.join(CACHE_DTYPES)}")
     if n_threads is not None and n_threads < 1:
         raise RequestError(f"n_threads {n_threads} is below 1")
     directory = BUNDLED.get(str(model), Path(model))
@@ -79,6 +83,7 @@ def load(
         n_threads=n_threads or available_threads(),
         precision=precision,
         deterministic=deterministic,
+        cache_dtype=cache_dtype,
     )
     return LLM(str(model), network, tokenizer, chat_template, defaults)
 

@@ -92,7 +92,7 @@ class Attention:
         lengths = rows.positions + 1
         _kernels.mla_decode(
             space.query,
-            cache.pages[self._layer],
+            *cache.layer_rows(self._layer),
             rows.block_tables,
             rows.row_sequence,
             lengths,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 PAGE_SIZE = 64  # tokens a page
+CACHE_DTYPES = {"f32": np.float32, "int8": np.int8}  # of the values of a row
+TINY_SCALE = 1e-37  # rows below it are zero: their scale has no finite inverse
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,16 @@ class Rows:
 
 
 class LatentCache:
-    """Per layer and token c_kv (R) beside the rotated k_pe (P), in float32: 140 KB a token for V3, where expanded keys
-    and values would take 10 MB (DeepSeek-V2 report, table 1). Rounding to bf16 is not exact: docs/log.md."""
+    """Per layer and token c_kv (R) beside the rotated k_pe (P): in float32, 140 KB a token for V3, where expanded keys
+    and values would take 10 MB (DeepSeek-V2 report, table 1); or rounded to int8, 36 KB. docs/log.md says why not bf16,
+    docs/quantising.md what int8 costs."""
 
-    def __init__(self, n_layers: int, n_pages: int, latent_dim: int) -> None:
-        """n_layers counts MTP layers too."""
+    def __init__(self, n_layers: int, n_pages: int, latent_dim: int, dtype: str = "f32") -> None:
+        """n_layers counts MTP layers too. dtype: one of CACHE_DTYPES."""
         # np.zeros maps memory that becomes real only when a page is written
-        self.pages = np.zeros((n_layers, n_pages, PAGE_SIZE, latent_dim), np.float32)
+        self.pages = np.zeros((n_layers, n_pages, PAGE_SIZE, latent_dim), CACHE_DTYPES[dtype])
+        # f32 (n_layers, n_pages, PAGE_SIZE): an int8 row is its codes times its scale
+        self._scales = np.zeros(self.pages.shape[:3], np.float32) if dtype == "int8" else None
 
     @property
     def n_pages(self) -> int:
@@ -46,19 +51,46 @@ class LatentCache:
     @property
     def bytes_per_token(self) -> int:
         """Bytes that one token takes over all layers."""
-        return self.pages.shape[0] * self.pages.shape[3] * self.pages.itemsize
+        n_layers, _, _, latent_dim = self.pages.shape
+        return n_layers * (latent_dim * self.pages.itemsize + (0 if self._scales is None else self._scales.itemsize))
+
+    def layer_rows(self, layer: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """All pages of a layer (n_pages, PAGE_SIZE, R + P), f32 or int8 codes, and their scales f32 (n_pages,
+        PAGE_SIZE), None of f32 pages: as `_kernels.mla_decode` takes them."""
+        return self.pages[layer], None if self._scales is None else self._scales[layer]
 
     def write(self, layer: int, rows: Rows, latent: np.ndarray) -> None:
         """Store latent f32 (T, R + P) of the new tokens."""
         page = rows.block_tables[rows.row_sequence, rows.positions // PAGE_SIZE]
-        self.pages[layer, page, rows.positions % PAGE_SIZE] = latent
+        place = layer, page, rows.positions % PAGE_SIZE
+        if self._scales is None:
+            self.pages[place] = latent
+        else:
+            self.pages[place], self._scales[place] = to_int8(latent)
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page, all layers of it."""
         self.pages[:, target] = self.pages[:, source]
+        if self._scales is not None:
+            self._scales[:, target] = self._scales[:, source]
 
     def read(self, layer: int, block_table: np.ndarray, first: int, last: int) -> np.ndarray:
         """Rows [first, last) of the sequence with block_table i32 (blocks,): f32 (last - first, R + P), a copy."""
         blocks = block_table[first // PAGE_SIZE : -(-last // PAGE_SIZE)]
         start = first % PAGE_SIZE
-        return self.pages[layer, blocks].reshape(-1, self.pages.shape[3])[start : start + last - first]
+        rows = self.pages[layer, blocks].reshape(-1, self.pages.shape[3])[start : start + last - first]
+        if self._scales is None:
+            return rows
+        return rows * self._scales[layer, blocks].reshape(-1, 1)[start : start + last - first]
+
+
+def to_int8(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """f32 (T, n) -> codes i8 (T, n), scales f32 (T,): the greatest magnitude of a row becomes 127.
+
+    A row with NaN or infinity gets the scale NaN, which fails the request that reads it.
+    """
+    scales = np.abs(rows).max(axis=1) / np.float32(127)
+    scales[~np.isfinite(scales)] = np.nan
+    factors = np.divide(1, scales, out=np.zeros_like(scales), where=scales > TINY_SCALE)
+    codes = np.rint(np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0) * factors[:, None]).astype(np.int8)
+    return codes, scales

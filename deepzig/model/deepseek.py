@@ -36,12 +36,15 @@ class DeepseekModel:
         n_threads: int,
         precision: str = "exact",
         deterministic: bool = False,
+        cache_dtype: str = "f32",
     ) -> None:
         """precision: "fast" rounds activations of prompts to bfloat16 where the CPU gains by it. deterministic:
-        absorbed attention and float products throughout, so that chunks and cache hits do not change a bit."""
+        absorbed attention and float products throughout, so that chunks and cache hits do not change a bit.
+        cache_dtype: of the rows of `make_cache`, one of cache.CACHE_DTYPES."""
         self.config = config
         self.n_threads = n_threads
         self.deterministic = deterministic
+        self.cache_dtype = cache_dtype
         assembler = Assembler(config, weights, n_threads)
         self.embed_tokens = weights.linear["model.embed_tokens"]
         self.layers = [assembler.decoder_layer(i) for i in range(config.num_hidden_layers)]
@@ -56,7 +59,7 @@ class DeepseekModel:
     def make_cache(self, n_tokens: int) -> LatentCache:
         """A latent cache for n_tokens over all layers, MTP included."""
         n_layers = len(self.layers) + len(self.mtp_layers)
-        return LatentCache(n_layers, -(-n_tokens // PAGE_SIZE), self.config.latent_dim)
+        return LatentCache(n_layers, -(-n_tokens // PAGE_SIZE), self.config.latent_dim, self.cache_dtype)
 
     def forward(
         self,

@@ -52,33 +52,36 @@ def attend(
     lengths: list[int],
     rank: int,
     n_threads: int = 2,
+    scales: np.ndarray | None = None,
 ) -> np.ndarray:
     """f32 (T, H, R); softmax_scale 0.1."""
     n_rows, n_heads = query.shape[:2]
     scratch = np.full(scratch_size(n_rows, n_heads, rank, max(lengths)), np.nan, np.float32)
     out = np.empty((n_rows, n_heads, rank), np.float32)
     rows = np.array(row_sequence, np.int32), np.array(lengths, np.int32)
-    function(query, pages, tables, *rows, 0.1, scratch, out, n_threads=n_threads)
+    function(query, pages, scales, tables, *rows, 0.1, scratch, out, n_threads=n_threads)
     return out
 
 
 @every_implementation_but("mla_decode", "reference")
 @pytest.mark.parametrize("n_heads", [1, 5, 16])
-@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int8])
 def test_a_row_does_not_depend_on_its_neighbours(function: Callable[..., None], n_heads: int, dtype: type) -> None:
     """Rows of several sequences and of several lengths, in one call and alone."""
     rng = np.random.default_rng(41)
     pages = rng.standard_normal((40, 32, 48), np.float32)
     if dtype is np.uint16:
         pages = np.ascontiguousarray(pages.view(np.uint16)[..., 1::2])
+    scales = None
+    if dtype is np.int8:
+        pages, scales = np.rint(40 * pages).astype(np.int8), rng.uniform(0.01, 0.05, (40, 32)).astype(np.float32)
     tables = rng.permutation(40)[:36].reshape(2, 18).astype(np.int32)
     row_sequence, lengths = [0, 1, 1, 0, 1], [1, 576, 257, 32, 300]
     query = rng.standard_normal((5, n_heads, 48), np.float32)
-    together = attend(function, query, pages, tables, row_sequence, lengths, 40)
+    together = attend(function, query, pages, tables, row_sequence, lengths, 40, scales=scales)
     for t in range(5):
-        alone = attend(
-            function, query[t : t + 1], pages, tables, row_sequence[t:][:1], lengths[t:][:1], 40, n_threads=1
-        )
+        one = query[t : t + 1], pages, tables, row_sequence[t:][:1], lengths[t:][:1]
+        alone = attend(function, *one, 40, n_threads=1, scales=scales)
         np.testing.assert_array_equal(together[t : t + 1], alone, err_msg=f"row {t}")
 
 
@@ -97,6 +100,23 @@ def test_large_scores_neither_overflow_nor_vanish(function: Callable[..., None])
         assert tables[0, row // 64] == page
         out = attend(function, query, marked, tables, [0], [300], 16)
         np.testing.assert_array_equal(out, np.full_like(out, page * 64 + place))
+
+
+@every_implementation("mla_decode")
+def test_int8_rows_are_codes_times_scale(function: Callable[..., None]) -> None:
+    """The same numbers as f32 pages give the same output, to the last sums; a row of NaN scale gives NaN."""
+    rng = np.random.default_rng(43)
+    codes = rng.integers(-127, 128, (6, 64, 576)).astype(np.int8)
+    scales = rng.uniform(0.001, 0.02, (6, 64)).astype(np.float32)
+    query = rng.standard_normal((2, 5, 576), np.float32)
+    tables = np.array([[5, 0, 3, 1, 2]], np.int32)
+    floats = codes.astype(np.float32) * scales[:, :, None]
+    expected = attend(function, query, floats, tables, [0, 0], [257, 300], 512)
+    out = attend(function, query, codes, tables, [0, 0], [257, 300], 512, scales=scales)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=2e-6)
+    scales[2, 2] = np.nan  # position 258
+    out = attend(function, query, codes, tables, [0, 0], [257, 300], 512, scales=scales)
+    assert np.isfinite(out[0]).all() and np.isnan(out[1]).all()
 
 
 @every_implementation("mla_decode")
@@ -136,6 +156,9 @@ def negative(numbers: np.ndarray) -> np.ndarray:
     ("query", one_more(2)),
     ("pages", as_float64),
     ("pages", one_more(2)),
+    ("scales", as_float64),
+    ("scales", one_more(0)),
+    ("scales", one_more(1)),
     ("block_tables", as_int64),
     ("block_tables", beyond_the_last),
     ("block_tables", negative),
