@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deepzig.engine.drafting import block_tables
 from deepzig.engine.request import Branch, Request, TokenEvent
 from deepzig.engine.sampling import Sampler, SamplingParams, TokenConstraint
 from deepzig.engine.scheduler import MAX_RUNNING, Scheduler
+from deepzig.engine.speculation import Speculator
 from deepzig.errors import ContextLengthError, RequestError
 from deepzig.model.cache import PAGE_SIZE, Rows
 from deepzig.model.deepseek import DeepseekModel
@@ -30,6 +32,8 @@ class EngineStats:
     tokens_prompt: int  # of prompts that have been read
     tokens_cached: int  # of them, taken from an earlier request
     tokens_decoded: int
+    tokens_drafted: int  # guesses ahead
+    tokens_accepted: int  # of them, chosen by the model too
     preemptions: int
     finished: dict[str, int]  # requests by reason: stop, length, cancelled, error
 
@@ -41,10 +45,12 @@ class Engine:
         """n_cache_tokens: room in the cache for all requests and for prefixes kept from finished ones."""
         self._model = model
         self._cache = model.make_cache(n_cache_tokens)
-        self._scheduler = Scheduler(self._cache, model.prompt_form)
+        self._speculator = Speculator(model, self._cache)
+        self._scheduler = Scheduler(self._cache, model.prompt_form, self._speculator.length)
         self._news: set[Request] = set()  # requests that this step moved
         self._n_submitted = 0
         self._tokens_prompt = self._tokens_cached = self._tokens_decoded = 0
+        self._tokens_drafted = self._tokens_accepted = 0
         self._finished: Counter[str] = Counter()
 
     def make_request(
@@ -77,6 +83,7 @@ class Engine:
             )
         if params.n > MAX_RUNNING:
             raise RequestError(f"n {params.n} is above {MAX_RUNNING}, the texts that are continued together")
+        self._speculator.check(params.speculation)
         tokens = prompt_ids.tolist()
         request = Request(
             n_prompt=len(tokens),
@@ -94,6 +101,7 @@ class Engine:
         """Queue a request from `make_request`."""
         self._n_submitted += 1
         request.number = self._n_submitted
+        request.branches[0].drafting = self._speculator.begin(request)
         self._scheduler.add(request.branches[0])
 
     def cancel(self, request: Request, index: int | None = None, reason: str = "cancelled") -> None:
@@ -115,22 +123,32 @@ class Engine:
             self.fail(branch.request, error)
 
     def step(self) -> bool:
-        """Read pieces of prompts and decode one token of each other running text. False: nothing to do."""
+        """Read pieces of prompts and decode each other running text. False: nothing to do."""
         plan = self._scheduler.plan()
         if not plan.reading and not plan.decoding:
             return False
-        ended: list[Branch] = []  # their last token is computed: the next one can be chosen
+        read: list[Branch] = []  # to their end: the next token can be chosen
         hidden: list[np.ndarray] = []
         for branch, last in plan.reading:
             rows = self._read(branch, last)
             if branch.n_computed == len(branch.tokens):
-                ended.append(branch)
+                read.append(branch)
                 hidden.append(rows[-1:])
+        started = time.perf_counter()
+        drafts = self._speculator.draft(plan.decoding, plan.n_drafts)
+        drafted = time.perf_counter()
         if plan.decoding:
-            hidden.append(self._decode(plan.decoding))
-            ended += plan.decoding
-        if ended:
-            self._choose_tokens(ended, hidden[0] if len(hidden) == 1 else np.concatenate(hidden))
+            hidden.append(self._decode(plan.decoding, drafts))
+        if not hidden:
+            return True
+        all_hidden = hidden[0] if len(hidden) == 1 else np.concatenate(hidden)
+        logits = self._model.logits(all_hidden)
+        now = time.perf_counter()
+        for branch, row in zip(read, logits, strict=False):
+            self._choose_first(branch, row, now)
+        if not plan.reading:
+            self._speculator.note_step(len(logits), now - drafted)
+        self._choose_decoded(plan.decoding, drafts, all_hidden[len(read) :], logits[len(read) :], now - started, now)
         return True
 
     def tell(self) -> None:
@@ -171,6 +189,8 @@ class Engine:
             tokens_prompt=self._tokens_prompt,
             tokens_cached=self._tokens_cached,
             tokens_decoded=self._tokens_decoded,
+            tokens_drafted=self._tokens_drafted,
+            tokens_accepted=self._tokens_accepted,
             preemptions=self._scheduler.n_preemptions,
             finished=dict(self._finished),
         )
@@ -187,6 +207,7 @@ class Engine:
             is_prompt=True,
         )
         hidden = self._model.forward(np.array(branch.tokens[first:last], np.int32), rows, self._cache, form=branch.form)
+        self._speculator.follow_prompt(branch, first, hidden)
         branch.n_computed = last
         if request.n_read < request.n_prompt:
             request.n_read = min(last, request.n_prompt)
@@ -195,46 +216,69 @@ class Engine:
             self._scheduler.keep_prompt(branch)
         return hidden
 
-    def _decode(self, branches: list[Branch]) -> np.ndarray:
-        """The last token of each branch: f32 (B, D) after the final norm."""
-        tables = np.zeros((len(branches), max(len(branch.pages) for branch in branches)), np.int32)
-        for row, branch in zip(tables, branches, strict=True):
-            row[: len(branch.pages)] = branch.pages
+    def _decode(self, branches: list[Branch], drafts: list[list[int]]) -> np.ndarray:
+        """The last token of each branch and its guesses: f32 (T, D) after the final norm, branch by branch."""
+        sizes = [1 + len(guesses) for guesses in drafts]
+        firsts = [branch.n_computed for branch in branches]
+        if len(branches) == sum(sizes):
+            positions, tokens = firsts, [branch.tokens[-1] for branch in branches]
+        else:
+            positions = [first + i for first, size in zip(firsts, sizes, strict=True) for i in range(size)]
+            tokens = [t for b, guesses in zip(branches, drafts, strict=True) for t in (b.tokens[-1], *guesses)]
         rows = Rows(
-            positions=np.array([branch.n_computed for branch in branches], np.int32),
-            row_sequence=np.arange(len(branches), dtype=np.int32),
-            block_tables=tables,
+            positions=np.array(positions, np.int32),
+            row_sequence=np.repeat(np.arange(len(branches), dtype=np.int32), sizes),
+            block_tables=block_tables(branches),
             is_prompt=False,
         )
-        tokens = np.array([branch.tokens[-1] for branch in branches], np.int32)
-        hidden = self._model.forward(tokens, rows, self._cache)
-        for branch in branches:
-            branch.n_computed += 1
-        return hidden
+        return self._model.forward(np.array(tokens, np.int32), rows, self._cache)
 
-    def _choose_tokens(self, ended: list[Branch], hidden: np.ndarray) -> None:
-        """The next token of each branch from its row of f32 (B, D). A prompt that has been read forks into n."""
-        logits = self._model.logits(hidden)
-        now = time.perf_counter()
-        for branch, row in zip(ended, logits, strict=True):
-            request = branch.request
-            branches = [branch]
-            if len(request.branches) < request.params.n:
-                branches += self._fork(branch)
-            for each in branches:
-                self._choose_token(each, row, now)
+    def _choose_first(self, branch: Branch, logits: np.ndarray, now: float) -> None:
+        """The token behind a text that has been read, from logits f32 (vocab_size,). A prompt forks into n here."""
+        branches = [branch]
+        if len(branch.request.branches) < branch.request.params.n:
+            branches += self._fork(branch)
+        for each in branches:
+            self._choose_token(each, logits, now)
 
-    def _choose_token(self, branch: Branch, logits: np.ndarray, now: float) -> None:
-        """Append the token that follows from logits f32 (vocab_size,); an error ends the branch's request alone."""
+    def _choose_decoded(
+        self,
+        branches: list[Branch],
+        drafts: list[list[int]],
+        hidden: np.ndarray,
+        logits: np.ndarray,
+        seconds: float,
+        now: float,
+    ) -> None:
+        """The next tokens of each branch, from hidden f32 (T, D) and logits f32 (T, vocab_size) of its last token and
+        of its guesses, as far as these are what was chosen; the step has taken `seconds`."""
+        first = 0
+        for branch, guesses in zip(branches, drafts, strict=True):
+            n_chosen = 0
+            for row in range(first, first + 1 + len(guesses)):
+                branch.n_computed += 1
+                n_chosen += 1
+                token = self._choose_token(branch, logits[row], now)
+                if branch.is_finished or n_chosen > len(guesses) or token != guesses[n_chosen - 1]:
+                    break
+            self._tokens_drafted += len(guesses)
+            self._tokens_accepted += n_chosen - 1
+            self._speculator.note_branch(branch, len(guesses), n_chosen, seconds, len(branches))
+            self._speculator.follow(branch, hidden[first : first + n_chosen])
+            first += 1 + len(guesses)
+
+    def _choose_token(self, branch: Branch, logits: np.ndarray, now: float) -> int | None:
+        """Append the token that follows from logits f32 (vocab_size,), and return it. An error ends the branch's
+        request alone; None then."""
         request = branch.request
-        if request.is_finished:
-            return
+        if branch.is_finished:
+            return None
         try:
             token = branch.sampler.choose(logits)
             logprob = branch.sampler.logprob(logits, token) if request.params.logprobs is not None else None
         except Exception as error:  # of a constraint, too
             self.fail(request, error)
-            return
+            return None
         branch.tokens.append(token)
         self._tokens_decoded += 1
         if request.first_token is None:
@@ -250,6 +294,7 @@ class Engine:
         self._news.add(request)
         if reason is not None:
             self._finish(branch, reason)
+        return token
 
     def _fork(self, branch: Branch) -> list[Branch]:
         """The other branches of a request whose prompt has just been read."""
@@ -258,6 +303,8 @@ class Engine:
             Branch(request, index, list(branch.tokens), branch.sampler.fork(index))
             for index in range(1, request.params.n)
         ]
+        for copy in copies:
+            copy.drafting = self._speculator.begin(request)
         request.branches += copies
         self._scheduler.fork(branch, copies)
         return copies

@@ -134,6 +134,9 @@ class Generation:
             first_token_s=request.first_token - self._submitted,
             decode_tokens=sum(len(answer.token_ids) - 1 for answer in self._answers),
             decode_s=max(answer.last_token for answer in self._answers) - request.first_token,
+            drafted_tokens=request.n_drafted,
+            accepted_tokens=request.n_accepted,
+            speculation_gain=request.plain_s / request.speculation_s if request.speculation_s else None,
         )
 
 

@@ -216,7 +216,7 @@ class LLM:
         def read() -> np.ndarray:
             hidden = np.concatenate(list(read_text(self.model, ids, cache)))
             rows = text_rows(0, len(ids) - 1, cache)
-            return self.model.mtp_forward(0, ids[1:], hidden[:-1], rows, cache)[1]
+            return self.model.mtp_logits(0, self.model.mtp_forward(0, ids[1:], hidden[:-1], rows, cache))
 
         return self._thread.call(read)
 

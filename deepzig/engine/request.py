@@ -8,6 +8,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from deepzig.engine.ngrams import NgramIndex
 from deepzig.engine.sampling import Sampler, SamplingParams, TokenLogprob
 
 
@@ -23,6 +26,15 @@ class TokenEvent:
 
 
 @dataclass(eq=False)
+class Drafting:
+    """How guessing ahead has gone for a branch."""
+
+    ngrams: NgramIndex | None  # None: the MTP layer guesses
+    n_drafted: list[int]  # by depth: guesses whose predecessors were all accepted
+    n_accepted: list[int]  # of them
+
+
+@dataclass(eq=False)
 class Branch:
     """State of one text. `tokens` grow; `pages` hold the latents of the first `n_computed` of them."""
 
@@ -33,6 +45,8 @@ class Branch:
     pages: list[int] = field(default_factory=list)
     n_computed: int = 0
     form: str = "expanded"  # of attention, while reading; fixed on admission
+    drafting: Drafting | None = None  # None: its tokens are not guessed ahead
+    hidden: np.ndarray | None = None  # f32 (m, D) of the last m computed positions, which the MTP layer has yet to see
     is_finished: bool = False
 
     @property
@@ -64,6 +78,10 @@ class Request:
     n_cached: int = 0  # of them, taken from the prefix tree
     started: float | None = None  # when it left the queue
     first_token: float | None = None
+    n_drafted: int = 0  # tokens guessed ahead
+    n_accepted: int = 0  # of them, chosen by the model too
+    speculation_s: float = 0.0  # in steps with guesses
+    plain_s: float = 0.0  # that the tokens of those steps would have taken without
     finish_reason: str | None = None  # that of the branch which ended last, or "cancelled" or "error"
     error: Exception | None = None
 

@@ -15,6 +15,9 @@ class Timings:
     first_token_s: float  # from the call to the first token
     decode_tokens: int  # tokens after the first, of all choices
     decode_s: float  # from the first token to the last
+    drafted_tokens: int  # guessed ahead
+    accepted_tokens: int  # of them, chosen by the model too
+    speculation_gain: float | None  # speed of the steps with guesses, over that without; None: not known
 
 
 @dataclass(frozen=True)

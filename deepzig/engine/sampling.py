@@ -4,6 +4,7 @@ Called by `engine`; calls `_kernels.top_tokens`. Knows logits and token ids, not
 """
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
@@ -12,6 +13,9 @@ import numpy as np
 
 from deepzig import _kernels
 from deepzig.errors import NonFiniteLogitsError, RequestError
+
+SPECULATIONS = ("auto", "off", "mtp", "ngram")
+MOST_DRAFT_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None  # most likely tokens to report beside the chosen one
     n: int = 1  # answers to the same prompt
+    speculation: str = "auto"  # guessing tokens ahead, which changes speed alone: auto, off, mtp or ngram
+    draft_tokens: int = 3  # guesses at once; auto makes fewer where that is faster
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -51,6 +57,11 @@ class SamplingParams:
         _check_integer("seed", self.seed, least=0)
         _check_integer("logprobs", self.logprobs, least=0)
         _check_integer("n", self.n, least=1)
+        _check_integer("draft_tokens", self.draft_tokens, least=1)
+        if self.draft_tokens > MOST_DRAFT_TOKENS:
+            raise RequestError(f"draft_tokens {self.draft_tokens} is above {MOST_DRAFT_TOKENS}")
+        if self.speculation not in SPECULATIONS:
+            raise RequestError(f"speculation {self.speculation!r} is unknown; use {', '.join(SPECULATIONS)}")
         if self.top_p == 0 or self.repetition_penalty == 0:
             raise RequestError("top_p and repetition_penalty must be above 0")
         if not all(isinstance(stop, str) and stop for stop in self.stop):
@@ -125,6 +136,7 @@ class Sampler:
         self._constraint = constraint
         self._eos_token_ids = eos_token_ids
         self._random = np.random.default_rng(params.seed)
+        self._uniforms: deque[float] = deque()  # drawn ahead: the next tokens' random numbers, one a token
         self._counts = self._seen = np.empty(0, np.int32)  # without penalties nothing is counted
         penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
         self._has_penalties = penalties != (1, 0, 0)
@@ -175,13 +187,28 @@ class Sampler:
         adjusted = self._adjusted(self._constrained(logits))
         best = int(np.argmax(adjusted))
         check_finite(adjusted[best])
-        token = best if self._params.temperature == 0 else self._draw(adjusted)
+        token = best
+        if self._params.temperature != 0:
+            token = self._draw(adjusted, self._uniform(0))
+            self._uniforms.popleft()
         if self._has_penalties:
             self._counts[token] += 1
             self._seen[token] = True
         if self._constraint is not None and token not in self._eos_token_ids:
             self._constraint.accept(token)
         return token
+
+    def guess(self, logits: np.ndarray, depth: int) -> int:
+        """The token that `choose` would take from a draft's logits f32 (vocab_size,) after `depth` other calls.
+
+        With the same random number, a draft whose distribution is close draws the same token; and since the draws of
+        `choose` do not depend on guesses, its tokens are those without speculation, the same seed given.
+        """
+        adjusted = self._adjusted(logits)
+        best = int(np.argmax(adjusted))
+        if self._params.temperature == 0 or not math.isfinite(adjusted[best]):
+            return best
+        return self._draw(adjusted, self._uniform(depth))
 
     def logprob(self, logits: np.ndarray, token: int) -> TokenLogprob:
         """Log-probabilities from logits f32 (vocab_size,), before penalties and temperature."""
@@ -215,8 +242,14 @@ class Sampler:
             logits[self._bias_ids] += self._bias
         return logits
 
-    def _draw(self, logits: np.ndarray) -> int:
-        """A token at random from the tempered and truncated distribution."""
+    def _uniform(self, ahead: int) -> float:
+        """The random number in [0, 1) of the token that is chosen after `ahead` others."""
+        while len(self._uniforms) <= ahead:
+            self._uniforms.append(self._random.random())
+        return self._uniforms[ahead]
+
+    def _draw(self, logits: np.ndarray, uniform: float) -> int:
+        """The token at `uniform` in the tempered and truncated distribution."""
         params = self._params
         assert params.temperature is not None and params.top_p is not None  # settled when the request was accepted
         _kernels.top_tokens(
@@ -230,7 +263,7 @@ class Sampler:
             n_threads=1,
         )
         cumulative = np.cumsum(self._probs, dtype=np.float64)  # flat behind the kept ones, which no draw reaches
-        return int(self._candidates[np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")])
+        return int(self._candidates[np.searchsorted(cumulative, uniform * cumulative[-1], side="right")])
 
 
 def check_finite(greatest: float) -> None:

@@ -23,13 +23,20 @@ class Plan(NamedTuple):
 
     reading: list[tuple[Branch, int]]  # branch, and the token before which its piece ends
     decoding: list[Branch]
+    n_drafts: list[int]  # tokens that each of `decoding` may guess ahead
 
 
 class Scheduler:
     """Branches that wait and that run, and the pages they hold."""
 
-    def __init__(self, cache: LatentCache, prompt_form: Callable[[int, int], str]) -> None:
-        """prompt_form: form of attention for (new tokens, length of the text)."""
+    def __init__(
+        self,
+        cache: LatentCache,
+        prompt_form: Callable[[int, int], str],
+        draft_length: Callable[[Branch, int], int],
+    ) -> None:
+        """prompt_form: form of attention for (new tokens, length of the text). draft_length: guesses that a branch
+        wants to make when so many decode."""
         self.pool = PagePool(cache.n_pages)
         self.prefixes = PrefixTree(self.pool)
         self.waiting: list[Branch] = []  # in order of urgency
@@ -37,6 +44,7 @@ class Scheduler:
         self.n_preemptions = 0
         self._cache = cache
         self._prompt_form = prompt_form
+        self._draft_length = draft_length
 
     def add(self, branch: Branch) -> None:
         """Put a branch into the queue."""
@@ -46,7 +54,7 @@ class Scheduler:
     def fork(self, branch: Branch, copies: list[Branch]) -> None:
         """Let copies of a running branch run too, on its pages; whoever writes into a shared page gets a copy of it."""
         for copy in copies:
-            copy.pages, copy.n_computed = list(branch.pages), branch.n_computed
+            copy.pages, copy.n_computed, copy.hidden = list(branch.pages), branch.n_computed, branch.hidden
             for page in copy.pages:
                 self.pool.share(page)
             self.running.append(copy)
@@ -83,10 +91,9 @@ class Scheduler:
             if n_new <= budget and self._make_room(branch, last):
                 reading.append((branch, last))
                 budget -= n_new
-        return Plan(
-            [(branch, last) for branch, last in reading if branch in self.running],
-            [branch for branch in decoding if branch in self.running],
-        )
+        reading = [(branch, last) for branch, last in reading if branch in self.running]
+        decoding = [branch for branch in decoding if branch in self.running]
+        return Plan(reading, decoding, [self._room_for_drafts(branch, len(decoding)) for branch in decoding])
 
     # ---- who runs
 
@@ -159,6 +166,18 @@ class Scheduler:
                 branch.pages[block] = page
         return True
 
+    def _room_for_drafts(self, branch: Branch, n_decoding: int) -> int:
+        """Guesses of the branch, with pages for them; 0 where that would preempt anybody."""
+        n_drafts = self._draft_length(branch, n_decoding)
+        n_new = -(-(len(branch.tokens) + n_drafts) // PAGE_SIZE) - len(branch.pages)
+        if not n_drafts or not self._can_free(n_new):
+            return 0
+        for _ in range(n_new):
+            page = self.pool.take()
+            assert page is not None
+            branch.pages.append(page)
+        return n_drafts
+
     def _can_free(self, n_pages: int) -> bool:
         """Whether n_pages can be had without preempting anybody."""
         while self.pool.n_free < n_pages:
@@ -175,4 +194,4 @@ class Scheduler:
     def _drop_pages(self, branch: Branch) -> None:
         for page in branch.pages:
             self.pool.release(page)
-        branch.pages, branch.n_computed = [], 0
+        branch.pages, branch.n_computed, branch.hidden = [], 0, None

@@ -99,18 +99,22 @@ class DeepseekModel:
 
     def mtp_forward(
         self, depth: int, token_ids: np.ndarray, hidden: np.ndarray, rows: Rows, cache: LatentCache
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> np.ndarray:
         """Run MTP layer `depth`: hidden f32 (T, D) of rows.positions, token_ids i32 (T,) of the positions after them.
 
         Returns:
-            f32 (T, D) hidden states and f32 (T, vocab_size) logits of the tokens after token_ids.
+            f32 (T, D) after the layer's own norm: input of `mtp_logits`, and of the next row when drafts are chained.
         """
         layer = self.mtp_layers[depth]
         space = self._workspace(rows)
         cos, sin = self._rotary.cos_sin(rows.positions)
         embedded = self._embed(token_ids, np.empty_like(hidden))
-        state = layer(embedded, hidden, cos, sin, rows, cache, self._form(None, rows), space)
-        return state, layer.shared_head(state, np.empty((len(state), self.config.vocab_size), np.float32))
+        return layer(embedded, hidden, cos, sin, rows, cache, self._form(None, rows), space)
+
+    def mtp_logits(self, depth: int, state: np.ndarray) -> np.ndarray:
+        """state f32 (T, D) of `mtp_forward` -> f32 (T, vocab_size), of the tokens after its token_ids."""
+        head = self.mtp_layers[depth].shared_head
+        return head(state, np.empty((len(state), self.config.vocab_size), np.float32))
 
     def _embed(self, token_ids: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Rows of the embedding, decoded: f32 (T, D) in out."""

@@ -1,14 +1,10 @@
 """Engine: what is served together equals what is served alone; pages come back; prefixes are found."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import deepzig
 from deepzig.engine.engine import Engine
@@ -32,8 +28,8 @@ def exact_model() -> DeepseekModel:
     return deepzig.load("stories", deterministic=True).model
 
 
-def greedy(max_tokens: int, **more: object) -> SamplingParams:
-    return SamplingParams(max_tokens=max_tokens, temperature=0.0, top_k=0, top_p=1.0, **more)  # type: ignore[arg-type]
+def greedy(max_tokens: int, speculation: str = "off", n: int = 1) -> SamplingParams:
+    return SamplingParams(max_tokens, temperature=0.0, top_k=0, top_p=1.0, speculation=speculation, n=n)
 
 
 def some_ids(n: int, seed: int = 0) -> np.ndarray:
@@ -237,69 +233,3 @@ def test_limits_are_errors(model: DeepseekModel) -> None:
     assert (request.finish_reason, len(answer(request))) == ("length", 8)
     with pytest.raises(RequestError, match="n 65"):
         submit(engine, some_ids(1), greedy(1, n=65))
-
-
-class Schedules(RuleBasedStateMachine):
-    """Random submissions, cancellations and steps in a cache that is too small for them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.requests: list[Request] = []
-
-    @initialize()
-    def start(self) -> None:
-        self.engine = Engine(_schedule_model(), 5 * PAGE_SIZE)
-
-    @rule(
-        n_prompt=st.integers(1, 250),
-        max_tokens=st.integers(1, 60),
-        text=st.integers(0, 2),
-        tenant=st.sampled_from("ab"),
-    )
-    def submit(self, n_prompt: int, max_tokens: int, text: int, tenant: str) -> None:
-        prompt = some_ids(250, text)[:n_prompt] % 150
-        self.requests.append(submit(self.engine, prompt, greedy(max_tokens), tenant=tenant))
-
-    @rule(which=st.integers(0, 100))
-    def cancel(self, which: int) -> None:
-        if self.requests:
-            self.engine.cancel(self.requests[which % len(self.requests)])
-
-    @rule(n_steps=st.integers(1, 30))
-    def step(self, n_steps: int) -> None:
-        for _ in range(n_steps):
-            self.engine.step()
-
-    @invariant()
-    def pages_have_holders(self) -> None:
-        if not hasattr(self, "engine"):
-            return
-        held = {page for request in self.requests for branch in request.branches for page in branch.pages}
-        stats = self.engine.stats()
-        assert len(held) <= stats.n_held_pages <= len(held) + stats.n_prefix_pages
-
-    def teardown(self) -> None:
-        if not hasattr(self, "engine"):
-            return
-        run_all(self.engine)
-        assert all(request.is_finished for request in self.requests)
-        assert held_by_prefixes_alone(self.engine)
-        for request in self.requests:
-            if request.finish_reason == "length":
-                prompt = np.array(request.branches[0].tokens[: request.n_prompt], np.int32)
-                expected = answer_of(Engine(_schedule_model(), 1024), prompt, len(answer(request)))
-                assert answer(request) == expected
-
-
-_MODELS: list[DeepseekModel] = []
-
-
-def _schedule_model() -> DeepseekModel:
-    if not _MODELS:
-        folder = Path(__file__).parents[1] / "golden" / "v3_classic"
-        _MODELS.append(deepzig.load(folder, n_threads=1, deterministic=True).model)
-    return _MODELS[0]
-
-
-TestSchedules = Schedules.TestCase
-TestSchedules.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)

@@ -1,0 +1,175 @@
+"""Speculator: who guesses ahead, how far, and whether it pays.
+
+`auto` weighs, before each step, the tokens that k guesses are expected to bring against the time that the step takes
+with them, both measured as it goes: acceptance for each branch, starting from that of all; times for each number of
+rows. Called by `engine`; calls `drafting` and `ngrams`.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from deepzig.engine.drafting import MtpDrafter
+from deepzig.engine.ngrams import NgramIndex
+from deepzig.engine.request import Branch, Drafting, Request
+from deepzig.engine.sampling import MOST_DRAFT_TOKENS
+from deepzig.errors import RequestError
+from deepzig.model.cache import LatentCache
+from deepzig.model.deepseek import DeepseekModel
+
+PRIOR_ACCEPTANCE = 0.75  # of a guess, before anything is known
+PRIOR_WEIGHT = 8  # guesses that the prior counts as
+TRUSTED = 3  # measurements of a time before it is believed
+MOST_PENDING = 32  # positions that the MTP layer may fall behind while guessing does not pay
+RETRIED = 32  # where the MTP layer has lost time, each so many requests one tries again
+
+
+class Speculator:
+    """Drafts for all branches of an engine."""
+
+    def __init__(self, model: DeepseekModel, cache: LatentCache) -> None:
+        self._mtp = MtpDrafter(model, cache) if model.mtp_layers else None
+        self._steps = _Times()  # of a step that decodes so many rows
+        self._drafts = _Times()  # of so many calls of the MTP layer, for one branch or several
+        # by whether it was the MTP layer, and depth
+        self._drafted = {uses_mtp: [0] * MOST_DRAFT_TOKENS for uses_mtp in (True, False)}
+        self._accepted = {uses_mtp: [0] * MOST_DRAFT_TOKENS for uses_mtp in (True, False)}
+
+    def check(self, speculation: str) -> None:
+        """Raises RequestError if the checkpoint cannot draft so."""
+        if speculation == "mtp" and self._mtp is None:
+            raise RequestError("speculation 'mtp' needs an MTP layer, which this checkpoint lacks; use ngram or auto")
+
+    def begin(self, request: Request) -> Drafting | None:
+        """How the request's branches will guess ahead."""
+        kind = request.params.speculation
+        if kind == "off":
+            return None
+        uses_mtp = self._mtp is not None and kind != "ngram"
+        if kind == "auto" and uses_mtp and request.number % RETRIED and self._loses(request):
+            return None
+        n = request.params.draft_tokens
+        return Drafting(None if uses_mtp else NgramIndex(), [0] * n, [0] * n)
+
+    def follow_prompt(self, branch: Branch, first: int, hidden: np.ndarray) -> None:
+        """A piece of a prompt has been read: hidden f32 (T, D) of positions from `first` on."""
+        if self._mtp is not None and branch.drafting is not None and branch.drafting.ngrams is None:
+            self._mtp.follow_prompt(branch, first, hidden)
+
+    def follow(self, branch: Branch, hidden: np.ndarray) -> None:
+        """A branch has gone on by the positions of hidden f32 (m, D), and knows the token behind each."""
+        if branch.drafting is not None and branch.drafting.ngrams is None and not branch.is_finished:
+            rows = hidden.copy() if branch.hidden is None else np.concatenate([branch.hidden, hidden])
+            branch.hidden = rows
+
+    def length(self, branch: Branch, n_decoding: int) -> int:
+        """Guesses to make for a branch in a step that decodes n_decoding branches."""
+        drafting, params = branch.drafting, branch.request.params
+        if drafting is None or (drafting.ngrams is None and branch.hidden is None):
+            return 0
+        most = min(params.draft_tokens, branch.request.max_length - len(branch.tokens) - 1)
+        if params.speculation != "auto" or most <= 0:
+            return max(0, most)
+        best = self._best_length(drafting, most, n_decoding)
+        if best == 0 and branch.hidden is not None and len(branch.hidden) >= MOST_PENDING:
+            branch.drafting = branch.hidden = None
+        return best
+
+    def draft(self, branches: Sequence[Branch], counts: Sequence[int]) -> list[list[int]]:
+        """At most counts[i] guesses for branches[i]."""
+        guesses: list[list[int]] = [[] for _ in branches]
+        by_mtp = []
+        for i, branch in enumerate(branches):
+            if counts[i] and branch.drafting is not None:
+                if branch.drafting.ngrams is None:
+                    by_mtp.append(i)
+                else:
+                    guesses[i] = branch.drafting.ngrams.draft(branch.tokens, counts[i])
+        if by_mtp and self._mtp is not None:
+            started = time.perf_counter()
+            drafted = self._mtp.draft([branches[i] for i in by_mtp], [counts[i] for i in by_mtp])
+            self._drafts.add(max(counts), time.perf_counter() - started)
+            for i, drafts in zip(by_mtp, drafted, strict=True):
+                guesses[i] = drafts
+        return guesses
+
+    def note_step(self, n_rows: int, seconds: float) -> None:
+        """A step that read no prompt has decoded n_rows; seconds without drafting."""
+        self._steps.add(n_rows, seconds)
+
+    def note_branch(self, branch: Branch, n_drafted: int, n_chosen: int, seconds: float, n_decoding: int) -> None:
+        """A branch has guessed n_drafted tokens and chosen n_chosen, in a step of `seconds` with drafting."""
+        drafting, request = branch.drafting, branch.request
+        if drafting is None or not n_drafted:
+            return
+        uses_mtp = drafting.ngrams is None
+        for depth in range(min(n_drafted, n_chosen)):
+            for drafted, accepted in (
+                (drafting.n_drafted, drafting.n_accepted),
+                (self._drafted[uses_mtp], self._accepted[uses_mtp]),
+            ):
+                drafted[depth] += 1
+                accepted[depth] += n_chosen > depth + 1
+        request.n_drafted += n_drafted
+        request.n_accepted += n_chosen - 1
+        if plain := self._steps.mean(n_decoding):
+            request.speculation_s += seconds
+            request.plain_s += n_chosen * plain
+
+    def _best_length(self, drafting: Drafting, most: int, n_decoding: int) -> int:
+        """The number of guesses that brings most tokens a second; 0 until the time without guesses is known."""
+        plain = self._steps.get(n_decoding)
+        if plain is None:
+            return 0
+        best, best_speed = 0, 1 / plain
+        expected, chance = 1.0, 1.0
+        for length in range(1, most + 1):
+            chance *= self._acceptance(drafting, length - 1)
+            expected += chance
+            seconds = self._steps.get(n_decoding * (1 + length))
+            if seconds is None:  # not tried: many rows leave no idle arithmetic, few may
+                seconds = plain * (1 + length) ** (0.5 if n_decoding <= 4 else 1.0)
+            if drafting.ngrams is None:
+                seconds += self._drafts.get(length) or 0.0
+            if expected / seconds > best_speed:
+                best, best_speed = length, expected / seconds
+        return best
+
+    def _acceptance(self, drafting: Drafting, depth: int) -> float:
+        """Chance that a guess at `depth` is accepted once those before it are."""
+        uses_mtp = drafting.ngrams is None
+        of_all = (self._accepted[uses_mtp][depth] + PRIOR_WEIGHT * PRIOR_ACCEPTANCE) / (
+            self._drafted[uses_mtp][depth] + PRIOR_WEIGHT
+        )
+        return (drafting.n_accepted[depth] + PRIOR_WEIGHT * of_all) / (drafting.n_drafted[depth] + PRIOR_WEIGHT)
+
+    def _loses(self, request: Request) -> bool:
+        """Whether the MTP layer is known to lose time even for one text alone."""
+        n = request.params.draft_tokens
+        nothing = Drafting(None, [0] * n, [0] * n)
+        return self._steps.get(1) is not None and self._best_length(nothing, n, 1) == 0
+
+
+class _Times:
+    """How long something took lately, by its size."""
+
+    def __init__(self) -> None:
+        self._least: dict[int, float] = {}
+        self._mean: dict[int, float] = {}
+        self._count: dict[int, int] = {}
+
+    def add(self, size: int, seconds: float) -> None:
+        """One measurement."""
+        self._least[size] = min(seconds, 1.02 * self._least.get(size, seconds))
+        mean = self._mean.get(size, seconds)
+        self._mean[size] = mean + 0.1 * (seconds - mean)
+        self._count[size] = self._count.get(size, 0) + 1
+
+    def get(self, size: int) -> float | None:
+        """The least, forgotten slowly, since others use the machine too. None before TRUSTED measurements."""
+        return self._least[size] if self._count.get(size, 0) >= TRUSTED else None
+
+    def mean(self, size: int) -> float | None:
+        """The mean, to be compared with times as they were. None before TRUSTED measurements."""
+        return self._mean[size] if self._count.get(size, 0) >= TRUSTED else None
