@@ -21,10 +21,10 @@ from deepzig.engine.engine import Engine, EngineStats
 from deepzig.engine.engine_thread import EngineThread
 from deepzig.engine.generation import Generation
 from deepzig.engine.results import GenerationResult, StreamChunk
-from deepzig.engine.sampling import SamplingParams, TokenConstraint
+from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
 from deepzig.engine.scheduler import MAX_RUNNING, PREFILL_CHUNK
 from deepzig.engine.trace import Trace, trace_text
-from deepzig.engine.whole_text import read_text, text_rows
+from deepzig.engine.whole_text import read_text, score_text, text_rows
 from deepzig.errors import CheckpointError, ContextLengthError, RequestError
 from deepzig.model.cache import CACHE_DTYPES, PAGE_SIZE
 from deepzig.model.deepseek import DeepseekModel
@@ -205,6 +205,21 @@ class LLM:
             return np.concatenate([self.model.logits(hidden) for hidden in chunks])
 
         return self._thread.call(read)
+
+    def prompt_logprobs(self, token_ids: Sequence[int], n_top: int = 0) -> list[TokenLogprob]:
+        """Log-probabilities of the tokens of a text after the first, each given those before it, and of the n_top
+        likeliest in their places. Other requests go on between its pieces.
+
+        Raises:
+            RequestError: there are no token ids, or they are outside the vocabulary.
+            NonFiniteLogitsError: the model produced NaN.
+        """
+        ids = self._checked_ids(token_ids)
+        scored = score_text(self.model, ids, self.model.make_cache(len(ids)), n_top)
+        entries: list[TokenLogprob] = []
+        while piece := self._thread.call(lambda: next(scored, None)):
+            entries += piece
+        return entries
 
     def mtp_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """First MTP layer over a whole text: f32 (T - 1, vocab_size), row t predicting token t + 2."""

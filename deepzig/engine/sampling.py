@@ -119,6 +119,16 @@ class TokenConstraint(Protocol):
         ...
 
 
+def token_logprob(logits: np.ndarray, token: int, n_top: int) -> TokenLogprob:
+    """The log-probability of a token and of the n_top likeliest, from logits f32 (vocab_size,)."""
+    shifted = logits - logits.max()
+    logprobs = shifted - np.log(np.exp(shifted).sum())
+    n_top = min(n_top, len(logits))
+    top = np.argpartition(-logprobs, n_top - 1)[:n_top] if n_top else np.empty(0, np.int64)
+    top = top[np.lexsort((top, -logprobs[top]))]
+    return TokenLogprob(token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in top))
+
+
 class Sampler:
     """Chooses the tokens of one branch; remembers them for the penalties."""
 
@@ -212,12 +222,7 @@ class Sampler:
 
     def logprob(self, logits: np.ndarray, token: int) -> TokenLogprob:
         """Log-probabilities from logits f32 (vocab_size,), before penalties and temperature."""
-        shifted = logits - logits.max()
-        logprobs = shifted - np.log(np.exp(shifted).sum())
-        n_top = min(self._params.logprobs or 0, len(logits))
-        top = np.argpartition(-logprobs, n_top - 1)[:n_top] if n_top else np.empty(0, np.int64)
-        top = top[np.lexsort((top, -logprobs[top]))]
-        return TokenLogprob(token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in top))
+        return token_logprob(logits, token, self._params.logprobs or 0)
 
     def _constrained(self, logits: np.ndarray) -> np.ndarray:
         """Logits with -inf for what the constraint forbids: the same array when there is none."""

@@ -4,9 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from deepzig.engine.sampling import TokenLogprob, check_finite, token_logprob
 from deepzig.engine.scheduler import PREFILL_CHUNK
 from deepzig.model.cache import LatentCache, Rows
 from deepzig.model.deepseek import DeepseekModel, Observer
+
+SCORED_ROWS = 64  # tokens whose logits are held at a time
 
 
 def text_rows(first: int, last: int, cache: LatentCache, *, is_prompt: bool = True) -> Rows:
@@ -17,6 +20,20 @@ def text_rows(first: int, last: int, cache: LatentCache, *, is_prompt: bool = Tr
         block_tables=np.arange(cache.n_pages, dtype=np.int32)[None],
         is_prompt=is_prompt,
     )
+
+
+def score_text(
+    model: DeepseekModel, token_ids: np.ndarray, cache: LatentCache, n_top: int
+) -> Iterator[list[TokenLogprob]]:
+    """Log-probabilities of token_ids[1:], i32 (S,), some at a time: a prompt's logits would be large."""
+    first = 0
+    for hidden in read_text(model, token_ids[:-1], cache):
+        for start in range(0, len(hidden), SCORED_ROWS):
+            logits = model.logits(hidden[start : start + SCORED_ROWS])
+            check_finite(logits.max())
+            targets = token_ids[first + start + 1 :]
+            yield [token_logprob(row, int(token), n_top) for row, token in zip(logits, targets, strict=False)]
+        first += len(hidden)
 
 
 def read_text(

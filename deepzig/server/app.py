@@ -2,36 +2,41 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.routing import BaseRoute, Mount, Route, Router, WebSocketRoute
 from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocket
 
 from deepzig.server.answer import Answer
 from deepzig.server.body import decode, read_body
 from deepzig.server.chat import prepare_chat
 from deepzig.server.completions import prepare_completion
 from deepzig.server.failures import ApiError
-from deepzig.server.guard import Guard
+from deepzig.server.guard import WEBSOCKET, Guard
 from deepzig.server.http_reply import Reply, StreamedReply, WholeReply
 from deepzig.server.metrics import CONTENT_TYPE
+from deepzig.server.openapi import description
 from deepzig.server.replies import Health, ModelList
 from deepzig.server.requests import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    SamplingFields,
     TokenizeRequest,
 )
+from deepzig.server.responses import prepare_response
+from deepzig.server.responses_protocol import ResponsesRequest
 from deepzig.server.run import Ask
 from deepzig.server.served_model import ServedModel
 from deepzig.server.service import Service
 from deepzig.server.status import Status
 from deepzig.server.tokens import detokenize, tokenize
+from deepzig.server.websocket import chat_socket
 
 STATIC = Path(__file__).parent / "static"
 # What the page may do: load its own files, talk to this server, and nothing else.
@@ -41,7 +46,8 @@ CSP = "; ".join((
 ))  # fmt: skip
 
 T = TypeVar("T")
-Prepare = Callable[[ServedModel, T, str], tuple[Ask, Answer]]
+Generates = TypeVar("Generates", ChatRequest, CompletionRequest, ResponsesRequest)
+Prepare = Callable[[ServedModel, Generates, str], tuple[Ask, Answer]]
 Endpoint = Callable[[Request], Awaitable[Response | Reply]]
 
 
@@ -57,16 +63,19 @@ class Routes:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._status = Status(service)
+        self._description = msgspec.json.encode(description(version("deepzig"), bool(service.settings.api_keys)))
 
     def listed(self) -> list[BaseRoute]:
         """All routes; a name without /v1 is an alias, for clients that are given such a base."""
         routes: list[BaseRoute] = []
         chat = self._generating(ChatRequest, prepare_chat)
         completion = self._generating(CompletionRequest, prepare_completion)
+        response = self._generating(ResponsesRequest, prepare_response)
         for prefix in ("/v1", ""):
             routes += [
                 Route(f"{prefix}/chat/completions", chat, methods=["POST"]),
                 Route(f"{prefix}/completions", completion, methods=["POST"]),
+                Route(f"{prefix}/responses", response, methods=["POST"]),
                 Route(f"{prefix}/models", self.models),
                 Route(f"{prefix}/models/{{id:path}}", self.model),
             ]
@@ -74,6 +83,8 @@ class Routes:
             *routes,
             Route("/tokenize", self._answering(TokenizeRequest, tokenize), methods=["POST"]),
             Route("/detokenize", self._answering(DetokenizeRequest, detokenize), methods=["POST"]),
+            WebSocketRoute(WEBSOCKET, self.websocket),
+            Route("/openapi.json", self.openapi),
             Route("/health", self.health),
             Route("/livez", self.livez),
             Route("/metrics", self.metrics),
@@ -92,14 +103,13 @@ class Routes:
 
         return endpoint
 
-    def _generating(self, kind: type[T], prepare: Prepare[T]) -> Endpoint:
+    def _generating(self, kind: type[Generates], prepare: Prepare[Generates]) -> Endpoint:
         """The endpoint that reads a body of `kind` and lets the engine answer."""
 
         async def endpoint(request: Request) -> Reply:
             service = self.service
             settings = service.settings
             body = decode(await read_body(request, settings.max_body_bytes, settings.receive_timeout), kind)
-            assert isinstance(body, SamplingFields)
             model = service.model_named(body.model)
             tenant = f"{request.state.tenant}\0{body.cache_salt or ''}"
             ask, answer = await asyncio.to_thread(prepare, model, body, tenant)
@@ -139,6 +149,14 @@ class Routes:
     async def status(self, request: Request) -> Response:
         """How busy the server is."""
         return Response(msgspec.json.encode(self._status.read()), media_type="application/json")
+
+    async def openapi(self, request: Request) -> Response:
+        """The description of the API."""
+        return Response(self._description, media_type="application/json")
+
+    async def websocket(self, socket: WebSocket) -> None:
+        """Chats over a WebSocket."""
+        await chat_socket(socket, self.service)
 
     async def page(self, request: Request) -> Response:
         """The web page."""

@@ -6,6 +6,7 @@ Called by `app` and `websocket`; calls `chat_prompt`, `constraints` and `text.an
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
 
@@ -35,13 +36,34 @@ from deepzig.server.run import Ask
 from deepzig.server.sampling_fields import sampling_params
 from deepzig.server.served_model import ServedModel
 from deepzig.server.usage import timings_of, usage_of
+from deepzig.text.answer_format import AnswerFormat
 from deepzig.text.answer_parser import AnswerParser, CallArguments, CallStart, Content, Part, Reasoning
 
 _TEXT_KINDS = {Content: "content", Reasoning: "reasoning"}
 
 
+@dataclass(frozen=True)
+class ChatPlan:
+    """What the engine is asked, and how its answers are to be read."""
+
+    ask: Ask
+    answer_format: AnswerFormat
+    in_reasoning: bool
+    with_tools: bool
+
+    def parser(self) -> AnswerParser:
+        """A parser for one answer."""
+        return AnswerParser(self.answer_format, in_reasoning=self.in_reasoning, with_tools=self.with_tools)
+
+
 def prepare_chat(model: ServedModel, request: ChatRequest, tenant: str) -> tuple[Ask, "ChatAnswer"]:
-    """What the engine is asked, and the answer that will take its chunks. May take a while: templates, grammars.
+    """What the engine is asked, and the answer that will take its chunks. Raises as `plan_chat`."""
+    plan = plan_chat(model, request, tenant)
+    return plan.ask, ChatAnswer(model, request, plan)
+
+
+def plan_chat(model: ServedModel, request: ChatRequest, tenant: str) -> ChatPlan:
+    """From messages to tokens. May take a while: templates and grammars.
 
     Raises:
         ApiError, RequestError, TokenizerError: the request cannot be served.
@@ -66,22 +88,20 @@ def prepare_chat(model: ServedModel, request: ChatRequest, tenant: str) -> tuple
         tenant=tenant,
         priority=request.priority or 0,
     )
-    return ask, ChatAnswer(model, request, n_choices=params.n, in_reasoning=prompt.in_reasoning, with_tools=with_tools)
+    return ChatPlan(ask, model.answer_format, prompt.in_reasoning, with_tools)
 
 
 class ChatAnswer:
     """A chat's answer in the making (see `answer.Answer`)."""
 
-    def __init__(
-        self, model: ServedModel, request: ChatRequest, *, n_choices: int, in_reasoning: bool, with_tools: bool
-    ) -> None:
+    def __init__(self, model: ServedModel, request: ChatRequest, plan: ChatPlan) -> None:
         options = request.stream_options
         self.wants_progress = bool(request.return_progress)
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = model
         self._with_usage = bool(options and options.include_usage)
-        self._choices = [_Choice(model, in_reasoning=in_reasoning, with_tools=with_tools) for _ in range(n_choices)]
+        self._choices = [_Choice(model, plan.parser()) for _ in range(plan.ask.params.n)]
         self._results: list[GenerationResult] = []
 
     def start(self) -> Sequence[ChatChunk]:
@@ -152,11 +172,11 @@ class ChatAnswer:
 class _Choice:
     """One of n answers so far."""
 
-    def __init__(self, model: ServedModel, *, in_reasoning: bool, with_tools: bool) -> None:
+    def __init__(self, model: ServedModel, parser: AnswerParser) -> None:
         self.finish_reason: FinishReason | None = None
         self.n_reasoning = 0  # tokens of thoughts
         self._model = model
-        self._parser = AnswerParser(model.answer_format, in_reasoning=in_reasoning, with_tools=with_tools)
+        self._parser = parser
         self._texts: dict[str, list[str]] = {"content": [], "reasoning": []}
         self._calls: list[ToolCallReply] = []
         self._logprobs: list[ChatLogprob] | None = None

@@ -6,6 +6,7 @@ Called by `app`; calls `run` through the `Ask` that it makes.
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from msgspec import UNSET
 
@@ -14,7 +15,7 @@ from deepzig.engine.sampling import TokenLogprob
 from deepzig.server.chat import prompt_progress
 from deepzig.server.constraints import completion_constraint
 from deepzig.server.failures import ApiError, ErrorBody
-from deepzig.server.logprobs import completion_logprobs
+from deepzig.server.logprobs import completion_logprobs, token_of
 from deepzig.server.replies import Completion, CompletionChoice, CompletionLogprobs, FinishReason
 from deepzig.server.requests import MAX_PROMPTS, CompletionRequest
 from deepzig.server.run import Ask
@@ -34,16 +35,34 @@ def prepare_completion(model: ServedModel, request: CompletionRequest, tenant: s
     """
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise ApiError(400, "best_of is not supported; use n", param="best_of", code="unsupported_parameter")
+    if request.logprobs is not None and model.tokenizer is None:
+        raise ApiError(400, "logprobs need a tokenizer, which this model lacks", param="logprobs", code="invalid_value")
     prompts = [_prompt_ids(model, prompt, request.suffix) for prompt in _prompts(request)]
+    max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     params = sampling_params(
-        request,
-        model.llm.config.vocab_size,
-        max_tokens=request.max_tokens or DEFAULT_MAX_TOKENS,
-        logprobs=request.logprobs,
+        request, model.llm.config.vocab_size, max_tokens=max(max_tokens, 1), logprobs=request.logprobs
     )
     constraint = completion_constraint(model, request)
-    ask = Ask(prompts, params, constraint, tenant, request.priority or 0)
-    return ask, CompletionAnswer(model, request, prompts, n_choices=params.n)
+    ask = Ask(prompts if max_tokens else [], params, constraint, tenant, request.priority or 0)
+    return ask, CompletionAnswer(model, request, [_echo(model, request, prompt) for prompt in prompts], params.n)
+
+
+@dataclass(frozen=True)
+class _Echo:
+    """A prompt, as far as the reply shows it."""
+
+    n_tokens: int
+    text: str = ""
+    entries: Sequence[TokenLogprob | int] = ()  # its tokens; a first one that is shown has no log-probability
+
+
+def _echo(model: ServedModel, request: CompletionRequest, prompt: Sequence[int]) -> _Echo:
+    if not request.echo or model.tokenizer is None:
+        return _Echo(len(prompt))
+    entries: list[TokenLogprob | int] = []
+    if request.logprobs is not None:
+        entries = [prompt[0], *model.llm.prompt_logprobs(prompt, request.logprobs)]
+    return _Echo(len(prompt), model.tokenizer.decode(prompt), entries)
 
 
 def _prompts(request: CompletionRequest) -> Sequence[str | Sequence[int]]:
@@ -85,7 +104,7 @@ class CompletionAnswer:
     """A completion in the making (see `answer.Answer`)."""
 
     def __init__(
-        self, model: ServedModel, request: CompletionRequest, prompts: Sequence[Sequence[int]], *, n_choices: int
+        self, model: ServedModel, request: CompletionRequest, echoes: Sequence[_Echo], n_choices: int
     ) -> None:
         options = request.stream_options
         self.wants_progress = bool(request.return_progress)
@@ -94,16 +113,17 @@ class CompletionAnswer:
         self._model = model
         self._with_usage = bool(options and options.include_usage)
         self._n_choices = n_choices
-        self._choices = [_Choice(model, request.logprobs is not None) for _ in range(len(prompts) * n_choices)]
+        self._echoes = echoes
+        with_logprobs = request.logprobs is not None
+        self._choices = [_Choice(model, echo, with_logprobs) for echo in echoes for _ in range(n_choices)]
         self._results: list[GenerationResult] = []
-        self._echoes = [self._decoded(prompt) if request.echo else "" for prompt in prompts]
 
     def start(self) -> Sequence[Completion]:
         """The prompts, if they are to be echoed."""
         return [
-            self._event([CompletionChoice(index, echo)])
-            for index in range(len(self._choices))
-            if (echo := self._echoes[index // self._n_choices])
+            self._event([CompletionChoice(index, choice.echo.text, None, choice.echo_logprobs())])
+            for index, choice in enumerate(self._choices)
+            if choice.echo.text
         ]
 
     def take(self, prompt: int, chunk: StreamChunk) -> Sequence[Completion]:
@@ -111,7 +131,7 @@ class CompletionAnswer:
         index = prompt * self._n_choices + chunk.index
         if chunk.result is not None:
             self._results.append(chunk.result)
-        logprobs = self._choices[index].take(chunk, len(self._echoes[prompt]))
+        logprobs = self._choices[index].take(chunk)
         finish_reason = self._choices[index].finish_reason
         if not chunk.text and logprobs is None and finish_reason is None:
             return []
@@ -127,17 +147,11 @@ class CompletionAnswer:
         """The usage, if it was asked for."""
         if not self._with_usage:
             return []
-        event = self._event([])
-        event.usage, event.timings = usage_of(self._results), timings_of(self._results)
-        return [event]
+        return [self._with_figures(self._event([]))]
 
     def whole(self) -> Completion:
         """The reply, if it is not streamed."""
-        reply = self._event(
-            [choice.whole(i, self._echoes[i // self._n_choices]) for i, choice in enumerate(self._choices)]
-        )
-        reply.usage, reply.timings = usage_of(self._results), timings_of(self._results)
-        return reply
+        return self._with_figures(self._event([choice.whole(index) for index, choice in enumerate(self._choices)]))
 
     def failure(self, error: ApiError) -> ErrorBody:
         """An event with OpenAI's error body, which its clients raise."""
@@ -148,8 +162,14 @@ class CompletionAnswer:
         """The first choice's finish_reason."""
         return self._choices[0].finish_reason or "stop"
 
-    def _decoded(self, prompt: Sequence[int]) -> str:
-        return self._model.tokenizer.decode(prompt) if self._model.tokenizer else ""
+    def _with_figures(self, reply: Completion) -> Completion:
+        reply.usage = usage_of(self._results)
+        if self._results:
+            reply.timings = timings_of(self._results)
+        else:  # nothing was asked for but the echo
+            n_prompt = sum(echo.n_tokens for echo in self._echoes)
+            reply.usage.prompt_tokens = reply.usage.total_tokens = reply.usage.prompt_cache_miss_tokens = n_prompt
+        return reply
 
     def _event(self, choices: list[CompletionChoice]) -> Completion:
         usage = None if self._with_usage else UNSET
@@ -159,29 +179,38 @@ class CompletionAnswer:
 class _Choice:
     """One of the answers so far."""
 
-    def __init__(self, model: ServedModel, with_logprobs: bool) -> None:
+    def __init__(self, model: ServedModel, echo: _Echo, with_logprobs: bool) -> None:
         self.finish_reason: FinishReason | None = None
+        self.echo = echo
         self._tokenizer = model.tokenizer
         self._with_logprobs = with_logprobs
         self._entries: list[TokenLogprob] = []
         self._texts: list[str] = []
-        self._offset = 0
+        self._offset = len(echo.text)  # of the next token
 
-    def take(self, chunk: StreamChunk, echo_length: int) -> CompletionLogprobs | None:
+    def echo_logprobs(self) -> CompletionLogprobs | None:
+        """Log-probabilities of the echoed prompt, if they were asked for."""
+        return self._shaped(self.echo.entries, 0) if self._with_logprobs else None
+
+    def take(self, chunk: StreamChunk) -> CompletionLogprobs | None:
         """Add a chunk; its log-probabilities, if they were asked for."""
         self._texts.append(chunk.text)
         if chunk.finish_reason is not None:
             self.finish_reason = "length" if chunk.finish_reason == "length" else "stop"
-        if not self._with_logprobs or not chunk.logprobs or self._tokenizer is None:
+        if not self._with_logprobs or not chunk.logprobs:
             return None
         self._entries += chunk.logprobs
-        logprobs = completion_logprobs(chunk.logprobs, self._tokenizer, echo_length + self._offset)
+        logprobs = self._shaped(chunk.logprobs, self._offset)
         self._offset += sum(map(len, logprobs.tokens))
         return logprobs
 
-    def whole(self, index: int, echo: str) -> CompletionChoice:
-        """The choice, when it has ended."""
-        logprobs = None
-        if self._with_logprobs and self._tokenizer is not None:
-            logprobs = completion_logprobs(self._entries, self._tokenizer, len(echo))
-        return CompletionChoice(index, echo + "".join(self._texts), self.finish_reason, logprobs)
+    def whole(self, index: int) -> CompletionChoice:
+        """The choice, when it has ended; one that was not begun has its length at once."""
+        text = self.echo.text + "".join(self._texts)
+        logprobs = self._shaped([*self.echo.entries, *self._entries], 0) if self._with_logprobs else None
+        return CompletionChoice(index, text, self.finish_reason or "length", logprobs)
+
+    def _shaped(self, entries: Sequence[TokenLogprob | int], offset: int) -> CompletionLogprobs:
+        assert self._tokenizer is not None
+        shown = [entry for entry in entries if not self._tokenizer.is_special(token_of(entry))]
+        return completion_logprobs(shown, self._tokenizer, offset)

@@ -4,11 +4,13 @@ Called by `chat` and `completions`; calls `text.constraint`.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from deepzig.engine.sampling import TokenConstraint
+from deepzig.errors import RequestError
 from deepzig.server.failures import ApiError
 from deepzig.server.requests import (
     MAX_SCHEMA_BYTES,
@@ -25,14 +27,12 @@ from deepzig.text import constraint as grammar
 
 def completion_constraint(model: ServedModel, request: CompletionRequest) -> TokenConstraint | None:
     """What a completion must look like; None: it is free. Raises ApiError and RequestError for what cannot be used."""
-    source = _own_grammar(request, request.response_format)
-    return None if source is None else _grammars(model).compile(source)
+    return _compiled(model, _own_grammar(request, request.response_format))
 
 
 def chat_constraint(model: ServedModel, request: ChatRequest, *, in_reasoning: bool) -> TokenConstraint | None:
     """What a chat's answer must look like, after thoughts if the prompt opens any. Raises as above."""
-    source = _tool_grammar(model, request) or _own_grammar(request, request.response_format)
-    inner = None if source is None else _grammars(model).compile(source)
+    inner = _compiled(model, _tool_grammar(model, request) or _own_grammar(request, request.response_format))
     budget = request.thinking_token_budget
     if not in_reasoning or model.think_ids is None or (inner is None and budget is None):
         return inner
@@ -40,16 +40,33 @@ def chat_constraint(model: ServedModel, request: ChatRequest, *, in_reasoning: b
     return grammar.AfterThoughts(model.think_ids[1], model.llm.defaults.eos_token_ids, vocab_size, inner, budget)
 
 
-def _own_grammar(request: SamplingFields, response_format: ResponseFormat | None) -> str | None:
+@dataclass(frozen=True)
+class _Source:
+    """A grammar, and the field that it comes from."""
+
+    grammar: str
+    param: str
+
+
+def _compiled(model: ServedModel, source: _Source | None) -> grammar.GrammarConstraint | None:
+    if source is None:
+        return None
+    try:
+        return _grammars(model).compile(source.grammar)
+    except RequestError as error:
+        raise ApiError(400, str(error), param=source.param, code="invalid_grammar") from error
+
+
+def _own_grammar(request: SamplingFields, response_format: ResponseFormat | None) -> _Source | None:
     """The grammar of response_format, grammar or regex, of which at most one may be given."""
     schema = _schema(response_format)
     if sum(given is not None for given in (schema, request.grammar, request.regex)) > 1:
         raise ApiError(400, "give one of response_format, grammar and regex", param="grammar", code="invalid_value")
     if request.grammar is not None:
-        return grammar.from_text(request.grammar)
+        return _Source(grammar.from_text(request.grammar), "grammar")
     if request.regex is not None:
-        return grammar.from_regex(request.regex)
-    return None if schema is None else grammar.from_rules(grammar.json_rule(schema))
+        return _Source(grammar.from_regex(request.regex), "regex")
+    return None if schema is None else _Source(grammar.from_rules(grammar.json_rule(schema)), "response_format")
 
 
 def _schema(response_format: ResponseFormat | None) -> Mapping[str, Any] | None:
@@ -64,7 +81,7 @@ def _schema(response_format: ResponseFormat | None) -> Mapping[str, Any] | None:
     return given.schema
 
 
-def _tool_grammar(model: ServedModel, request: ChatRequest) -> str | None:
+def _tool_grammar(model: ServedModel, request: ChatRequest) -> _Source | None:
     """The grammar of an answer that must call, or whose calls must fit their schemas; None: nothing must."""
     tools, choice = request.tools or [], request.tool_choice or "auto"
     if not tools or choice == "none" or model.answer_format.tools is None:
@@ -83,12 +100,13 @@ def _tool_grammar(model: ServedModel, request: ChatRequest) -> str | None:
     grammars = _grammars(model)
     calls, rules = grammar.call_rules(model.answer_format.tools, _schemas(tools), grammars, several=several)
     if not is_free:
-        return grammar.from_rules(calls, rules)
+        return _Source(grammar.from_rules(calls, rules), "tools")
     schema = _schema(request.response_format)
     rules["calls"] = calls
     rules["answer"] = grammar.json_rule(schema) if schema is not None else "TEXT"
     rules["TEXT"] = r"/(.|\n)*/"
-    return grammar.from_rules("answer | calls" if schema is not None else "TEXT | TEXT calls", rules)
+    start = "answer | calls" if schema is not None else "TEXT | TEXT calls"
+    return _Source(grammar.from_rules(start, rules), "tools")
 
 
 def _schemas(tools: list[Tool]) -> list[tuple[str, Mapping[str, Any]]]:

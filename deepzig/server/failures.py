@@ -19,6 +19,7 @@ from deepzig.errors import (
 
 log = logging.getLogger("deepzig.server")
 
+RETRY_QUEUE_S = 5  # when to come again to a full queue
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -89,7 +90,7 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, ContextLengthError):
         return ApiError(400, str(error), code="context_length_exceeded", param="messages")
     if isinstance(error, QueueFullError):
-        return ApiError(429, str(error), code="queue_full", retry_after=5)
+        return ApiError(429, str(error), code="queue_full", retry_after=RETRY_QUEUE_S)
     if isinstance(error, RequestError | TokenizerError):  # a template fails because of what it was given
         return ApiError(400, str(error), code="invalid_value")
     if isinstance(error, NonFiniteLogitsError):

@@ -24,6 +24,8 @@ log = logging.getLogger("deepzig.server")
 
 MAX_HEADER_BYTES = 32 << 10
 MAX_MESSAGE_BYTES = 8 << 20  # of a WebSocket
+BACKLOG = 2048  # connections that wait to be accepted
+UNREAD_BYTES = 256 << 10  # of a stream that may wait in the system for a client that reads slowly
 IDLE_S = 75  # a kept connection; longer than clients keep theirs, so that they close first
 ABORT_GRACE_S = 2.0  # for the last words of requests that the shutdown has cut
 
@@ -90,7 +92,9 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         listener.bind((host, port))
+        listener.listen(BACKLOG)
     except OSError:
         listener.close()
         raise

@@ -22,7 +22,7 @@ def completion_logprobs(
     """Tokens of a completion, the first at `offset` of the text; an int is a token without log-probability."""
     reply = CompletionLogprobs([], [], [], [])
     for entry in entries:
-        token_id = entry if isinstance(entry, int) else entry.token_id
+        token_id = token_of(entry)
         text = _text(_bytes(token_id, tokenizer))
         reply.tokens.append(text)
         reply.text_offset.append(offset)
@@ -36,6 +36,11 @@ def completion_logprobs(
                 {_text(_bytes(other, tokenizer)): max(logprob, LEAST) for other, logprob in entry.top}
             )
     return reply
+
+
+def token_of(entry: TokenLogprob | int) -> int:
+    """The token of an entry."""
+    return entry if isinstance(entry, int) else entry.token_id
 
 
 def _token(token_id: int, logprob: float, tokenizer: Tokenizer) -> TopLogprob:

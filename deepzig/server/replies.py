@@ -239,7 +239,7 @@ class TokenPiece(Struct):
 class Tokenized(Struct):
     """Reply of /tokenize."""
 
-    tokens: list[int] | list[TokenPiece]
+    tokens: list[int | TokenPiece]  # pieces where they were asked for
     count: int
     max_model_len: int
 

@@ -177,6 +177,8 @@ class ChatRequest(SamplingFields, kw_only=True):
 class CompletionRequest(SamplingFields, kw_only=True):
     """Body of /v1/completions."""
 
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None  # 0: nothing but the echo
+
     prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
     suffix: str | None = None
     echo: bool | None = None

@@ -18,7 +18,7 @@ def tokenize(model: ServedModel, request: TokenizeRequest) -> Tokenized:
         ids = chat_prompt(model, request.messages, request.tools, request.chat_template_kwargs).token_ids
     else:
         ids = tokenizer.encode(texts[0], add_bos=None if request.add_special is not False else False)
-    tokens = [_piece(tokenizer, token) for token in ids] if request.with_pieces else ids
+    tokens = [_piece(tokenizer, token) if request.with_pieces else token for token in ids]
     return Tokenized(tokens, len(ids), model.n_context)
 
 

@@ -6,21 +6,22 @@ strangers: their cost is bounded by llguidance's own limits.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import gbnf_to_lark
+from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from deepzig.errors import RequestError
 from deepzig.text.answer_format import ToolFormat
 from deepzig.text.tokenizer import Tokenizer
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
-# Some whitespace, so that JSON may be pretty; but a small model must not go on with it for ever.
-_WHITESPACE = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,16}"}
+# A space, or a line break with an indentation: JSON may be pretty, but a small model must not get lost in whitespace.
+_WHITESPACE = {"whitespace_flexible": True, "whitespace_pattern": r" |\n[ \t]{0,12}"}
 _LIMITS = {"max_grammar_size": 100_000, "initial_lexer_fuel": 1_000_000, "step_max_items": 50_000}
 
 
@@ -158,8 +159,8 @@ def from_text(grammar: str) -> str:
         return LLMatcher.grammar_from_lark(grammar)
     try:
         return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar))
-    except (ValueError, IndexError, RecursionError) as error:
-        raise RequestError(f"the GBNF grammar cannot be read: {_first_line(str(error))}") from error
+    except (GbnfToLarkError, ValueError, IndexError, RecursionError) as error:
+        raise RequestError(f"the GBNF grammar cannot be read: {_short(str(error))}") from error
 
 
 def call_rules(
@@ -180,11 +181,12 @@ def call_rules(
 
 def _check(matcher: LLMatcher) -> None:
     if matcher.is_error():
-        raise RequestError(f"the schema or grammar cannot be used: {_first_line(matcher.get_error())}")
+        raise RequestError(f"the schema or grammar cannot be used: {_short(matcher.get_error())}")
 
 
-def _first_line(message: str) -> str:
-    return " ".join(message.split())[:300]
+def _short(message: str) -> str:
+    """llguidance's message as one line, without the excerpt of the grammar behind it."""
+    return " ".join(re.split(r"\n\s*1 \| ", message)[0].split())[:300]
 
 
 class _Vocabulary:

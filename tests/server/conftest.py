@@ -4,6 +4,7 @@
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,19 @@ class RunningServer:
     @property
     def service(self) -> Service:
         return self.server.service
+
+    def wait_until_idle(self, seconds: float = 20) -> None:
+        """Nothing runs and no page is held but by kept prefixes."""
+        deadline = time.monotonic() + seconds
+        while not self.is_idle and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert self.is_idle, self.service.model.llm.stats()
+
+    @property
+    def is_idle(self) -> bool:
+        stats = self.service.model.llm.stats()
+        is_quiet = len(self.service.board) == stats.n_running == stats.n_waiting == 0
+        return is_quiet and stats.n_held_pages == stats.n_prefix_pages
 
     def openai(self, **options: Any) -> openai.OpenAI:
         given = {"api_key": "any", "max_retries": 0, "timeout": 60, **options}

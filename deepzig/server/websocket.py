@@ -1,0 +1,173 @@
+"""/v1/ws: chats over a WebSocket; docs/websocket.md is its description. Called by `app`.
+
+Each message of the client is a chat-completions body, or a command. Frames of an answer are the chunks of a stream.
+"""
+
+import asyncio
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from deepzig.server.body import decode
+from deepzig.server.chat import prepare_chat
+from deepzig.server.failures import ApiError, ErrorBody, as_api_error
+from deepzig.server.guard import Guard
+from deepzig.server.http_reply import PROGRESS_INTERVAL_S
+from deepzig.server.requests import ChatRequest
+from deepzig.server.run import Run
+from deepzig.server.service import Service
+
+AUTH_TIMEOUT_S = 10.0
+NOT_AUTHORIZED, GOING_AWAY = 1008, 1012  # close codes
+
+
+class Command(Struct):
+    """A message with a type; without one it is a chat."""
+
+    type: Literal["auth", "cancel", "chat", "shutdown"] = "chat"
+    token: str | None = None
+
+
+class Notice(Struct):
+    """A frame that is no chunk."""
+
+    type: Literal["ready", "done", "cancelled"]
+
+
+async def chat_socket(socket: WebSocket, service: Service) -> None:
+    """Serve one connection until it is closed."""
+    await socket.accept()
+    talk = _Talk(socket, service)
+    try:
+        if await talk.is_admitted():
+            await talk.converse()
+    except (WebSocketDisconnect, TimeoutError):
+        return
+    finally:
+        await talk.end()
+
+
+class _Talk:
+    """A connection: one answer at a time, while commands are listened to."""
+
+    def __init__(self, socket: WebSocket, service: Service) -> None:
+        self._socket, self._service = socket, service
+        self._answering: asyncio.Task[None] | None = None
+        self._is_cancelled = False  # by the client
+
+    async def is_admitted(self) -> bool:
+        """Ask for a key if one is needed and has not come with the handshake."""
+        if not self._socket.state.is_authorized:
+            guard = self._socket.scope["app"]
+            assert isinstance(guard, Guard)
+            async with asyncio.timeout(AUTH_TIMEOUT_S):
+                command = await self._command()
+            index = guard.key_index(command[0].token or "") if command and command[0].type == "auth" else None
+            if index is None:
+                message = 'the first message must be {"type": "auth", "token": KEY}'
+                await self._send(ApiError(401, message, code="invalid_api_key").body)
+                await self._socket.close(NOT_AUTHORIZED)
+                return False
+            self._socket.state.tenant = f"key {index}"
+        await self._send(Notice("ready"))
+        return True
+
+    async def converse(self) -> None:
+        """Read messages until the client leaves or the server shuts down."""
+        while True:
+            command = await self._command()
+            if command is None:
+                continue
+            kind, text = command[0].type, command[1]
+            is_busy = self._answering is not None and not self._answering.done()
+            if kind == "shutdown":
+                await self._finish()
+                return
+            if kind == "cancel" and self._answering is not None and is_busy:
+                self._is_cancelled = True
+                self._answering.cancel()
+            elif kind == "chat" and is_busy:
+                await self._send(ApiError(409, "an answer is under way; cancel it or wait", code="busy").body)
+            elif kind == "chat":
+                self._is_cancelled = False
+                self._answering = asyncio.create_task(self._answer(text))
+
+    async def end(self) -> None:
+        """Leave nothing running."""
+        if self._answering is not None:
+            self._answering.cancel()
+            await asyncio.gather(self._answering, return_exceptions=True)
+
+    async def _finish(self) -> None:
+        """The server shuts down: the answer may end, as long as the server lets it."""
+        if self._answering is not None:
+            await asyncio.gather(self._answering, return_exceptions=True)
+        await self._socket.close(GOING_AWAY)
+
+    async def _command(self) -> tuple[Command, str] | None:
+        """The next message, parsed and as it came; None after one that is no JSON object, which is reported."""
+        message = await self._socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1005))
+        text = message.get("text")
+        try:
+            if text is None:
+                raise ApiError(400, "messages must be text", code="invalid_json")
+            return decode(text, Command), text
+        except ApiError as error:
+            await self._send(error.body)
+            return None
+
+    async def _answer(self, text: str) -> None:
+        try:
+            await self._stream(text)
+        except asyncio.CancelledError:
+            if not self._is_cancelled:
+                raise
+            await self._send(Notice("cancelled"))
+        except WebSocketDisconnect:
+            return
+        except Exception as error:
+            await self._send(as_api_error(error).body)
+
+    async def _stream(self, text: str) -> None:
+        service = self._service
+        request = decode(text, ChatRequest)
+        model = service.model_named(request.model)
+        tenant = f"{self._socket.state.tenant}\0{request.cache_salt or ''}"
+        ask, answer = await asyncio.to_thread(prepare_chat, model, request, tenant)
+        run = await service.board.start(model.llm, ask)
+        reason = "cancelled"
+        try:
+            await self._send(*answer.start())
+            shown = None
+            while not run.is_finished:
+                for prompt, chunk in await run.next(self._patience(answer.wants_progress, run)):
+                    await self._send(*answer.take(prompt, chunk))
+                if answer.wants_progress and not run.has_begun and (progress := run.progress) != shown:
+                    shown = progress
+                    await self._send(answer.progress(progress, run.elapsed_s))
+            await self._send(*answer.finish(), Notice("done"))
+            reason = answer.end_reason
+        except Exception as error:
+            reason = "cancelled" if isinstance(error, WebSocketDisconnect) else "error"
+            raise
+        finally:
+            run.close(reason)
+
+    def _patience(self, wants_progress: bool, run: Run) -> float:
+        return PROGRESS_INTERVAL_S if wants_progress and not run.has_begun else self._service.settings.ping_interval
+
+    async def _send(self, *items: Struct | ErrorBody) -> None:
+        """Raises WebSocketDisconnect if the client is gone, or does not read what it gets."""
+        try:
+            async with asyncio.timeout(self._service.settings.send_timeout):
+                for item in items:
+                    await self._socket.send_text(msgspec.json.encode(item).decode())
+        except TimeoutError:
+            abort = self._socket.scope["state"].get("abort")
+            if abort is not None:
+                abort()
+            raise WebSocketDisconnect from None

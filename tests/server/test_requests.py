@@ -1,0 +1,203 @@
+"""What the server does with requests that it cannot serve: the right status, OpenAI's error body, never a 5xx."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from deepzig.engine.llm import LLM, load
+from tests.server.conftest import RunningServer, make_talker, serving
+
+CHAT = {"messages": [{"role": "user", "content": "One"}], "max_tokens": 1}
+COMPLETION = {"prompt": "One", "max_tokens": 1}
+
+
+@pytest.fixture(scope="module")
+def http(server: RunningServer) -> Iterator[httpx2.Client]:
+    with server.http() as http:
+        yield http
+
+
+def check_error(reply: httpx2.Response, status: int, code: str | None = None, param: str | None = None) -> None:
+    assert reply.status_code == status, reply.text
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["message"] and error["type"]
+    assert code is None or error["code"] == code
+    assert param is None or error["param"] == param
+    assert reply.headers["content-type"] == "application/json" and reply.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"null", b"[]", b'"text"', b"5", b"{", b"\xef\xbb\xbf{}", b"\xff\xfe", b'{"messages": NaN}', b"[" * 100000],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize"])
+def test_bodies_that_are_no_json_object(http: httpx2.Client, path: str, body: bytes) -> None:
+    check_error(http.post(path, content=body, headers={"content-type": "application/json"}), 400)
+
+
+BAD_FIELDS = [
+    ("max_tokens", True), ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", "5"), ("max_tokens", 1.5),
+    ("temperature", -1), ("temperature", "hot"), ("temperature", 1e300), ("top_p", 1.5), ("top_k", -2), ("min_p", 2),
+    ("repetition_penalty", 0), ("presence_penalty", 3), ("frequency_penalty", -3), ("seed", 1 << 64), ("seed", 1.5),
+    ("n", 0), ("n", 10**6), ("stop", 5), ("stop", [""]), ("stop", ["x"] * 17), ("logit_bias", {"a": 1}),
+    ("logit_bias", {"5": 101}), ("logit_bias", {str(i): 1 for i in range(2000)}), ("stream", "yes"),
+    ("stream_options", []), ("cache_salt", ""), ("priority", 1000), ("grammar", ""),
+    ("response_format", {"type": "xml"}),
+]  # fmt: skip
+BAD_CHAT_FIELDS = [
+    ("messages", []), ("messages", "hi"), ("messages", [{"role": "wizard", "content": ""}]), ("top_logprobs", 21),
+    ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+    ("messages", [{"role": "user"}]), ("messages", [{"role": "user", "content": "x"}] * 3000), ("top_logprobs", 2),
+    ("messages", [{"role": "user", "content": "x", "prefix": True}]), ("tools", [{}] * 200), ("tool_choice", "maybe"),
+    ("tools", [{"type": "function", "function": {"name": "no spaces!"}}]), ("tool_choice", "required"),
+    ("tool_choice", {"type": "function", "function": {"name": "f"}}), ("reasoning_effort", "huge"),
+    ("response_format", {"type": "json_schema"}), ("chat_template_kwargs", {"messages": []}),
+    ("response_format", {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}),
+    ("chat_template_kwargs", {"a b": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), BAD_FIELDS + BAD_CHAT_FIELDS)
+def test_bad_fields_of_a_chat_are_named(http: httpx2.Client, field: str, value: Any) -> None:
+    reply = http.post("/v1/chat/completions", json={**CHAT, field: value})
+    check_error(reply, 400)
+    assert (reply.json()["error"]["param"] or "").startswith(field) or field in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[case for case in BAD_FIELDS if case != ("max_tokens", 0)],
+        ("prompt", 5), ("prompt", []), ("prompt", ["a", 5]), ("prompt", [-1]), ("prompt", [4096]),
+        ("prompt", [1 << 70]), ("prompt", [[]]), ("prompt", ["x"] * 100),
+        ("suffix", "end"), ("best_of", 3), ("logprobs", 21),
+    ],
+)  # fmt: skip
+def test_bad_fields_of_a_completion(http: httpx2.Client, field: str, value: Any) -> None:
+    check_error(http.post("/v1/completions", json={**COMPLETION, field: value}), 400)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {**CHAT, "nonsense": {"a": [1]}, "user": "me", "store": True, "service_tier": "auto"},
+        {**CHAT, **dict.fromkeys(("stop", "tools", "tool_choice", "seed", "n", "response_format", "logit_bias"))},
+        {**CHAT, "tools": [], "tool_choice": "auto", "top_p": 0, "top_k": 10**30, "stop": []},
+    ],
+)
+def test_unknown_fields_and_nulls_are_accepted(http: httpx2.Client, body: dict[str, Any]) -> None:
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_long_numbers_and_unusual_unicode(http: httpx2.Client) -> None:
+    headers = {"content-type": "application/json"}
+    for value in (b"1e999", b"1" * 5000):
+        content = b'{"prompt": "x", "temperature": %s}' % value
+        check_error(http.post("/v1/completions", content=content, headers=headers), 400)
+    lone = b'{"prompt": "\\ud800", "max_tokens": 1}'
+    check_error(http.post("/v1/completions", content=lone, headers=headers), 400)
+    nul = http.post("/v1/completions", json={"prompt": "\0\U0001f9d1\u200d\U0001f680", "max_tokens": 1})
+    assert nul.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/missing"},
+        {"$ref": "http://127.0.0.1/schema"},
+        {"type": "string", "pattern": "(a+"},
+        {"enum": []},
+        {"type": "object", "properties": {f"p{i}": {"type": "string", "maxLength": 5} for i in range(4000)}},
+        {"allOf": [{"type": "string", "pattern": f".*a.{{{n}}}"} for n in range(20, 30)]},
+    ],
+    ids=["no such ref", "remote ref", "bad pattern", "nothing fits", "large", "explosive"],
+)
+def test_evil_schemas_are_refused_quickly(http: httpx2.Client, schema: dict[str, Any]) -> None:
+    response_format = {"type": "json_schema", "json_schema": {"schema": schema}}
+    check_error(http.post("/v1/chat/completions", json={**CHAT, "response_format": response_format}, timeout=20), 400)
+
+
+@pytest.mark.parametrize("pattern", ["(((a{1,99}){1,99}){1,99}){1,99}", "(a+)+$", "(a|b)*c{900}"])
+def test_costly_patterns_are_served_within_bounds(http: httpx2.Client, pattern: str) -> None:
+    schema = {"type": "string", "pattern": pattern}
+    response_format = {"type": "json_schema", "json_schema": {"schema": schema}}
+    body = {**CHAT, "response_format": response_format, "max_tokens": 20}
+    assert http.post("/v1/chat/completions", json=body, timeout=20).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("grammar", "start: missing"), ("grammar", "root ::= ("), ("regex", "("), ("regex", "(?=a)")]
+)
+def test_bad_grammars(http: httpx2.Client, field: str, value: str) -> None:
+    check_error(http.post("/v1/completions", json={**COMPLETION, field: value}), 400)
+
+
+def test_schema_nested_too_deep(http: httpx2.Client) -> None:
+    content = json.dumps(CHAT)[:-1] + ', "response_format": ' + '{"a": ' * 5000 + "1" + "}" * 5001
+    reply = http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
+    check_error(reply, 400, "invalid_json")
+
+
+def test_unknown_routes_and_methods(http: httpx2.Client) -> None:
+    check_error(http.get("/v1/nothing"), 404, "not_found")
+    reply = http.get("/v1/chat/completions")
+    check_error(reply, 405, "method_not_allowed")
+    assert reply.headers["allow"] == "POST"
+    check_error(http.delete("/v1/models"), 405)
+
+
+def test_tokens_there_and_back(http: httpx2.Client, stories: LLM) -> None:
+    text = "Once upon a \U0001f680 time <think>"
+    tokens = http.post("/tokenize", json={"content": text}).json()["tokens"]
+    assert stories.tokenizer is not None and tokens == stories.tokenizer.encode(text)
+    shown = http.post("/detokenize", json={"tokens": tokens}).json()["content"]
+    assert shown.endswith(text)
+    pieces = http.post("/tokenize", json={"prompt": text, "with_pieces": True, "add_special": False}).json()["tokens"]
+    content = b"".join(p["piece"].encode() if isinstance(p["piece"], str) else bytes(p["piece"]) for p in pieces)
+    assert content.decode() == text
+    check_error(http.post("/tokenize", json={}), 400)
+    check_error(http.post("/detokenize", json={"tokens": [4096]}), 400)
+    check_error(http.post("/detokenize", json={"tokens": [-1]}), 400)
+
+
+def test_model_without_a_chat_template(tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = make_talker(tmp_path_factory.mktemp("bare"), template=None)
+    with load(directory) as llm, serving(llm) as running, running.http() as http:
+        assert http.post("/v1/completions", json=COMPLETION).status_code == 200
+        reply = http.post("/v1/chat/completions", json=CHAT)
+        check_error(reply, 400, "no_chat_template")
+        assert "/v1/completions" in reply.json()["error"]["message"]
+
+
+def test_tools_of_a_model_that_has_none(http: httpx2.Client) -> None:
+    body = {**CHAT, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    check_error(http.post("/v1/chat/completions", json=body), 400, "no_tools", "tools")
+
+
+def test_request_id_comes_back_if_it_is_sane(http: httpx2.Client) -> None:
+    assert http.get("/health", headers={"x-request-id": "my-id.7"}).headers["x-request-id"] == "my-id.7"
+    assert http.get("/health", headers={"x-request-id": "<script>"}).headers["x-request-id"].startswith("req_")
+
+
+def test_metrics_count_what_happened(http: httpx2.Client, server: RunningServer) -> None:
+    def value(name: str) -> float:
+        lines = http.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+    before = {name: value(name) for name in ("deepzig_generation_tokens_total", "deepzig_requests_total")}
+    http.post("/v1/completions", json={**COMPLETION, "max_tokens": 5, "ignore_eos": True})
+    server.wait_until_idle()
+    assert value("deepzig_generation_tokens_total") == before["deepzig_generation_tokens_total"] + 5
+    assert value("deepzig_requests_total") == before["deepzig_requests_total"] + 1
+    assert value("deepzig_first_token_seconds_count") > 0
+    assert value("deepzig_requests_running") == value("deepzig_requests_open") == 0
+    assert value('deepzig_http_requests_total{route="/v1/completions",status="400"}') >= 0
+
+
+def test_status(http: httpx2.Client) -> None:
+    status = http.get("/status").json()
+    assert status["state"] == "ready" and status["running"] == status["queue"] == 0
+    assert {"pages", "tokens_per_s", "expert_load", "uptime_s"} <= status.keys()

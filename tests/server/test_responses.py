@@ -1,0 +1,93 @@
+"""/v1/responses through the real `openai` client: the same answers as a chat, in its own words."""
+
+# ruff: noqa: RUF001
+
+import json
+from collections.abc import Callable
+
+import openai
+import pytest
+
+from tests.server.conftest import RunningServer
+
+Script = Callable[[RunningServer, str], None]
+STORY = "Once upon a time"
+CALL = (
+    '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_time<｜tool▁sep｜>{"zone": 1}'
+    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+)
+TIME = {"type": "function", "name": "get_time", "parameters": {"type": "object"}, "strict": False}
+
+pytestmark = pytest.mark.parametrize("family", ["V3.1"], indirect=True, scope="module")
+
+
+def test_text_is_that_of_a_chat(talker: RunningServer) -> None:
+    with talker.openai() as client:
+        chat = client.chat.completions.create(
+            model="", messages=[{"role": "user", "content": STORY}], max_tokens=12, temperature=0
+        )
+        reply = client.responses.create(model="", input=STORY, max_output_tokens=12, temperature=0)
+    assert reply.output_text == chat.choices[0].message.content
+    assert reply.status == "incomplete" and reply.incomplete_details.reason == "max_output_tokens"
+    assert reply.usage.output_tokens == 12
+
+
+def test_stream_opens_fills_and_closes_each_item(talker: RunningServer, script: Script) -> None:
+    script(talker, "Hm, well.</think>Yes." + CALL)
+    with talker.openai() as client:
+        options = {"model": "", "input": STORY, "tools": [TIME], "reasoning": {"effort": "high"}}
+        events = list(client.responses.create(**options, stream=True))
+        script(talker, "Hm, well.</think>Yes." + CALL)
+        whole = client.responses.create(**options)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [e.item.type for e in events if e.type == "response.output_item.added"] == [
+        "reasoning",
+        "message",
+        "function_call",
+    ]
+    texts = {
+        kind: "".join(e.delta for e in events if e.type == f"response.{kind}.delta")
+        for kind in ("reasoning_text", "output_text", "function_call_arguments")
+    }
+    assert texts == {"reasoning_text": "Hm, well.", "output_text": "Yes.", "function_call_arguments": '{"zone": 1}'}
+    assert next(e.item for e in events if e.type == "response.output_item.added").status == "in_progress"
+    last = events[-1]
+    assert last.type == "response.completed"
+    strip = {"id", "call_id"}
+    shown = [[item.model_dump(exclude=strip) for item in reply.output] for reply in (last.response, whole)]
+    assert shown[0] == shown[1]
+    assert json.loads(whole.output[2].arguments) == {"zone": 1}
+
+
+def test_input_items_become_the_chats_messages(talker: RunningServer) -> None:
+    model = talker.service.model
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": "One"}]},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm"}]},
+        {"type": "function_call", "call_id": "c1", "name": "get_time", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "noon"},
+    ]
+    call = {"id": "c1", "function": {"name": "get_time", "arguments": "{}"}}
+    messages = [
+        {"role": "system", "content": "Be kind"},
+        {"role": "user", "content": "One"},
+        {"role": "assistant", "reasoning_content": "Hm", "tool_calls": [call]},
+        {"role": "tool", "content": "noon", "tool_call_id": "c1"},
+    ]
+    with talker.openai() as client, talker.http() as http:
+        reply = client.responses.create(model="", input=items, instructions="Be kind", max_output_tokens=1)
+        count = http.post("/tokenize", json={"messages": messages}).json()["count"]
+    assert model.tokenizer is not None
+    assert reply.usage.input_tokens == count
+
+
+def test_schema_and_what_is_refused(talker: RunningServer) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    with talker.openai() as client:
+        reply = client.responses.create(
+            model="", input=STORY, text={"format": {"type": "json_schema", "name": "n", "schema": schema}}
+        )
+        assert json.loads(reply.output_text)["n"] in (1, 2)
+        with pytest.raises(openai.BadRequestError, match="not stored") as caught:
+            client.responses.create(model="", input=STORY, previous_response_id="resp_1")
+    assert caught.value.param == "previous_response_id"
