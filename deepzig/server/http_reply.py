@@ -95,11 +95,11 @@ class StreamedReply(Reply):
         wait = FIRST_SIGN_S
         while not run.is_finished:
             reports = answer.wants_progress and not run.has_begun
+            if reports and (progress := run.progress) != shown:
+                shown, last_sent = progress, loop.time()
+                yield sse.event(answer.progress(progress, run.elapsed_s))
             chunks = await run.next(min(wait, PROGRESS_INTERVAL_S) if reports else wait)
             content = b"".join(sse.events(answer.take(prompt, chunk)) for prompt, chunk in chunks)
-            if reports and not chunks and (progress := run.progress) != shown:
-                shown = progress
-                content = sse.event(answer.progress(progress, run.elapsed_s))
             if not content and loop.time() - last_sent >= wait - 0.05:
                 content = sse.KEEP_ALIVE
             if content:

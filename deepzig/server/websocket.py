@@ -144,11 +144,11 @@ class _Talk:
             await self._send(*answer.start())
             shown = None
             while not run.is_finished:
-                for prompt, chunk in await run.next(self._patience(answer.wants_progress, run)):
-                    await self._send(*answer.take(prompt, chunk))
                 if answer.wants_progress and not run.has_begun and (progress := run.progress) != shown:
                     shown = progress
                     await self._send(answer.progress(progress, run.elapsed_s))
+                for prompt, chunk in await run.next(self._patience(answer.wants_progress, run)):
+                    await self._send(*answer.take(prompt, chunk))
             await self._send(*answer.finish(), Notice("done"))
             reason = answer.end_reason
         except Exception as error:
