@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepzig.cli.options import cache_dtype_option, compute_options, json_option, model_option
+from deepzig.cli.options import cache_bytes_option, cache_dtype_option, compute_options, json_option, model_option
 
 if TYPE_CHECKING:
     from deepzig.engine.llm import LLM
@@ -45,6 +45,7 @@ Request = str | list[dict[str, str]]
 @json_option
 @compute_options
 @cache_dtype_option
+@cache_bytes_option
 def generate(
     prompt: str | None,
     model: str,
@@ -55,6 +56,7 @@ def generate(
     precision: str,
     deterministic: bool,
     cache_dtype: str,
+    cache_bytes: int | None,
     **sampling: Any,
 ) -> None:
     """Continue a prompt, or answer it.
@@ -75,7 +77,14 @@ def generate(
     from deepzig.engine.sampling import SamplingParams
 
     params = SamplingParams(**{name: value for name, value in sampling.items() if value not in (None, ())})
-    llm = load(model, n_threads=threads, precision=precision, deterministic=deterministic, cache_dtype=cache_dtype)
+    llm = load(
+        model,
+        n_threads=threads,
+        precision=precision,
+        deterministic=deterministic,
+        cache_dtype=cache_dtype,
+        cache_bytes=cache_bytes,
+    )
     request: Request = [{"role": "user", "content": text}] if chat else text
     if as_json:
         result = llm.generate(request, params)

@@ -1,5 +1,6 @@
 """Options that several commands share: which model, and how it computes. Called by the commands."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,24 @@ cache_dtype_option = click.option(
     default="f32",
     show_default=True,
     help="'int8' rounds the latent cache: a quarter of its memory.",
+)
+
+
+def _as_bytes(_ctx: click.Context, param: click.Parameter, size: str | None) -> int | None:
+    if size is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", size.strip().upper())
+    if match is None:
+        raise click.BadParameter(f"{size!r} is no size such as 512M or 4G", param=param)
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
+
+
+cache_bytes_option = click.option(
+    "--cache-bytes",
+    envvar="DEEPZIG_CACHE_BYTES",
+    callback=_as_bytes,
+    metavar="SIZE",
+    help="Memory for the latent cache, as 512M or 4G. Without it: a quarter of what is free.",
 )
 
 

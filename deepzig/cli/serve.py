@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deepzig.cli.options import compute_options, model_option
+from deepzig.cli.options import cache_bytes_option, compute_options, model_option
 from deepzig.errors import ServerError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Log every request.")
 @compute_options
+@cache_bytes_option
 def serve(
     model: str,
     host: str,
@@ -57,6 +58,7 @@ def serve(
     threads: int | None,
     precision: str,
     deterministic: bool,
+    cache_bytes: int | None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API does, with a web page.
 
@@ -88,7 +90,9 @@ def serve(
         raise ServerError(f"{host}:{port} cannot be listened on ({error.strerror}); take another --port") from error
     with listener:
         service.load(
-            lambda: load(model, n_threads=threads, precision=precision, deterministic=deterministic),
+            lambda: load(
+                model, n_threads=threads, precision=precision, deterministic=deterministic, cache_bytes=cache_bytes
+            ),
             model_id,
             on_ready=lambda: _announce(service, listener.getsockname()[1]),
             on_failure=server.stop,

@@ -44,6 +44,7 @@ def load(
     deterministic: bool = False,
     strict: bool = False,
     cache_dtype: str = "f32",
+    cache_bytes: int | None = None,
 ) -> "LLM":
     """Load a model for inference.
 
@@ -55,6 +56,8 @@ def load(
         deterministic: the same bits whatever the batch, threads, chunks and cache hits.
         strict: tensors that the model does not need are an error, not a warning.
         cache_dtype: of the latent cache: "f32"; or "int8", a quarter of the memory (docs/quantising.md has its cost).
+        cache_bytes: size of the latent cache; None takes a quarter of the memory that is free, at most what 64 whole
+            contexts need.
 
     Raises:
         ConfigError, CheckpointError, TokenizerError: a file of the model cannot be used; nothing is half-loaded.
@@ -85,7 +88,8 @@ def load(
         deterministic=deterministic,
         cache_dtype=cache_dtype,
     )
-    return LLM(str(model), network, tokenizer, chat_template, defaults)
+    n_cache_tokens = cache_tokens(network, cache_bytes)
+    return LLM(str(model), network, tokenizer, chat_template, defaults, n_cache_tokens)
 
 
 class LLM:
@@ -98,6 +102,7 @@ class LLM:
         tokenizer: Tokenizer | None,
         chat_template: ChatTemplate | None,
         defaults: GenerationDefaults,
+        n_cache_tokens: int,
     ) -> None:
         self.name = name
         self.config = model.config
@@ -105,7 +110,7 @@ class LLM:
         self.tokenizer = tokenizer  # None: token ids still work
         self.chat_template = chat_template
         self.defaults = defaults
-        self._thread = EngineThread(Engine(model, cache_tokens(model)))
+        self._thread = EngineThread(Engine(model, n_cache_tokens))
         weakref.finalize(self, self._thread.close)  # at exit, too: before the interpreter takes its objects apart
 
     def __enter__(self) -> Self:
@@ -264,7 +269,16 @@ class LLM:
         return ids.astype(np.int32)
 
 
-def cache_tokens(model: DeepseekModel) -> int:
-    """Tokens to give the cache room for: a quarter of free memory, at most MAX_RUNNING whole contexts."""
-    affordable = psutil.virtual_memory().available // 4 // model.make_cache(0).bytes_per_token
+def cache_tokens(model: DeepseekModel, cache_bytes: int | None) -> int:
+    """Tokens that the cache gets room for, in whole pages; cache_bytes as in `load`.
+
+    Raises:
+        RequestError: cache_bytes are fewer than a page takes.
+    """
+    page_bytes = PAGE_SIZE * model.make_cache(0).bytes_per_token
+    if cache_bytes is not None:
+        if cache_bytes < page_bytes:
+            raise RequestError(f"cache_bytes {cache_bytes} is below the {page_bytes} that {PAGE_SIZE} tokens take")
+        return cache_bytes // page_bytes * PAGE_SIZE
+    affordable = psutil.virtual_memory().available // 4 // page_bytes * PAGE_SIZE
     return max(PAGE_SIZE, min(affordable, MAX_RUNNING * model.config.max_position_embeddings))

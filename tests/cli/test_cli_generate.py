@@ -45,7 +45,8 @@ def test_json_is_one_object_with_everything(run: Run) -> None:
     assert (found["model"], found["prompt"], found["finish_reason"]) == ("stories", "Once upon a time", "length")
     assert len(found["token_ids"]) == 12
     assert found["timings"].keys() == {
-        "prompt_tokens", "cached_tokens", "prompt_s", "first_token_s", "decode_tokens", "decode_s",
+        "prompt_tokens", "cached_tokens", "prompt_s", "first_token_s", "decode_tokens", "decode_s", "drafted_tokens",
+        "accepted_tokens", "speculation_gain",
     }  # fmt: skip
     assert found["text"] + "\n" == run("generate", "Once upon a time", *GREEDY).stdout
 
@@ -187,3 +188,13 @@ def test_interrupted_answer_exits_with_130() -> None:
         rest = process.stderr.read()
     assert process.returncode == 130
     assert b"Traceback" not in rest
+
+
+@pytest.mark.parametrize(("size", "fits"), [("1M", True), ("0.5g", True), ("2kB", False)])
+def test_cache_size_has_units(run: Run, size: str, fits: bool) -> None:
+    result = run("generate", "Once", "--cache-bytes", size, *GREEDY)
+    assert (result.exit_code, "cache_bytes 2048" in result.stderr) == ((0, False) if fits else (2, True))
+
+
+def test_a_cache_size_without_meaning_is_refused(run: Run) -> None:
+    assert "512M" in run("generate", "Once", "--cache-bytes", "much", *GREEDY).stderr

@@ -155,6 +155,16 @@ def test_nan_weights_fail_the_request(tmp_path: Path) -> None:
         deepzig.load(folder).generate([1, 2], GREEDY)
 
 
+def test_the_cache_is_as_large_as_asked_for() -> None:
+    llm = deepzig.load("stories", cache_bytes=1_000_000)
+    page_bytes = 64 * llm.model.make_cache(0).bytes_per_token
+    assert llm.stats().n_pages == 1_000_000 // page_bytes
+    with pytest.raises(ContextLengthError, match="room"):
+        llm.generate([5] * (64 * llm.stats().n_pages), GREEDY)
+    with pytest.raises(RequestError, match="cache_bytes"):
+        deepzig.load("stories", cache_bytes=page_bytes - 1)
+
+
 def test_loading_refuses_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no directory"):
         deepzig.load(tmp_path / "absent")
