@@ -16,7 +16,7 @@ from bench.synthetic import Synthetic, ensure
 from deepzig._kernels import ACTIVE
 from deepzig._kernels._isa import ISA_NAMES
 from deepzig._kernels._pick import missing_flags
-from deepzig.engine.llm import BUNDLED
+from deepzig.checkpoint.model_names import BUNDLED
 
 STORIES_PROMPT = 512
 STORIES_CONTEXT = 64

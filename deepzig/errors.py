@@ -11,6 +11,7 @@ Called by every other package; calls nothing. Each message is one line: what hap
     │   ├── ContextLengthError   2   prompt and answer do not fit the context
     │   └── QueueFullError       2   too many requests are waiting
     ├── ServerError              2   the server cannot be started as asked
+    ├── NetworkError             5   the hub cannot be reached, refuses, or has no such model
     ├── KernelError              1   DEEPZIG_ISA or DEEPZIG_KERNEL forces what this machine cannot run
     ├── NonFiniteLogitsError     1   the model produced NaN or infinity
     └── ResourceError            4   not enough memory or disk
@@ -65,6 +66,12 @@ class ServerError(DeepzigError):
     """The server cannot be started as asked."""
 
     exit_code = 2
+
+
+class NetworkError(DeepzigError):
+    """A model cannot be fetched."""
+
+    exit_code = 5
 
 
 class KernelError(DeepzigError):

@@ -18,7 +18,7 @@ from deepzig.errors import CheckpointError, ResourceError
 
 LOCK_FILE = ".deepzig-quantize.lock"
 _TEMPORARY = re.compile(r".*\.tmp-\d+")
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -52,7 +52,7 @@ def room_errors(path: Path, nbytes: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             free = shutil.disk_usage(path.parent).free
             raise ResourceError(f"cannot write {path}: it needs {nbytes} bytes, {free} are free; make room") from error
         raise CheckpointError(f"cannot write {path} ({error.strerror}); check folder and permissions") from error

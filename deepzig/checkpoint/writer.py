@@ -1,7 +1,7 @@
 """SafetensorsWriter: writes one safetensors file tensor by tensor, in row slabs if need be, and all or nothing.
 
-Called by the converter and the bench; calls `reader` for the dtypes. Knows no models. The file gets its name when it is
-whole and on the disk; until then it is `<name>.tmp-<pid>` beside it.
+Called by the converter and the bench; calls `reader` for the dtypes and `safe_files`. Knows no models. The file gets
+its name when it is whole and on the disk; until then it is `<name>.tmp-<pid>` beside it.
 
 Alignment. The format allows no holes, so only the header can be padded: with spaces, until the data starts at a
 multiple of 64. Tensors whose size is a multiple of 64 come first, and each starts at a multiple of 64. The others
@@ -9,7 +9,6 @@ multiple of 64. Tensors whose size is a multiple of 64 come first, and each star
 starts at a multiple of 64 and all of them at a multiple of their item size.
 """
 
-import errno
 import json
 import math
 import os
@@ -22,10 +21,10 @@ from typing import BinaryIO
 import numpy as np
 
 from deepzig.checkpoint.reader import DTYPES, MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo, shown
+from deepzig.checkpoint.safe_files import NO_ROOM, sync_directory
 from deepzig.errors import CheckpointError, ResourceError
 
 ALIGNMENT = 64  # bytes: a cache line and the widest vector register
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Entry = tuple[str, str, Sequence[int]]  # name, dtype as safetensors spells it, shape
 
@@ -91,7 +90,7 @@ class SafetensorsWriter:
             os.fsync(self._file.fileno())
             self._file.close()
             os.replace(self._temporary, self.path)
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
         except OSError as error:
             raise self._failure(error) from error
 
@@ -100,7 +99,7 @@ class SafetensorsWriter:
         try:
             self._file.close()  # flushes, which a full disk refuses
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno not in NO_ROOM:
                 raise
         finally:
             self._temporary.unlink(missing_ok=True)
@@ -134,7 +133,7 @@ class SafetensorsWriter:
             raise self._failure(error) from error
 
     def _failure(self, error: OSError) -> Exception:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             free = shutil.disk_usage(self.path.parent).free
             return ResourceError(f"cannot write {self.path}: it needs {self.nbytes} bytes, {free} are free; make room")
         return CheckpointError(f"cannot write {self.path} ({error.strerror}); check folder and permissions")
@@ -172,12 +171,3 @@ def _nbytes(name: str, dtype: str, shape: Sequence[int]) -> int:
 def _alignment(nbytes: int) -> int:
     """The greatest power of two up to 64 that divides `nbytes`."""
     return math.gcd(nbytes, ALIGNMENT)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Bring the new name to the disk."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deepzig.cli.options import cache_dtype_option, compute_options, json_option, model_option
+from deepzig.cli.options import cache_dtype_option, compute_options, json_option, model_folder, model_option
 from deepzig.cli.progress import token_progress
 
 if TYPE_CHECKING:
@@ -52,9 +52,11 @@ def eval(
         content = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise click.UsageError(f"{text} is not UTF-8 at byte {error.start}; convert it first") from error
+    model_folder(model)
     llm = load(model, n_threads=threads, precision=precision, deterministic=deterministic, cache_dtype=cache_dtype)
     other = None
     if reference is not None:  # its cache stays f32, so that --cache-dtype int8 can be judged by it
+        model_folder(reference)
         other = load(reference, n_threads=threads, precision=precision, deterministic=deterministic)
     with token_progress("eval") as update:
         result = evaluate(llm, content, reference=other, window=window, stride=stride, progress=update)

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepzig.cli.options import cache_bytes_option, cache_dtype_option, compute_options, json_option, model_option
+from deepzig.cli.options import (
+    cache_bytes_option,
+    cache_dtype_option,
+    compute_options,
+    json_option,
+    model_folder,
+    model_option,
+)
 
 if TYPE_CHECKING:
     from deepzig.engine.llm import LLM
@@ -77,6 +84,7 @@ def generate(
     from deepzig.engine.sampling import SamplingParams
 
     params = SamplingParams(**{name: value for name, value in sampling.items() if value not in (None, ())})
+    model_folder(model)
     llm = load(
         model,
         n_threads=threads,

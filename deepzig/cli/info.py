@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepzig.cli import experts as experts_table
-from deepzig.cli.options import json_option, model_option
+from deepzig.cli.options import json_option, model_folder, model_option
 from deepzig.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -69,12 +69,11 @@ def info(model: str, check_tensors: bool, experts: bool, text: Path | None, as_j
         raise click.UsageError("--experts and --text FILE go together")
     from deepzig.checkpoint.directory import open_checkpoint
     from deepzig.config import ModelConfig
-    from deepzig.engine.llm import BUNDLED
 
-    directory = BUNDLED.get(model, Path(model))
+    directory = model_folder(model, with_weights=check_tensors or experts)
     config = ModelConfig.from_directory(directory)
     described = {"model": model, **architecture(config), "kernels": kernels_in_use()}
-    if check_tensors or any(directory.glob("*.safetensors*")):
+    if check_tensors or any(directory.glob("*.safetensors")):
         checkpoint = open_checkpoint(directory)
         described |= stored(checkpoint, config)
         if check_tensors:

@@ -1,10 +1,19 @@
-"""Options that several commands share: which model, and how it computes. Called by the commands."""
+"""Options that several commands share: which model, and how it computes. Called by the commands.
 
+Calls `model_names` and `hub` for models that must be fetched first.
+"""
+
+import os
 import re
+import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from deepzig.checkpoint.hub import Download
 
 BUNDLED_MODEL = "stories"
 
@@ -20,14 +29,62 @@ def _model_or_bundled(_ctx: click.Context, _param: click.Parameter, model: str |
     return model
 
 
-model_option = click.option(
-    "-m",
-    "--model",
-    envvar="DEEPZIG_MODEL",
-    callback=_model_or_bundled,
-    metavar="MODEL",
-    help=f"Folder of a checkpoint, or a model's name. Without it: the bundled model '{BUNDLED_MODEL}'.",
-)
+def _set_variable(_ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """What `deepzig.load` reads, too."""
+    if value:
+        os.environ[f"DEEPZIG_{str(param.name).upper()}"] = "1"
+
+
+def hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --yes and --offline, which the command's function need not know."""
+    options: list[Decorator] = [
+        click.option("--yes", envvar="DEEPZIG_YES", is_flag=True, is_eager=True, expose_value=False,
+                     callback=_set_variable, help="Download a model of more than 1 GB without asking."),
+        click.option("--offline", envvar="DEEPZIG_OFFLINE", is_flag=True, is_eager=True, expose_value=False,
+                     callback=_set_variable, help="Download nothing."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add -m, --yes and --offline."""
+    option = click.option(
+        "-m",
+        "--model",
+        envvar="DEEPZIG_MODEL",
+        callback=_model_or_bundled,
+        metavar="MODEL",
+        help=f"Folder of a checkpoint, or org/name of the Hugging Face hub. Without it: the bundled '{BUNDLED_MODEL}'.",
+    )
+    return option(hub_options(command))
+
+
+def model_folder(model: str, with_weights: bool = True) -> Path:
+    """The folder of a model. Shows how much there is to download, asks before more than 1 GB, shows how far it is."""
+    from deepzig.checkpoint.model_names import find_model
+
+    return find_model(model, with_weights, fetch_asking)
+
+
+def on_terminal() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def fetch_asking(download: "Download") -> Path:
+    """Download, on a terminal after asking."""
+    from deepzig.checkpoint.hub import fetch
+    from deepzig.checkpoint.model_names import ASKED_ABOVE, YES, fetch_unasked, is_set
+    from deepzig.cli.progress import byte_progress, scaled
+
+    click.echo(f"{download.model}: {scaled(download.nbytes, 'B')} to download to {download.folder}", err=True)
+    is_asked = download.nbytes > ASKED_ABOVE and not is_set(YES) and on_terminal()
+    if is_asked and not click.confirm("Go on?", err=True):
+        raise click.Abort
+    with byte_progress("fetch") as update:
+        return (fetch if is_asked else fetch_unasked)(download, update)
 
 
 threads_option = click.option(

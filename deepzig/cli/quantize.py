@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deepzig.cli.options import threads_option
+from deepzig.cli.options import hub_options, model_folder, threads_option
 from deepzig.cli.progress import byte_progress, scaled, token_progress
 from deepzig.errors import RequestError
 
@@ -59,6 +59,7 @@ def parse_includes(_ctx: click.Context, _param: click.Parameter, values: tuple[s
 @click.option("--allow-nonfinite", is_flag=True, help="Go on when weights hold NaN or infinity.")
 @click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", callback=parse_size,
               help="Of a file of weights.")  # fmt: skip
+@hub_options
 @threads_option
 def quantize(
     source: str,
@@ -75,7 +76,7 @@ def quantize(
 ) -> None:
     """Convert a checkpoint to another format.
 
-    SRC is a folder or the name of a bundled model, in any format that deepzig reads; DST a new folder. Patterns are
+    SRC is a folder or a model's name, in any format that deepzig reads; DST a new folder. Patterns are
     shell patterns on module paths.
 
     \b
@@ -85,11 +86,10 @@ def quantize(
     """
     from deepzig.checkpoint.convert import Options, convert
     from deepzig.checkpoint.recipe import Recipe
-    from deepzig.engine.llm import BUNDLED
     from deepzig.threads import available_threads
 
     recipe = Recipe(wanted, None if group_size is None else GROUP_SIZES[group_size], include, exclude)
-    directory = BUNDLED.get(source, Path(source))
+    directory = model_folder(source)
     n_threads = threads or available_threads()
     importance: dict[str, np.ndarray] = {}
     if calibrate is not None:

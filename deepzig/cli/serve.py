@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deepzig.cli.options import cache_bytes_option, compute_options, model_option
+from deepzig.cli.options import cache_bytes_option, compute_options, model_folder, model_option
 from deepzig.errors import ServerError
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def serve(
     from deepzig.server.service import Service
     from deepzig.server.settings import ServerSettings
 
+    model_folder(model)
     settings = ServerSettings(
         host=host,
         port=port,

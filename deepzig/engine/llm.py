@@ -15,6 +15,7 @@ import psutil
 
 from deepzig import _kernels
 from deepzig.checkpoint.loader import load_weights
+from deepzig.checkpoint.model_names import find_model
 from deepzig.config import ModelConfig
 from deepzig.engine.defaults import GenerationDefaults
 from deepzig.engine.engine import Engine, EngineStats
@@ -25,14 +26,12 @@ from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogpro
 from deepzig.engine.scheduler import MAX_RUNNING, PREFILL_CHUNK
 from deepzig.engine.trace import Trace, trace_text
 from deepzig.engine.whole_text import read_text, score_text, text_rows
-from deepzig.errors import CheckpointError, ContextLengthError, RequestError
+from deepzig.errors import ContextLengthError, RequestError
 from deepzig.model.cache import CACHE_DTYPES, PAGE_SIZE
 from deepzig.model.deepseek import DeepseekModel
 from deepzig.text.chat import ChatTemplate
 from deepzig.text.tokenizer import Tokenizer, load_tokenizer
 from deepzig.threads import available_threads
-
-BUNDLED = {"stories": Path(__file__).parent.parent / "bundled" / "stories"}
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or chat messages
 
@@ -49,7 +48,9 @@ def load(
     """Load a model for inference.
 
     Args:
-        model: a directory with config.json and safetensors files, or "stories", the bundled model.
+        model: a directory with config.json and safetensors files; "stories", the bundled model; or a name on the
+            Hugging Face hub, "org/name" or "org/name@revision", which is downloaded unless it is here. More than 1 GB
+            only if the environment variable DEEPZIG_YES is 1; none at all if DEEPZIG_OFFLINE is 1.
         n_threads: compute threads; None takes one for each core that this process may use.
         precision: "exact", products accurate to about float32; or "fast", activations of prompts in bfloat16 where the
             CPU multiplies those faster.
@@ -61,6 +62,7 @@ def load(
 
     Raises:
         ConfigError, CheckpointError, TokenizerError: a file of the model cannot be used; nothing is half-loaded.
+        NetworkError: the model cannot be fetched.
     """
     if precision not in ("exact", "fast"):
         raise RequestError(f"precision {precision!r} is unknown; use exact or fast")
@@ -68,11 +70,7 @@ def load(
         raise RequestError(f"cache_dtype {cache_dtype!r} is unknown; use {' or '.join(CACHE_DTYPES)}")
     if n_threads is not None and n_threads < 1:
         raise RequestError(f"n_threads {n_threads} is below 1")
-    directory = BUNDLED.get(str(model), Path(model))
-    if not directory.is_dir():
-        raise CheckpointError(
-            f"{str(model)!r} is no directory and no bundled model; give a folder with config.json, or stories"
-        )
+    directory = find_model(model)
     config = ModelConfig.from_directory(directory)
     defaults = GenerationDefaults.from_directory(directory, config)
     tokenizer = load_tokenizer(directory)

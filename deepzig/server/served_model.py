@@ -4,10 +4,10 @@ import hashlib
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
+from deepzig.checkpoint.model_names import find_model
 from deepzig.checkpoint.names import expected_tensors
-from deepzig.engine.llm import BUNDLED, LLM
+from deepzig.engine.llm import LLM
 from deepzig.model.moe import MoE
 from deepzig.server.replies import ModelMeta, ModelReply
 from deepzig.text.answer_format import THINK_CLOSE, THINK_OPEN, AnswerFormat
@@ -33,7 +33,7 @@ class ServedModel:
     def of(cls, llm: LLM, model_id: str | None = None) -> "ServedModel":
         """What `llm` is; without a name of its own it goes by that of its folder."""
         template = llm.chat_template
-        directory = BUNDLED.get(llm.name, Path(llm.name))
+        directory = find_model(llm.name)
         expected = expected_tensors(llm.config)
         matrices = [rows * columns for name, (rows, columns) in expected.linear.items() if name not in expected.alias]
         return cls(

@@ -18,11 +18,11 @@ import pytest
 from deepzig.checkpoint import convert as convert_module
 from deepzig.checkpoint.convert import Options, convert
 from deepzig.checkpoint.manifest import MANIFEST_FILE
+from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.checkpoint.recipe import Recipe
 from deepzig.checkpoint.safe_files import LOCK_FILE
 from deepzig.checkpoint.verify import verify
 from deepzig.checkpoint.writer import SafetensorsWriter
-from deepzig.engine.llm import BUNDLED
 from deepzig.errors import CheckpointError, ResourceError
 
 SHARD_BYTES = 3_000_000

@@ -18,11 +18,11 @@ from ml_dtypes import bfloat16
 from deepzig.checkpoint.convert import Options, convert
 from deepzig.checkpoint.formats import cast, dequantize
 from deepzig.checkpoint.loader import ModelWeights, load_weights
+from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.checkpoint.plan import PLAIN
 from deepzig.checkpoint.recipe import Recipe, is_routed
 from deepzig.checkpoint.schemes import CHANNEL
 from deepzig.config import ModelConfig
-from deepzig.engine.llm import BUNDLED
 from deepzig.engine.whole_text import read_text
 from deepzig.model.deepseek import DeepseekModel
 

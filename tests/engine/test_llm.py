@@ -166,7 +166,7 @@ def test_the_cache_is_as_large_as_asked_for() -> None:
 
 
 def test_loading_refuses_what_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no directory"):
+    with pytest.raises(CheckpointError, match="no folder and no name"):
         deepzig.load(tmp_path / "absent")
     with pytest.raises(DeepzigError, match=r"config\.json"):
         deepzig.load(tmp_path)

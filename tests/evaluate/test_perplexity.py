@@ -10,8 +10,9 @@ import pytest
 
 import deepzig
 from deepzig.checkpoint.convert import Options, convert
+from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.checkpoint.recipe import Recipe
-from deepzig.engine.llm import BUNDLED, LLM
+from deepzig.engine.llm import LLM
 from deepzig.errors import NonFiniteLogitsError, RequestError
 from deepzig.evaluate import perplexity
 from deepzig.evaluate.perplexity import evaluate, log_softmax

@@ -7,9 +7,9 @@ import pytest
 import deepzig
 from bench.quality import FABLES, FORMATS, SOURCE, Quality, run, table
 from deepzig.checkpoint.convert import Options, convert
+from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.checkpoint.recipe import Recipe
 from deepzig.checkpoint.schemes import CHANNEL
-from deepzig.engine.llm import BUNDLED
 from deepzig.evaluate.perplexity import evaluate
 
 TEXT = FABLES.read_text(encoding="utf-8")

@@ -16,7 +16,8 @@ import numpy as np
 import openai
 import pytest
 
-from deepzig.engine.llm import BUNDLED, LLM, load
+from deepzig.checkpoint.model_names import BUNDLED
+from deepzig.engine.llm import LLM, load
 from deepzig.server.listen import Server, bind
 from deepzig.server.served_model import ServedModel
 from deepzig.server.service import Service

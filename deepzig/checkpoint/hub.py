@@ -1,0 +1,189 @@
+"""Models of the Hugging Face hub, `org/name` or `org/name@revision`: what of them is on this machine, and the rest.
+
+Called by `model_names` only, so that nothing is downloaded unless somebody gives such a name; calls huggingface_hub,
+which keeps the files (HF_HOME), takes up connections that break off, and has its address from HF_ENDPOINT and its token
+from HF_TOKEN. What an interrupted run has fetched stays, file by file. Code and files in subfolders are never fetched.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from deepzig.checkpoint.convert import COPIED, NEVER_COPIED
+from deepzig.checkpoint.directory import INDEX_FILE, SINGLE_FILE
+from deepzig.checkpoint.safe_files import NO_ROOM
+from deepzig.errors import NetworkError, ResourceError
+
+MAIN = "main"
+_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+
+Advance = Callable[[int, int, str], None]  # bytes done, bytes in all, file
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model's name on the hub."""
+
+    repository: str
+    revision: str = MAIN  # branch, tag or commit
+
+    @classmethod
+    def parse(cls, name: str) -> "HubModel | None":
+        """None if `name` is no such name."""
+        match = _NAME.fullmatch(name)
+        return cls(match[1], match[2] or MAIN) if match else None
+
+    def __str__(self) -> str:
+        return self.repository if self.revision == MAIN else f"{self.repository}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class Download:
+    """What is missing of a model on this machine."""
+
+    model: HubModel
+    commit: str
+    files: dict[str, int]  # name -> bytes; config.json last, which makes the model known here
+    folder: Path  # where the hub's files are kept
+
+    @property
+    def nbytes(self) -> int:
+        """Of all files."""
+        return sum(self.files.values())
+
+
+def find(model: HubModel, with_weights: bool) -> Path | None:
+    """The folder of a model that is whole on this machine, else None. Uses no network."""
+    import huggingface_hub
+
+    config = huggingface_hub.try_to_load_from_cache(model.repository, "config.json", revision=model.revision)
+    if not isinstance(config, str):
+        return None
+    directory = Path(config).parent
+    return directory if not with_weights or _has_weights(directory) else None
+
+
+def missing(model: HubModel, with_weights: bool) -> Download:
+    """Ask the hub what a model consists of. Raises NetworkError."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    with _network_errors(model):
+        info = huggingface_hub.HfApi().model_info(model.repository, revision=model.revision, files_metadata=True)
+    commit = str(info.sha)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if _is_wanted(file.rfilename, with_weights)}
+    if "config.json" not in sizes:
+        raise NetworkError(f"{model} of {constants.ENDPOINT} has no config.json: no model that deepzig can run")
+    if INDEX_FILE in sizes:
+        sizes.pop(SINGLE_FILE, None)
+    ordered = sorted(sizes, key=lambda name: (name == "config.json", name.endswith(".safetensors"), name))
+    here = {name for name in ordered if _is_here(model, commit, name)}
+    files = {name: sizes[name] for name in ordered if name not in here or name == "config.json"}
+    return Download(model, commit, files, Path(constants.HF_HUB_CACHE))
+
+
+def fetch(download: Download, advance: Advance = lambda done, total, file: None) -> Path:
+    """Bring the files to this machine. The model's folder.
+
+    Raises:
+        NetworkError: the hub cannot be reached or refuses.
+        ResourceError: the disk has no room.
+    """
+    import huggingface_hub
+
+    _check_room(download)
+    done, model = 0, download.model
+    for name, size in download.files.items():
+        revision = model.revision if name == "config.json" else download.commit
+        with _network_errors(model):
+            path = huggingface_hub.hf_hub_download(
+                model.repository, name, revision=revision, tqdm_class=_bar_of(advance, done, download.nbytes, name)
+            )
+        done += size
+        advance(done, download.nbytes, name)
+    return Path(path).parent
+
+
+def _is_wanted(name: str, with_weights: bool) -> bool:
+    if "/" in name:
+        return False
+    if name.endswith(".safetensors"):
+        return with_weights
+    wanted = ("config.json", INDEX_FILE, *COPIED)
+    return not name.endswith(NEVER_COPIED) and any(fnmatchcase(name, pattern) for pattern in wanted)
+
+
+def _is_here(model: HubModel, commit: str, name: str) -> bool:
+    import huggingface_hub
+
+    return isinstance(huggingface_hub.try_to_load_from_cache(model.repository, name, revision=commit), str)
+
+
+def _has_weights(directory: Path) -> bool:
+    """Whether all files of weights are there. Each appears when it is whole."""
+    index = directory / INDEX_FILE
+    if not index.exists():
+        return (directory / SINGLE_FILE).exists()
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError):
+        return True  # loading tells what is wrong with it
+    return all((directory / str(name)).exists() for name in names)
+
+
+def _check_room(download: Download) -> None:
+    download.folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(download.folder).free
+    if free < download.nbytes:
+        raise ResourceError(
+            f"{download.model} needs {download.nbytes} bytes in {download.folder}, {free} are free; "
+            "make room, or set HF_HOME to another disk"
+        )
+
+
+def _bar_of(advance: Advance, done: int, total: int, file: str) -> type[Any]:
+    """What huggingface_hub reports the bytes of one file to."""
+    from tqdm.std import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]  # it has no types
+        def __init__(self, *_args: Any, initial: int = 0, **_options: Any) -> None:
+            super().__init__(disable=True)
+            self._reached = done
+            self.update(initial)
+
+        def update(self, n: float | None = 1) -> None:
+            self._reached += int(n or 0)
+            advance(min(self._reached, total), total, file)
+
+    return Bar
+
+
+@contextmanager
+def _network_errors(model: HubModel) -> Iterator[None]:
+    """One line for whatever the hub or the way to it does."""
+    from huggingface_hub import constants, errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise NetworkError(f"{model} is gated: accept its terms on {constants.ENDPOINT}, then set HF_TOKEN") from error
+    except errors.RepositoryNotFoundError as error:
+        raise NetworkError(
+            f"there is no folder {str(model)!r} here, and {constants.ENDPOINT} has no such model, or a private one "
+            "(set HF_TOKEN)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise NetworkError(f"{model.repository} has no revision {model.revision!r}") from error
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # of httpx, whichever it uses
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise ResourceError(f"the disk is full ({error}); make room, or set HF_HOME to another disk") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise NetworkError(
+            f"cannot fetch {model} from {constants.ENDPOINT} ({reason}); give the same command again: whole files stay"
+        ) from error

@@ -1,0 +1,66 @@
+"""What a model is called -> the folder where it lies: a folder's own path, a bundled model, or one of the hub.
+
+Called by `engine` and the command line; calls `hub`, and only for names of the hub that are not on this machine whole.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deepzig.errors import CheckpointError, NetworkError, RequestError
+
+if TYPE_CHECKING:
+    from deepzig.checkpoint.hub import Advance, Download
+
+BUNDLED = {"stories": Path(__file__).parent.parent / "bundled" / "stories"}
+ASKED_ABOVE = 1_000_000_000  # bytes
+OFFLINE, YES = "DEEPZIG_OFFLINE", "DEEPZIG_YES"
+
+Fetch = Callable[["Download"], Path]
+
+
+def find_model(model: str | Path, with_weights: bool = True, fetch: Fetch | None = None) -> Path:
+    """The folder of a model, fetched from the hub if `model` is a name there and not on this machine.
+
+    with_weights  False: config, tokenizer and the like are enough
+    fetch         downloads, after asking whom there is to ask; None: `fetch_unasked`
+
+    Raises:
+        CheckpointError: `model` is neither a folder nor a name.
+        NetworkError: the hub cannot be reached or has no such model.
+        RequestError: nobody agreed to so large a download.
+        ResourceError: the disk has no room for it.
+    """
+    directory = BUNDLED.get(str(model), Path(model))
+    if directory.is_dir():
+        return directory
+    from deepzig.checkpoint import hub  # here, since naming a folder needs no network
+
+    wanted = hub.HubModel.parse(str(model))
+    if wanted is None:
+        raise CheckpointError(
+            f"{str(model)!r} is no folder and no name of a model; give a folder with config.json, stories, or org/name"
+        )
+    if found := hub.find(wanted, with_weights):
+        return found
+    if is_set(OFFLINE):
+        raise NetworkError(f"{wanted} is not on this machine, or not whole; go on without --offline or {OFFLINE}")
+    return (fetch or fetch_unasked)(hub.missing(wanted, with_weights))
+
+
+def fetch_unasked(download: "Download", advance: "Advance" = lambda done, total, file: None) -> Path:
+    """Download up to 1 GB, and more if DEEPZIG_YES is set; else RequestError that says how much it is."""
+    from deepzig.checkpoint import hub
+
+    if download.nbytes > ASKED_ABOVE and not is_set(YES):
+        raise RequestError(
+            f"{download.model} is {download.nbytes / 1e9:.1f} GB to download to {download.folder}; "
+            f"allow it with --yes or {YES}=1"
+        )
+    return hub.fetch(download, advance)
+
+
+def is_set(variable: str) -> bool:
+    """Whether an environment variable says yes."""
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
