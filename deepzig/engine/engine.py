@@ -12,7 +12,7 @@ import numpy as np
 
 from deepzig.engine.drafting import block_tables
 from deepzig.engine.request import Branch, Request, TokenEvent
-from deepzig.engine.sampling import Sampler, SamplingParams, TokenConstraint
+from deepzig.engine.sampling import Sampler, SamplingParams, TokenConstraint, check_finite
 from deepzig.engine.scheduler import MAX_RUNNING, Scheduler
 from deepzig.engine.speculation import Speculator
 from deepzig.errors import ContextLengthError, RequestError
@@ -130,10 +130,10 @@ class Engine:
         read: list[Branch] = []  # to their end: the next token can be chosen
         hidden: list[np.ndarray] = []
         for branch, last in plan.reading:
-            rows = self._read(branch, last)
+            piece = self._read(branch, last)
             if branch.n_computed == len(branch.tokens):
                 read.append(branch)
-                hidden.append(rows[-1:])
+                hidden.append(piece[-1:])
         started = time.perf_counter()
         drafts = self._speculator.draft(plan.decoding, plan.n_drafts)
         drafted = time.perf_counter()
@@ -144,11 +144,12 @@ class Engine:
         all_hidden = hidden[0] if len(hidden) == 1 else np.concatenate(hidden)
         logits = self._model.logits(all_hidden)
         now = time.perf_counter()
-        for branch, row in zip(read, logits, strict=False):
-            self._choose_first(branch, row, now)
+        rows = _LogitRows(logits, now)
+        for row, branch in enumerate(read):
+            self._choose_first(branch, rows, row)
         if not plan.reading:
             self._speculator.note_step(len(logits), now - drafted)
-        self._choose_decoded(plan.decoding, drafts, all_hidden[len(read) :], logits[len(read) :], now - started, now)
+        self._choose_decoded(plan.decoding, drafts, all_hidden, rows, len(read), now - started)
         return True
 
     def tell(self) -> None:
@@ -233,32 +234,31 @@ class Engine:
         )
         return self._model.forward(np.array(tokens, np.int32), rows, self._cache)
 
-    def _choose_first(self, branch: Branch, logits: np.ndarray, now: float) -> None:
-        """The token behind a text that has been read, from logits f32 (vocab_size,). A prompt forks into n here."""
+    def _choose_first(self, branch: Branch, rows: "_LogitRows", row: int) -> None:
+        """The token behind a text that has been read. A prompt forks into n here."""
         branches = [branch]
         if len(branch.request.branches) < branch.request.params.n:
             branches += self._fork(branch)
         for each in branches:
-            self._choose_token(each, logits, now)
+            self._choose_token(each, rows, row)
 
     def _choose_decoded(
         self,
         branches: list[Branch],
         drafts: list[list[int]],
         hidden: np.ndarray,
-        logits: np.ndarray,
+        rows: "_LogitRows",
+        first: int,
         seconds: float,
-        now: float,
     ) -> None:
-        """The next tokens of each branch, from hidden f32 (T, D) and logits f32 (T, vocab_size) of its last token and
-        of its guesses, as far as these are what was chosen; the step has taken `seconds`."""
-        first = 0
+        """The next tokens of each branch, from the rows, `first` and on, of its last token and of its guesses, as far
+        as these are what was chosen. hidden f32 (T, D) of all rows; the step has taken `seconds`."""
         for branch, guesses in zip(branches, drafts, strict=True):
             n_chosen = 0
             for row in range(first, first + 1 + len(guesses)):
                 branch.n_computed += 1
                 n_chosen += 1
-                token = self._choose_token(branch, logits[row], now)
+                token = self._choose_token(branch, rows, row)
                 if branch.is_finished or n_chosen > len(guesses) or token != guesses[n_chosen - 1]:
                     break
             self._tokens_drafted += len(guesses)
@@ -267,22 +267,23 @@ class Engine:
             self._speculator.follow(branch, hidden[first : first + n_chosen])
             first += 1 + len(guesses)
 
-    def _choose_token(self, branch: Branch, logits: np.ndarray, now: float) -> int | None:
-        """Append the token that follows from logits f32 (vocab_size,), and return it. An error ends the branch's
-        request alone; None then."""
+    def _choose_token(self, branch: Branch, rows: "_LogitRows", row: int) -> int | None:
+        """Append the token that follows from a row of logits, and return it. An error ends the branch's request alone;
+        None then."""
         request = branch.request
         if branch.is_finished:
             return None
         try:
-            token = branch.sampler.choose(logits)
-            logprob = branch.sampler.logprob(logits, token) if request.params.logprobs is not None else None
+            token = rows.greatest(row) if branch.sampler.is_greedy else branch.sampler.choose(rows.logits[row])
+            wants_logprob = request.params.logprobs is not None
+            logprob = branch.sampler.logprob(rows.logits[row], token) if wants_logprob else None
         except Exception as error:  # of a constraint, too
             self.fail(request, error)
             return None
         branch.tokens.append(token)
         self._tokens_decoded += 1
         if request.first_token is None:
-            request.first_token = now
+            request.first_token = rows.time
             self._tokens_prompt += request.n_prompt
             self._tokens_cached += request.n_cached
         reason = None
@@ -290,7 +291,7 @@ class Engine:
             reason = "stop"
         elif len(branch.tokens) >= request.max_length:
             reason = "length"
-        request.events.append(TokenEvent(branch.index, token, logprob, reason, now))
+        request.events.append(TokenEvent(branch.index, token, logprob, reason, rows.time))
         self._news.add(request)
         if reason is not None:
             self._finish(branch, reason)
@@ -317,3 +318,22 @@ class Engine:
         if all(each.is_finished for each in request.branches):
             request.finish_reason = reason
             self._finished[reason] += 1
+
+
+class _LogitRows:
+    """The logits of a step, f32 (T, vocab_size), and the greatest of each row, found for all at once."""
+
+    def __init__(self, logits: np.ndarray, time: float) -> None:
+        self.logits = logits
+        self.time = time  # time.perf_counter when they were there
+        self._greatest: list[tuple[int, float]] = []  # token, logit
+
+    def greatest(self, row: int) -> int:
+        """The token with the greatest logit, the first of equals. Raises NonFiniteLogitsError."""
+        if not self._greatest:
+            tokens = self.logits.argmax(axis=1)
+            values = self.logits[np.arange(len(tokens)), tokens]
+            self._greatest = list(zip(tokens.tolist(), values.tolist(), strict=True))
+        token, value = self._greatest[row]
+        check_finite(value)
+        return token

@@ -162,21 +162,14 @@ class Sampler:
                 raise RequestError(f"logit_bias names token {token}, but the vocabulary has {vocab_size}")
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)
+        # `choose` would take the greatest of the logits as they are: the engine may look for those of all texts at once
+        leaves_logits = constraint is None and not self._has_penalties and not params.logit_bias
+        self.is_greedy = params.temperature == 0 and leaves_logits
 
     @property
     def is_complete(self) -> bool:
         """Its constraint allows nothing more."""
         return self._constraint is not None and self._constraint.is_complete
-
-    @property
-    def is_greedy(self) -> bool:
-        """`choose` takes the greatest of the logits as they are."""
-        return (
-            self._params.temperature == 0
-            and self._constraint is None
-            and not self._has_penalties
-            and not len(self._bias_ids)
-        )
 
     def fork(self, index: int) -> "Sampler":
         """A sampler for branch `index`, before anything has been chosen, with random numbers of its own."""

@@ -75,12 +75,12 @@ class Scheduler:
     def plan(self) -> Plan:
         """The next step: pieces of prompts, PREFILL_CHUNK tokens together or one whole piece, and all that decode."""
         self._admit()
-        running = sorted(self.running, key=lambda branch: branch.urgency)
+        n_preemptions = self.n_preemptions
         reading: list[tuple[Branch, int]] = []
         decoding: list[Branch] = []
         budget = PREFILL_CHUNK
-        for branch in running:
-            if branch not in self.running:  # preempted for a more urgent one
+        for branch in sorted(self.running, key=lambda running: running.urgency):
+            if self.n_preemptions > n_preemptions and branch not in self.running:  # gave way to a more urgent one
                 continue
             if not branch.is_reading:
                 if self._make_room(branch, len(branch.tokens)):
@@ -91,8 +91,9 @@ class Scheduler:
             if n_new <= budget and self._make_room(branch, last):
                 reading.append((branch, last))
                 budget -= n_new
-        reading = [(branch, last) for branch, last in reading if branch in self.running]
-        decoding = [branch for branch in decoding if branch in self.running]
+        if self.n_preemptions > n_preemptions:
+            reading = [(branch, last) for branch, last in reading if branch in self.running]
+            decoding = [branch for branch in decoding if branch in self.running]
         return Plan(reading, decoding, [self._room_for_drafts(branch, len(decoding)) for branch in decoding])
 
     # ---- who runs

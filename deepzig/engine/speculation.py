@@ -22,6 +22,7 @@ PRIOR_ACCEPTANCE = 0.75  # of a guess, before anything is known
 PRIOR_WEIGHT = 8  # guesses that the prior counts as
 TRUSTED = 3  # measurements of a time before it is believed
 MOST_PENDING = 32  # positions that the MTP layer may fall behind while guessing does not pay
+MOST_TEXTS = 8  # decoded together, beyond which auto does not guess: their rows leave no arithmetic idle
 RETRIED = 32  # where the MTP layer has lost time, each so many requests one tries again
 
 
@@ -71,7 +72,7 @@ class Speculator:
         most = min(params.draft_tokens, branch.request.max_length - len(branch.tokens) - 1)
         if params.speculation != "auto" or most <= 0:
             return max(0, most)
-        best = self._best_length(drafting, most, n_decoding)
+        best = self._best_length(drafting, most, n_decoding) if n_decoding <= MOST_TEXTS else 0
         if best == 0 and branch.hidden is not None and len(branch.hidden) >= MOST_PENDING:
             branch.drafting = branch.hidden = None
         return best

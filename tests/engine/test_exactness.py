@@ -77,6 +77,7 @@ def submit(engine: Engine, model: DeepseekModel, each: Asked, tenant: str, specu
         return choose(row)
 
     sampler.choose = record  # type: ignore[method-assign]
+    sampler.is_greedy = False  # so that `choose` is asked
     engine.submit(request)
     return logits
 
