@@ -1,0 +1,131 @@
+"""How a server ends: requests may finish for a while, then they are cut with an error; a second signal is at once."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from click.testing import CliRunner
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from deepzig.cli import main
+from deepzig.engine.llm import LLM
+from deepzig.server.listen import bind
+from tests.server.conftest import serving
+
+STORY = "Once upon a time"
+LONG = {"model": "", "prompt": STORY, "max_tokens": 1000, "stream": True, "extra_body": {"ignore_eos": True}}
+
+
+def begun(client: openai.OpenAI, **options: Any) -> Any:
+    """A stream that has given its first token."""
+    stream = iter(client.completions.create(**{**LONG, **options}))
+    next(stream)
+    return stream
+
+
+def test_what_runs_may_finish(stories: LLM) -> None:
+    with serving(stories, shutdown_timeout=60) as running, running.openai() as client:
+        stream = begun(client, max_tokens=300)
+        running.server.stop()
+        wait_for(lambda: running.service.is_draining)
+        with pytest.raises(openai.APIConnectionError):
+            client.models.list()
+        assert list(stream)[-1].choices[0].finish_reason == "length"
+
+
+def test_what_takes_too_long_is_cut_with_an_error(stories: LLM) -> None:
+    with serving(stories, shutdown_timeout=0.1) as running, running.openai() as client:
+        stream = begun(client, n=8)
+        running.server.stop()
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(stream)
+
+
+def test_second_signal_ends_at_once(stories: LLM) -> None:
+    with serving(stories, shutdown_timeout=600) as running, running.openai() as client:
+        stream = begun(client, n=8)
+        running.server.handle_exit(signal.SIGTERM, None)
+        running.server.handle_exit(signal.SIGTERM, None)
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(stream)
+
+
+def test_websocket_may_finish_and_is_told(stories: LLM) -> None:
+    with serving(stories, shutdown_timeout=60) as running, connect(f"ws://127.0.0.1:{running.port}/v1/ws") as socket:
+        socket.send(json.dumps({"messages": [{"role": "user", "content": "One"}], "max_tokens": 60}))
+        frames = [json.loads(socket.recv(timeout=60)) for _ in range(3)]
+        running.server.stop()
+        while "type" not in frames[-1] or frames[-1]["type"] == "ready":
+            frames.append(json.loads(socket.recv(timeout=60)))
+        assert frames[-1] == {"type": "done"}
+        with pytest.raises(ConnectionClosed) as caught:
+            socket.recv(timeout=60)
+        assert caught.value.rcvd is not None and caught.value.rcvd.code == 1012
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_command_serves_and_exits_with_0_after_sigterm() -> None:
+    """The command itself: the banner tells where it listens, SIGTERM lets a stream end."""
+    command = [sys.executable, "-m", "deepzig", "serve", "-m", "stories", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        watchdog = threading.Timer(100, process.kill)
+        watchdog.start()
+        try:
+            banner = process.stderr.readline()
+            found = re.search(r"on (http://127\.0\.0\.1:\d+)", banner)
+            assert found, banner
+            body = {"prompt": "One", "max_tokens": 200, "stream": True, "ignore_eos": True}
+            with httpx2.stream("POST", f"{found[1]}/v1/completions", json=body, timeout=60) as reply:
+                lines = reply.iter_lines()
+                next(lines)
+                process.send_signal(signal.SIGTERM)
+                assert [line for line in lines if line][-1] == "data: [DONE]"
+            assert process.wait(60) == 0
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            watchdog.cancel()
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--host", "0.0.0.0"], 2, "--insecure"),
+        (["--api-key", "short"], 2, "8 or more"),
+        (["-m", "/nowhere"], 3, "no directory"),
+    ],
+)
+def test_what_cannot_be_started(arguments: list[str], exit_code: int, message: str) -> None:
+    result = CliRunner().invoke(main, ["serve", "--port", "0", *arguments])
+    assert result.exit_code == exit_code
+    assert message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_port_that_is_taken() -> None:
+    with bind("127.0.0.1", 0) as taken:
+        result = CliRunner().invoke(main, ["serve", "-m", "stories", "--port", str(taken.getsockname()[1])])
+    assert result.exit_code == 2 and "--port" in result.stderr
+
+
+def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# of the team\nfirst-key-of-all\n\n short \n")
+    result = CliRunner().invoke(main, ["serve", "-m", "stories", "--port", "0", "--api-key-file", str(path)])
+    assert result.exit_code == 2 and "8 or more" in result.stderr
