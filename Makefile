@@ -11,7 +11,7 @@ BUILD_INPUTS := setup.py pyproject.toml $(wildcard deepzig/_kernels/*.pyx deepzi
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo build test test-slow test-transformers test-install check lint sizes clean
+.PHONY: help demo build test test-slow test-api test-soak test-transformers test-install check lint sizes clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ test-slow: $(VENV)/.developed ## run the tests that take longer
 test-transformers: $(VENV)/.developed ## compare quantised checkpoints with what transformers makes of them; installs torch
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev,golden]"
 	$(BIN)/pytest tests/checkpoint/test_transformers.py
+
+test-api: $(VENV)/.developed ## let schemathesis look for requests that the server's description does not foresee
+	$(BIN)/pytest -m slow tests/server/test_openapi.py
+
+test-soak: $(VENV)/.developed ## ten thousand requests to one server: memory and open files stay flat
+	$(BIN)/pytest -m slow tests/server/test_load.py
 
 test-install: $(VENV)/.developed ## install into empty environments: from a wheel, and without a compiler
 	$(BIN)/python tools/install_matrix.py

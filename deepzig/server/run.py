@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepzig.engine.generation import Generation
+from deepzig.engine.generation import WAKE_INTERVAL_S, Generation
 from deepzig.engine.llm import LLM
 from deepzig.engine.results import GenerationResult, Progress, StreamChunk
 from deepzig.engine.sampling import SamplingParams, TokenConstraint
@@ -32,7 +32,11 @@ class Ask:
 
 
 class Waker:
-    """Carries news from the engine's thread to the event loop: one call into the loop for all runs of a step."""
+    """Carries news from the engine's thread to the event loop: one wake-up for all runs.
+
+    The first news wakes the loop at once. While more comes the loop looks every WAKE_INTERVAL_S, because each wake-up
+    takes a core from the kernels.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -47,9 +51,15 @@ class Waker:
             self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
-        self._is_scheduled = False  # before the queue is read: what comes meanwhile schedules again
-        while self._woken:
-            self._woken.popleft().on_news()
+        if self._woken:
+            while self._woken:
+                self._woken.popleft().on_news()
+            self._loop.call_later(WAKE_INTERVAL_S, self._wake)
+            return
+        self._is_scheduled = False
+        if self._woken:  # came between the two lines above, and saw that a wake-up was scheduled
+            self._is_scheduled = True
+            self._loop.call_soon(self._wake)
 
 
 class Run:
