@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     "--shutdown-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True, metavar="SECONDS",
     help="How long running requests may go on after SIGTERM or Ctrl-C; a second signal ends at once.",
 )  # fmt: skip
+@click.option("--expert-load", is_flag=True, help="Count which experts are chosen, for /status.")
 @click.option("-v", "--verbose", is_flag=True, help="Log every request.")
 @compute_options
 @cache_bytes_option
@@ -54,6 +55,7 @@ def serve(
     allowed_hosts: tuple[str, ...],
     allowed_origins: tuple[str, ...],
     shutdown_timeout: float,
+    expert_load: bool,
     verbose: bool,
     threads: int | None,
     precision: str,
@@ -80,6 +82,7 @@ def serve(
         allowed_hosts=tuple(name.lower() for name in allowed_hosts),
         allowed_origins=allowed_origins,
         shutdown_timeout=shutdown_timeout,
+        expert_load=expert_load,
     )
     logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)

@@ -17,7 +17,7 @@ from deepzig.engine.scheduler import MAX_RUNNING, Scheduler
 from deepzig.engine.speculation import Speculator
 from deepzig.errors import ContextLengthError, RequestError
 from deepzig.model.cache import PAGE_SIZE, Rows
-from deepzig.model.deepseek import DeepseekModel
+from deepzig.model.deepseek import DeepseekModel, Observer
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Engine:
 
     def __init__(self, model: DeepseekModel, n_cache_tokens: int) -> None:
         """n_cache_tokens: room in the cache for all requests and for prefixes kept from finished ones."""
+        self.observer: Observer | None = None  # of every step of the main model
         self._model = model
         self._cache = model.make_cache(n_cache_tokens)
         self._speculator = Speculator(model, self._cache)
@@ -207,7 +208,8 @@ class Engine:
             block_tables=np.array([branch.pages], np.int32),
             is_prompt=True,
         )
-        hidden = self._model.forward(np.array(branch.tokens[first:last], np.int32), rows, self._cache, form=branch.form)
+        tokens = np.array(branch.tokens[first:last], np.int32)
+        hidden = self._model.forward(tokens, rows, self._cache, form=branch.form, observer=self.observer)
         self._speculator.follow_prompt(branch, first, hidden)
         branch.n_computed = last
         if request.n_read < request.n_prompt:
@@ -232,7 +234,7 @@ class Engine:
             block_tables=block_tables(branches),
             is_prompt=False,
         )
-        return self._model.forward(np.array(tokens, np.int32), rows, self._cache)
+        return self._model.forward(np.array(tokens, np.int32), rows, self._cache, observer=self.observer)
 
     def _choose_first(self, branch: Branch, rows: "_LogitRows", row: int) -> None:
         """The token behind a text that has been read. A prompt forks into n here."""

@@ -20,6 +20,7 @@ from deepzig.config import ModelConfig
 from deepzig.engine.defaults import GenerationDefaults
 from deepzig.engine.engine import Engine, EngineStats
 from deepzig.engine.engine_thread import EngineThread
+from deepzig.engine.expert_load import ExpertLoad
 from deepzig.engine.generation import Generation
 from deepzig.engine.results import GenerationResult, StreamChunk
 from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
@@ -175,6 +176,12 @@ class LLM:
     def stats(self) -> EngineStats:
         """Requests, pages and tokens so far."""
         return self._thread.stats()
+
+    def count_experts(self) -> ExpertLoad:
+        """Count from now on how often each expert is chosen, in all requests together."""
+        load = ExpertLoad(self.config)
+        self._thread.engine.observer = load.observe
+        return load
 
     def encode(self, prompt: Prompt) -> np.ndarray:
         """Token ids i32 (S,) of a prompt, checked against the vocabulary and the context."""

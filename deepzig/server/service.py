@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 
 from deepzig.engine.engine import EngineStats
+from deepzig.engine.expert_load import ExpertLoad
 from deepzig.engine.llm import LLM
 from deepzig.server.failures import ApiError
 from deepzig.server.metrics import Metrics
@@ -21,6 +22,7 @@ class Service:
         self.board = RunBoard(self.metrics)
         self.is_draining = False  # shutting down: what runs may end, nothing new begins
         self.load_failure: BaseException | None = None
+        self.expert_load: ExpertLoad | None = None  # counted if the settings say so
         self._model: ServedModel | None = None
 
     def load(
@@ -35,7 +37,7 @@ class Service:
 
         def run() -> None:
             try:
-                self._model = ServedModel.of(load_llm(), model_id)
+                self.serve(ServedModel.of(load_llm(), model_id))
                 on_ready()
             except BaseException as error:
                 self.load_failure = error
@@ -45,6 +47,8 @@ class Service:
 
     def serve(self, model: ServedModel) -> None:
         """Take a model that is loaded already."""
+        if self.settings.expert_load:
+            self.expert_load = model.llm.count_experts()
         self._model = model
 
     @property
@@ -57,6 +61,11 @@ class Service:
         """The model. Raises ApiError 503 while it loads or when the server shuts down."""
         if self.is_draining:
             raise ApiError(503, "the server is shutting down", code="shutting_down", retry_after=30)
+        return self.loaded
+
+    @property
+    def loaded(self) -> ServedModel:
+        """The model, for whoever starts nothing with it. Raises ApiError 503 while it loads."""
         if self._model is None:
             raise ApiError(503, "Loading model", code="loading", retry_after=5)
         return self._model

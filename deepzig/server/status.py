@@ -7,44 +7,50 @@ from deepzig.server.service import Service
 
 
 class Status:
-    """Figures of now; speeds are those since the last question."""
+    """Figures of now; speeds are those between the last two questions that are some time apart."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._started = time.monotonic()
-        self._last = (self._started, 0, 0)  # when, tokens of prompts, tokens of answers
+        self._started = self._asked = time.monotonic()
+        self._tokens = (0, 0)  # of prompts and answers, when it was last asked
+        self._speeds = (0.0, 0.0)  # the same, a second
 
     def read(self) -> dict[str, Any]:
         """What /status replies."""
         service = self._service
+        uptime = round(time.monotonic() - self._started, 1)
         if not service.is_ready:
-            return {"state": "loading", "uptime_s": self._uptime()}
-        model = service.model
+            return {"state": "loading", "uptime_s": uptime}
+        model = service.loaded
         stats = model.llm.stats()
-        now = time.monotonic()
-        then, prompt, decoded = self._last
-        elapsed = now - then
-        if elapsed >= 0.5:  # two pages that ask at once should not get zeros
-            self._rates = (
-                round((stats.tokens_prompt - prompt) / elapsed, 2),
-                round((stats.tokens_decoded - decoded) / elapsed, 2),
-            )
-            self._last = (now, stats.tokens_prompt, stats.tokens_decoded)
-        prompt_rate, decode_rate = getattr(self, "_rates", (0.0, 0.0))
+        self._update_speeds((stats.tokens_prompt, stats.tokens_decoded))
         return {
-            "state": "ready",
+            "state": "draining" if service.is_draining else "ready",
             "model": model.id,
             "context": model.n_context,
-            "uptime_s": self._uptime(),
+            "uptime_s": uptime,
             "open": len(service.board),
             "running": stats.n_running,
             "queue": stats.n_waiting,
-            "load": round(stats.n_running / max(stats.n_running + stats.n_waiting, 1), 3),
+            "load": round(stats.n_held_pages / max(stats.n_pages, 1), 4),  # of the cache
             "pages": {"total": stats.n_pages, "held": stats.n_held_pages, "prefix": stats.n_prefix_pages},
-            "tokens_per_s": {"prompt": prompt_rate, "decode": decode_rate},
+            "tokens_per_s": {"prompt": self._speeds[0], "decode": self._speeds[1]},
             "tokens": {"prompt": stats.tokens_prompt, "cached": stats.tokens_cached, "decoded": stats.tokens_decoded},
-            "expert_load": None,
+            "speculation": {"drafted": stats.tokens_drafted, "accepted": stats.tokens_accepted},
+            "finished": dict(stats.finished),
+            "expert_load": self._expert_load(),
         }
 
-    def _uptime(self) -> float:
-        return round(time.monotonic() - self._started, 1)
+    def _update_speeds(self, tokens: tuple[int, int]) -> None:
+        now = time.monotonic()
+        elapsed = now - self._asked
+        if elapsed >= 0.5:  # two pages that ask at once should not get zeros
+            prompt, decode = (round((new - old) / elapsed, 2) for new, old in zip(tokens, self._tokens, strict=True))
+            self._speeds, self._tokens, self._asked = (prompt, decode), tokens, now
+
+    def _expert_load(self) -> list[dict[str, Any]] | None:
+        """Choices of each expert by layer; None where they are not counted."""
+        load = self._service.expert_load
+        if load is None:
+            return None
+        return [{"layer": layer, "counts": counts.tolist()} for layer, counts in load.counts().items()]

@@ -197,6 +197,19 @@ def test_metrics_count_what_happened(http: httpx2.Client, server: RunningServer)
     assert value('deepzig_http_requests_total{route="/v1/completions",status="400"}') >= 0
 
 
+def test_expert_load_is_counted_if_asked_for(stories: LLM) -> None:
+    config = stories.config
+    with serving(stories, expert_load=True) as running, running.http() as http:
+        before = {row["layer"]: sum(row["counts"]) for row in http.get("/status").json()["expert_load"]}
+        body = {**COMPLETION, "max_tokens": 5, "ignore_eos": True, "cache_salt": "experts"}
+        n_prompt = http.post("/v1/completions", json=body).json()["usage"]["prompt_tokens"]
+        rows = http.get("/status").json()["expert_load"]
+    assert [row["layer"] for row in rows] == [n for n in range(config.num_hidden_layers) if config.is_moe_layer(n)]
+    for row in rows:  # the last token of the answer is not computed; guesses ahead may come on top
+        chosen = (sum(row["counts"]) - before[row["layer"]]) // config.num_experts_per_tok
+        assert len(row["counts"]) == config.n_routed_experts and chosen >= n_prompt + 4
+
+
 def test_status(http: httpx2.Client) -> None:
     status = http.get("/status").json()
     assert status["state"] == "ready" and status["running"] == status["queue"] == 0

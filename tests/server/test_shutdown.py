@@ -109,7 +109,7 @@ def test_the_command_serves_and_exits_with_0_after_sigterm() -> None:
     [
         (["--host", "0.0.0.0"], 2, "--insecure"),
         (["--api-key", "short"], 2, "8 or more"),
-        (["-m", "/nowhere"], 3, "no directory"),
+        (["-m", "/nowhere"], 3, "nowhere"),
     ],
 )
 def test_what_cannot_be_started(arguments: list[str], exit_code: int, message: str) -> None:
