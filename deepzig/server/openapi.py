@@ -29,6 +29,11 @@ _QUERIES: dict[str, tuple[str, type | str]] = {
 }
 _PUBLIC = ("/health", "/livez")
 _STREAMED = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+_EVENT = {  # a server-sent event, as OpenAPI tools see it
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 _ERRORS = {
     400: "The request is malformed, or cannot be served as it stands.",
     401: "The API key is missing or wrong.",
@@ -54,7 +59,7 @@ def description(version: str, needs_key: bool) -> dict[str, Any]:
         operation = _operation(path, summary, schema.get(reply, {}), schema[ErrorBody], "application/json")
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema[request]}}}
         if path in _STREAMED:
-            operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+            operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": _EVENT}
         paths[path] = {"post": operation}
     for path, (summary, reply) in _QUERIES.items():
         media_type = reply if isinstance(reply, str) else "application/json"

@@ -139,7 +139,7 @@ class SamplingFields(Struct, kw_only=True):
     top_p: Probability | None = None
     top_k: Annotated[int, Meta(ge=-1)] | None = None  # -1 and 0: off
     min_p: Probability | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: LogitBias | None = None

@@ -86,6 +86,8 @@ def test_bad_fields_of_a_completion(http: httpx2.Client, field: str, value: Any)
         {**CHAT, "nonsense": {"a": [1]}, "user": "me", "store": True, "service_tier": "auto"},
         {**CHAT, **dict.fromkeys(("stop", "tools", "tool_choice", "seed", "n", "response_format", "logit_bias"))},
         {**CHAT, "tools": [], "tool_choice": "auto", "top_p": 0, "top_k": 10**30, "stop": []},
+        {**CHAT, "temperature": 5e-324, "top_p": 5e-324, "min_p": 5e-324, "presence_penalty": 5e-324},
+        {**CHAT, "temperature": 100, "repetition_penalty": 0.01, "logit_bias": {"5": -100}, "max_tokens": 3},
     ],
 )
 def test_unknown_fields_and_nulls_are_accepted(http: httpx2.Client, body: dict[str, Any]) -> None:
