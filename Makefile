@@ -23,14 +23,14 @@ demo: $(VENV)/.runs ## install into .venv and let the bundled model tell a story
 build: $(VENV)/.developed ## install into .venv with everything that developing needs; again after a change to the kernels
 
 test: $(VENV)/.developed ## run the tests that end within minutes, offline
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2
 
 test-slow: $(VENV)/.developed ## run the tests that take longer
 	$(BIN)/pytest -m slow
 
 test-transformers: $(VENV)/.developed ## compare quantised checkpoints with what transformers makes of them; installs torch
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev,golden]"
-	$(BIN)/pytest tests/checkpoint/test_transformers.py
+	$(BIN)/pytest -m slow tests/checkpoint/test_transformers.py
 
 test-api: $(VENV)/.developed ## let schemathesis look for requests that the server's description does not foresee
 	$(BIN)/pytest -m slow tests/server/test_openapi.py
