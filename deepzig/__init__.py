@@ -14,20 +14,27 @@ from deepzig import errors
 
 if TYPE_CHECKING:
     from deepzig.config import ModelConfig
+    from deepzig.engine.engine import EngineStats
+    from deepzig.engine.generation import Generation
     from deepzig.engine.llm import LLM, load
-    from deepzig.engine.results import GenerationResult, StreamChunk, Timings
-    from deepzig.engine.sampling import SamplingParams, TokenLogprob
+    from deepzig.engine.results import Choice, GenerationResult, Progress, StreamChunk, Timings
+    from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
     from deepzig.engine.trace import Trace
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Choice": "deepzig.engine.results",
+    "EngineStats": "deepzig.engine.engine",
+    "Generation": "deepzig.engine.generation",
     "GenerationResult": "deepzig.engine.results",
     "LLM": "deepzig.engine.llm",
     "ModelConfig": "deepzig.config",
+    "Progress": "deepzig.engine.results",
     "SamplingParams": "deepzig.engine.sampling",
     "StreamChunk": "deepzig.engine.results",
     "Timings": "deepzig.engine.results",
+    "TokenConstraint": "deepzig.engine.sampling",
     "TokenLogprob": "deepzig.engine.sampling",
     "Trace": "deepzig.engine.trace",
     "load": "deepzig.engine.llm",
@@ -35,11 +42,16 @@ _HOME = {
 
 __all__ = [
     "LLM",
+    "Choice",
+    "EngineStats",
+    "Generation",
     "GenerationResult",
     "ModelConfig",
+    "Progress",
     "SamplingParams",
     "StreamChunk",
     "Timings",
+    "TokenConstraint",
     "TokenLogprob",
     "Trace",
     "__version__",
