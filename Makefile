@@ -11,7 +11,7 @@ BUILD_INPUTS := setup.py pyproject.toml $(wildcard deepzig/_kernels/*.pyx deepzi
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo build test test-slow test-api test-soak test-transformers test-install check lint sizes clean
+.PHONY: help demo build test test-slow test-browser test-api test-soak test-transformers test-install check lint sizes clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(VENV)/.developed ## run the tests that end within minutes, offline
 
 test-slow: $(VENV)/.developed ## run the tests that take longer
 	$(BIN)/pytest -m slow
+
+test-browser: $(VENV)/.developed ## drive the web page in headless Chromium; skips without chromium and chromium-driver
+	$(BIN)/pytest -m browser tests/browser
 
 test-transformers: $(VENV)/.developed ## compare quantised checkpoints with what transformers makes of them; installs torch
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev,golden]"

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -90,7 +90,7 @@ class Routes:
             Route("/metrics", self.metrics),
             Route("/status", self.status),
             Route("/", self.page),
-            Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
+            Mount("/static", PageFiles(directory=STATIC, check_dir=False)),
         ]
 
     def _answering(self, kind: type[T], answer: Callable[[ServedModel, T], msgspec.Struct]) -> Endpoint:
@@ -165,6 +165,16 @@ class Routes:
             raise ApiError(404, "this installation has no web page; the API is under /v1", code="not_found")
         headers = {"content-security-policy": CSP, "referrer-policy": "no-referrer", "cache-control": "no-cache"}
         return FileResponse(path, headers=headers)
+
+
+class PageFiles(StaticFiles):
+    """The page's files; a browser asks each time whether they have changed, so that an update never meets old parts."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """The file, or 304."""
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "no-cache"
+        return response
 
 
 def json_response(item: msgspec.Struct, status: int = 200) -> Response:

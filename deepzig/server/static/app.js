@@ -1,0 +1,355 @@
+/**
+ * The page's start and its switchboard: which place is shown, which answers are running, what a click leads to.
+ *
+ * Calls the views, the store and generation.js; the views call back here. A place is the part of the address after `#`:
+ * nothing for a new conversation, `c=ID` for one that is kept, `status`.
+ */
+
+import { onKeyNeeded } from "./api.js";
+import { announce, Narrator, toast } from "./announce.js";
+import { ChatView } from "./chat.js";
+import { Composer } from "./composer.js";
+import { addNode, choose, lastNode, newConversation, ROOT, shownPath, titleOf } from "./conversations.js";
+import { iconButton } from "./dom.js";
+import { follow, requestFor, Run } from "./generation.js";
+import { askForKey } from "./key_prompt.js";
+import { readModel } from "./model.js";
+import { Sidebar } from "./sidebar.js";
+import { StatusView } from "./status.js";
+import { Store } from "./store.js";
+import { StoryView } from "./story.js";
+import { Topbar } from "./topbar.js";
+
+const RETRY_MS = 1500; // while the server is away or loads
+const NEAR_END = 120; // px from the end: the reader follows the text
+
+class App {
+  store = new Store();
+  model = null; // as of model.js
+  condition = "loading"; // ready, loading, offline, locked
+  conversation = newConversation("chat", null);
+  place = "conversation"; // or status
+  #runs = new Map(); // id of a message -> Run
+  #main = document.getElementById("main");
+  #view = null;
+  #sidebar = new Sidebar(this, document.getElementById("sidebar"));
+  #topbar = new Topbar(this, document.getElementById("topbar"));
+  #composer = new Composer(document.getElementById("composer"));
+  #toEnd = iconButton("down", "To the end", () => this.#scrollToEnd(), ".to-end", { hidden: true });
+  #isFollowing = true;
+
+  async start() {
+    onKeyNeeded(async (wasWrong) => {
+      this.#setCondition("locked");
+      const key = await askForKey(wasWrong);
+      if (key && this.model) this.#setCondition("ready");
+      return key;
+    });
+    this.#composer.onSubmit = (text) => this.submit(text);
+    this.#composer.onStop = () => this.stop();
+    this.#composer.onEditLast = () => this.#view.editLast();
+    document.getElementById("composer").prepend(this.#toEnd);
+    document.getElementById("scrim").addEventListener("click", () => this.toggleSidebar(false));
+    document.addEventListener("keydown", (event) => this.#key(event));
+    this.#main.addEventListener("scroll", () => this.#onScroll(), { passive: true });
+    window.addEventListener("hashchange", () => this.#route());
+    window.addEventListener("pagehide", () => this.store.flush());
+    this.store.onChangeElsewhere = () => this.refresh();
+    await this.store.open();
+    this.#route();
+    await this.connect();
+  }
+
+  // Places
+
+  #route() {
+    this.toggleSidebar(false);
+    const place = location.hash.slice(1);
+    this.place = place === "status" ? "status" : "conversation";
+    const id = place.startsWith("c=") ? place.slice(2) : null;
+    if (this.place === "conversation")
+      this.conversation = this.store.get(id) ?? (this.conversation.id === id ? this.conversation : this.#fresh());
+    this.#mount();
+  }
+
+  #fresh() {
+    return newConversation(this.model && !this.model.tellsRoles ? "story" : "chat", this.model?.id ?? null);
+  }
+
+  /** Goes to a conversation; null: to a new one. */
+  open(id) {
+    const hash = id ? `#c=${id}` : "";
+    if (location.hash === hash || (!hash && !location.hash)) this.#route();
+    else if (hash) location.hash = hash;
+    else {
+      history.pushState(null, "", location.pathname + location.search);
+      this.#route();
+    }
+    this.#composer.focus();
+  }
+
+  setMode(mode) {
+    this.conversation.mode = mode;
+    this.#mount();
+    this.#composer.focus();
+  }
+
+  rename(title) {
+    this.conversation.title = title.slice(0, 200);
+    this.store.put(this.conversation);
+    this.#sidebar.show();
+    this.#showTitle();
+  }
+
+  /** Shows what another tab, an import or a deletion has changed. */
+  refresh() {
+    if (!this.isRunning(this.conversation))
+      this.conversation = this.store.get(this.conversation.id) ?? this.conversation;
+    this.#mount();
+  }
+
+  #mount() {
+    this.#view?.stop?.();
+    if (this.place === "status") this.#view = new StatusView(this);
+    else this.#view = this.conversation.mode === "story" ? new StoryView(this) : new ChatView(this);
+    this.#main.replaceChildren(this.#view.element);
+    document.body.dataset.place = this.place;
+    this.#view.show();
+    this.#showAround();
+    this.#scrollToEnd();
+  }
+
+  #showAround() {
+    this.#sidebar.show();
+    this.#topbar.show();
+    this.#showComposer();
+    this.#showTitle();
+  }
+
+  #showTitle() {
+    const title = this.place === "status" ? "Status" : this.conversation.title;
+    document.title = title ? `${title} · deepzig` : "deepzig";
+  }
+
+  #showComposer() {
+    const isStory = this.conversation.mode === "story";
+    const last = lastNode(this.conversation);
+    this.#composer.set({
+      label: isStory ? "Your part of the story" : "Your message",
+      placeholder: !isStory ? "Ask something" : last ? "Add a sentence of your own" : "It was a dark night…",
+      hint: isStory && last ? "Enter lets the model go on" : "Enter sends, Shift Enter breaks the line",
+      action: isStory ? (last ? "Go on" : "Begin") : "Send",
+      mayBeEmpty: isStory && last !== null,
+      isRunning: this.isRunning(this.conversation),
+      isDisabled: this.condition !== "ready",
+    });
+    this.#showContext();
+  }
+
+  #showContext() {
+    const withStats = shownPath(this.conversation).findLast((node) => node.stats?.contextTokens);
+    const run = this.#runOfConversation(this.conversation);
+    const running = run?.progress ? run.progress.total + run.tokens : null;
+    this.#composer.showContext(running ?? withStats?.stats.contextTokens ?? null, this.model?.contextLength);
+  }
+
+  toggleSidebar(isOpen) {
+    document.body.classList.toggle("sidebar-open", isOpen);
+    document.getElementById("scrim").hidden = !isOpen;
+    if (isOpen) document.querySelector("#sidebar .new-button").focus();
+  }
+
+  // The server
+
+  /** Waits for the server and its model; asks for a key if one is needed. */
+  async connect() {
+    for (;;) {
+      try {
+        this.model = await readModel();
+        break;
+      } catch (error) {
+        if (error.status === 401) return this.#setCondition("locked"); // topbar.js offers to ask again
+        if (!(error.status === 0 || error.status === 503)) toast(error.message);
+        this.#setCondition(error.status === 503 ? "loading" : "offline");
+        await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+      }
+    }
+    if (!Object.keys(this.conversation.nodes).length) this.conversation = this.#fresh();
+    this.condition = "ready";
+    if (this.place === "status") return this.#showAround();
+    this.#mount();
+    this.#composer.focus();
+  }
+
+  #setCondition(condition) {
+    this.condition = condition;
+    this.#topbar.show();
+    this.#showComposer();
+  }
+
+  // Answers
+
+  runOf(node) {
+    return this.#runs.get(node.id) ?? null;
+  }
+
+  isRunning(conversation) {
+    return this.#runOfConversation(conversation) !== null;
+  }
+
+  #runOfConversation(conversation) {
+    return [...this.#runs.values()].find((run) => run.conversation === conversation) ?? null;
+  }
+
+  /** The reader's words, then the model's. In a story either may be missing. */
+  submit(text) {
+    const { conversation } = this;
+    if (this.condition !== "ready" || this.isRunning(conversation)) return;
+    let parent = lastNode(conversation)?.id ?? ROOT;
+    const words = conversation.mode === "story" ? joined(conversation, text) : text.trim();
+    if (words) parent = addNode(conversation, parent, "user", words).id;
+    this.#answer(conversation, parent);
+  }
+
+  /** Another version of an answer. */
+  regenerate(node) {
+    if (!this.isRunning(this.conversation)) this.#answer(this.conversation, node.parent);
+  }
+
+  /** Another version of what the reader said, and an answer to it. */
+  edit(node, text) {
+    if (this.isRunning(this.conversation)) return this.#view.show();
+    const fresh = addNode(this.conversation, node.parent, "user", text);
+    this.#answer(this.conversation, fresh.id);
+  }
+
+  /** Another version of the whole story; the model does not go on by itself. */
+  rewrite(text) {
+    const { conversation } = this;
+    if (!this.isRunning(conversation)) {
+      addNode(conversation, ROOT, "user", text);
+      conversation.title = titleOf(text);
+      this.store.put(conversation);
+    }
+    this.#mount();
+  }
+
+  /** Shows the story without its last passage, which stays a version of it. */
+  takeBack(node) {
+    delete this.conversation.chosen[node.parent];
+    this.store.put(this.conversation);
+    this.#mount();
+  }
+
+  /** Goes on with an answer that was stopped or cut off. */
+  goOn(node) {
+    if (!this.isRunning(this.conversation)) this.#follow(this.conversation, node);
+  }
+
+  /** Shows another version. */
+  show(node) {
+    choose(this.conversation, node);
+    this.store.put(this.conversation);
+    this.#view.show();
+    this.#showAround();
+  }
+
+  /** Stops the answer of the conversation that is shown. */
+  stop() {
+    const run = this.#runOfConversation(this.conversation);
+    if (!run) return;
+    run.stop();
+    announce("Stopped");
+  }
+
+  /** Stops all answers, or those of one conversation. */
+  stopAll(conversation = null) {
+    for (const run of this.#runs.values()) if (!conversation || run.conversation === conversation) run.stop();
+  }
+
+  #answer(conversation, parent) {
+    const node = addNode(conversation, parent, "assistant", "", "streaming");
+    if (location.hash !== `#c=${conversation.id}`) history.pushState(null, "", `#c=${conversation.id}`);
+    this.#follow(conversation, node);
+  }
+
+  async #follow(conversation, node) {
+    const run = new Run(conversation, node);
+    const narrator = new Narrator();
+    const given = node.content.length;
+    this.#runs.set(node.id, run);
+    this.store.put(conversation);
+    this.#isFollowing = true;
+    if (conversation === this.conversation) this.#view.show();
+    this.#showAround();
+    announce("The answer is being written");
+    await follow(run, requestFor(conversation, node, this.model), () => {
+      if (conversation === this.conversation) narrator.update(node.content.slice(given));
+      this.#changed(conversation, node);
+    });
+    this.#runs.delete(node.id);
+    conversation.updated = Date.now();
+    this.store.put(conversation);
+    if (conversation === this.conversation) {
+      narrator.finish(node.content.slice(given));
+      this.#view.update?.(node);
+    }
+    this.#showAround();
+    this.#followText();
+  }
+
+  #waiting = new Set(); // messages that are drawn with the next frame
+
+  #changed(conversation, node) {
+    if (this.store.get(conversation.id)) this.store.put(conversation);
+    if (conversation !== this.conversation || this.place === "status" || this.#waiting.has(node)) return;
+    this.#waiting.add(node);
+    requestAnimationFrame(() => {
+      this.#waiting.delete(node);
+      if (conversation !== this.conversation) return;
+      this.#view.update?.(node);
+      this.#showContext();
+      this.#followText();
+    });
+  }
+
+  // Scrolling
+
+  #onScroll() {
+    const { scrollTop, scrollHeight, clientHeight } = this.#main;
+    this.#isFollowing = scrollHeight - scrollTop - clientHeight < NEAR_END;
+    this.#toEnd.hidden = this.#isFollowing;
+  }
+
+  #followText() {
+    if (this.#isFollowing && this.place !== "status") this.#scrollToEnd();
+  }
+
+  #scrollToEnd() {
+    this.#main.scrollTop = this.place === "status" ? 0 : this.#main.scrollHeight;
+    this.#isFollowing = true;
+    this.#toEnd.hidden = true;
+  }
+
+  #key(event) {
+    const withControl = event.ctrlKey || event.metaKey;
+    if (document.querySelector("dialog[open]")) return;
+    if (event.key === "Escape" && document.body.classList.contains("sidebar-open")) this.toggleSidebar(false);
+    else if (event.key === "Escape") this.stop();
+    else if (withControl && event.shiftKey && event.key.toLowerCase() === "o") this.open(null);
+    else if (withControl && !event.shiftKey && event.key.toLowerCase() === "k")
+      (this.toggleSidebar(true), this.#sidebar.focusSearch());
+    else return;
+    event.preventDefault();
+  }
+}
+
+/** The reader's words for a story: set off from what stands before, unless they begin with a blank or a mark. */
+function joined(conversation, text) {
+  if (!text.trim()) return "";
+  const last = lastNode(conversation);
+  const needsBlank = last && !/\s$/.test(last.content) && /^[\p{L}\p{N}"“(]/u.test(text);
+  return (needsBlank ? " " : "") + text;
+}
+
+new App().start();

@@ -1,0 +1,138 @@
+/**
+ * A conversation as a chat: what the reader said, and the answers with their thinking. Made by app.js, which does what
+ * the buttons ask for; calls prose.js for the text of answers.
+ */
+
+import { shownPath } from "./conversations.js";
+import { copyButton, h, iconButton } from "./dom.js";
+import { formatSeconds } from "./figures.js";
+import { editInPlace, problemLine, progressLine, statisticsText, versionSwitch } from "./message_parts.js";
+import { showMarkdown } from "./prose.js";
+
+export class ChatView {
+  #app;
+  #parts = new Map(); // id of a message -> its elements
+
+  constructor(app) {
+    this.#app = app;
+    this.element = h("div.thread", { role: "log", "aria-label": "Conversation", "aria-live": "off" });
+  }
+
+  /** Shows the path; messages that stay keep their nodes. */
+  show() {
+    const path = shownPath(this.#app.conversation);
+    const kept = new Map();
+    for (const node of path) kept.set(node.id, this.#parts.get(node.id) ?? this.#make(node));
+    this.#parts = kept;
+    if (path.length) this.element.replaceChildren(...[...kept.values()].map((parts) => parts.article));
+    else this.element.replaceChildren(emptyChat(this.#app));
+    path.forEach((node) => this.update(node));
+  }
+
+  /** Shows what has changed in one message. */
+  update(node) {
+    const parts = this.#parts.get(node.id);
+    if (!parts) return;
+    if (node.role === "assistant") this.#updateAnswer(node, parts);
+    parts.versions.replaceChildren(...[versionSwitch(this.#app, node)].filter(Boolean));
+  }
+
+  /** Opens the last thing that the reader said for editing. */
+  editLast() {
+    const node = shownPath(this.#app.conversation).findLast(({ role }) => role === "user");
+    this.#parts.get(node?.id)?.edit();
+  }
+
+  #make(node) {
+    return node.role === "user" ? this.#makeQuestion(node) : this.#makeAnswer(node);
+  }
+
+  #makeQuestion(node) {
+    const bubble = h("div.bubble", node.content);
+    const versions = h("span");
+    const edit = () => editInPlace(bubble, node.content, "Edit your message", (text) => this.#app.edit(node, text));
+    const article = h(
+      "article.message.question",
+      { "aria-label": "You" },
+      bubble,
+      h(
+        "div.message-foot",
+        versions,
+        h(
+          "span.actions",
+          iconButton("edit", "Edit", edit),
+          copyButton(() => node.content),
+        ),
+      ),
+    );
+    return { article, versions, edit };
+  }
+
+  #makeAnswer(node) {
+    const thinkingText = h("div.prose.thinking-text");
+    const summary = h("summary", "Thinking");
+    const thinking = h("details.thinking", { hidden: true }, summary, thinkingText);
+    summary.addEventListener("click", () => (parts.isToggled = true));
+    const [progress, prose, problem, versions] = [h("div"), h("div.prose"), h("div"), h("span")];
+    const statistics = h("span.statistics");
+    const again = iconButton("again", "Answer again", () => this.#app.regenerate(node));
+    const copy = copyButton(() => node.content);
+    const actions = h("span.actions", copy, again);
+    const foot = h("div.message-foot", versions, actions, statistics);
+    const article = h("article.message.answer", { "aria-label": "Answer" }, thinking, progress, prose, problem, foot);
+    const parts = {
+      article,
+      thinking,
+      summary,
+      thinkingText,
+      progress,
+      prose,
+      problem,
+      foot,
+      copy,
+      versions,
+      statistics,
+    };
+    return parts;
+  }
+
+  #updateAnswer(node, parts) {
+    const run = this.#app.runOf(node);
+    const isBefore = run && (run.phase === "waiting" || run.phase === "reading") && !node.content;
+    parts.article.setAttribute("aria-busy", Boolean(run));
+    parts.article.classList.toggle("running", Boolean(run));
+    this.#updateThinking(node, run, parts);
+    parts.progress.replaceChildren(...(isBefore ? [progressLine(run)] : []));
+    showMarkdown(parts.prose, node.content);
+    parts.problem.replaceChildren(...[run ? null : problemLine(this.#app, node)].filter(Boolean));
+    parts.foot.classList.toggle("quiet", Boolean(run));
+    parts.copy.hidden = !node.content;
+    parts.statistics.textContent = statisticsText(node, run);
+  }
+
+  #updateThinking(node, run, parts) {
+    parts.thinking.hidden = !node.reasoning;
+    if (!node.reasoning) return;
+    const isThinking = run?.phase === "thinking";
+    const seconds = isThinking ? (performance.now() - run.firstToken) / 1000 : node.stats?.thoughtS;
+    const name = isThinking ? "Thinking" : "Thought";
+    parts.summary.textContent = seconds
+      ? `${name} for ${formatSeconds(seconds)}`
+      : isThinking
+        ? "Thinking"
+        : "Thoughts";
+    parts.summary.classList.toggle("active", isThinking);
+    if (!parts.isToggled) parts.thinking.open = Boolean(isThinking); // open while it lasts, unless the reader chose
+    showMarkdown(parts.thinkingText, node.reasoning);
+  }
+}
+
+function emptyChat({ model }) {
+  const note = "This model has not been taught to chat: it goes on with whatever you write.";
+  return h(
+    "div.empty",
+    h("h1", model?.id ?? "deepzig"),
+    h("p.facts", model?.facts),
+    model && !model.tellsRoles && h("p.note-line", note),
+  );
+}

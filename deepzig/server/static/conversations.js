@@ -1,0 +1,92 @@
+/**
+ * A conversation as data: a tree of messages, of which one path is shown. Pure functions, called by the views,
+ * generation.js and transfer.js; knows nothing of the page or of storage.
+ *
+ * Asking again or editing never loses text: it adds a sibling, and `chosen` says which child of each message is shown.
+ * A story is the same tree: passages by the reader ("user") and by the model ("assistant"), read without gaps.
+ */
+
+export const ROOT = "root";
+
+/** `mode` is "chat" or "story". */
+export function newConversation(mode, model) {
+  const now = Date.now();
+  return { id: newId("c"), mode, model, title: "", created: now, updated: now, nodes: {}, chosen: {} };
+}
+
+/** A name that no other has; a letter first, so that objects keep the order in which nodes came. */
+export function newId(prefix) {
+  const bytes = crypto.getRandomValues(new Uint8Array(9));
+  return prefix + Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** Adds a message below `parent` and shows it. `state`: done, streaming, stopped, interrupted or failed. */
+export function addNode(conversation, parent, role, content, state = "done") {
+  const node = { id: newId("n"), parent, role, content, reasoning: "", state, created: Date.now() };
+  conversation.nodes[node.id] = node;
+  conversation.chosen[parent] = node.id;
+  conversation.updated = node.created;
+  if (!conversation.title && role === "user") conversation.title = titleOf(content);
+  return node;
+}
+
+/** The messages that are shown, first one first. */
+export function shownPath(conversation) {
+  const path = [];
+  for (let id = conversation.chosen[ROOT]; id; id = conversation.chosen[id]) path.push(conversation.nodes[id]);
+  return path;
+}
+
+/** The messages from the first one to `node`. */
+export function pathTo(conversation, node) {
+  const path = [];
+  for (let at = node; at; at = conversation.nodes[at.parent]) path.unshift(at);
+  return path;
+}
+
+/** The versions of a message, in the order in which they were made. */
+export function siblings(conversation, node) {
+  return Object.values(conversation.nodes).filter((other) => other.parent === node.parent);
+}
+
+/** Shows another version of a message, and below it what was shown last. */
+export function choose(conversation, node) {
+  conversation.chosen[node.parent] = node.id;
+}
+
+/** The last message that is shown, or null. */
+export function lastNode(conversation) {
+  return shownPath(conversation).at(-1) ?? null;
+}
+
+/** What /v1/chat/completions is sent: thinking is left out, as DeepSeek asks for. */
+export function asMessages(path, systemPrompt) {
+  const messages = path.map(({ role, content }) => ({ role, content }));
+  return systemPrompt ? [{ role: "system", content: systemPrompt }, ...messages] : messages;
+}
+
+/** The text of a story. */
+export function asText(path) {
+  return path.map((node) => node.content).join("");
+}
+
+/** The conversation as Markdown, to be read elsewhere. */
+export function asMarkdown(conversation) {
+  const path = shownPath(conversation);
+  if (conversation.mode === "story") return `# ${conversation.title}\n\n${asText(path)}\n`;
+  const parts = path.map((node) => `**${node.role === "user" ? "You" : "Answer"}**\n\n${node.content}\n`);
+  return `# ${conversation.title}\n\n${parts.join("\n")}`;
+}
+
+/** The beginning of a text as a title, cut between words. */
+export function titleOf(text) {
+  const line = text.trim().replace(/\s+/g, " ");
+  if (line.length <= 48) return line;
+  const cut = line.slice(0, 48);
+  return `${cut.slice(0, cut.lastIndexOf(" ") > 20 ? cut.lastIndexOf(" ") : 48)}…`;
+}
+
+/** Messages that were being written when the page was closed: says so instead of waiting for ever. */
+export function markInterrupted(conversation) {
+  for (const node of Object.values(conversation.nodes)) if (node.state === "streaming") node.state = "interrupted";
+}

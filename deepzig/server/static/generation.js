@@ -1,0 +1,146 @@
+/**
+ * One answer: sends the request, follows the stream, and fills the message. Called by app.js; calls api.js.
+ *
+ * A `Run` is what is known while the answer is made; the message keeps what is worth keeping after it. Knows nothing of
+ * how either is shown.
+ */
+
+import { ApiError, stream } from "./api.js";
+import { asMessages, asText, pathTo } from "./conversations.js";
+import { readSettings, samplingFields } from "./settings.js";
+
+const STORY_TOKENS = 200; // a passage, after which the reader decides how to go on
+const CHARS_A_TOKEN = 3; // fewer than any tokenizer of the family needs for prose
+
+/** An answer in the making. */
+export class Run {
+  controller = new AbortController();
+  started = performance.now();
+  firstToken = null; // ms, as performance.now()
+  lastToken = null;
+  thoughtUntil = null; // when thinking ended
+  tokens = 0;
+  progress = null; // of the prompt: {total, cache, processed, time_ms, queue_position}
+  usage = null;
+  timings = null;
+
+  constructor(conversation, node) {
+    this.conversation = conversation;
+    this.node = node;
+  }
+
+  /** waiting, reading (the prompt), thinking or writing. */
+  get phase() {
+    if (this.firstToken === null) return this.progress && !this.progress.queue_position ? "reading" : "waiting";
+    return this.node.reasoning && this.thoughtUntil === null ? "thinking" : "writing";
+  }
+
+  /** Tokens a second since the first one, or null. */
+  get speed() {
+    const seconds = (this.lastToken - this.firstToken) / 1000;
+    return this.tokens > 1 && seconds > 0 ? (this.tokens - 1) / seconds : null;
+  }
+
+  stop() {
+    this.controller.abort();
+  }
+}
+
+/** The address and body of the request for `node`, an answer with an empty or, to be continued, unfinished text. */
+export function requestFor(conversation, node, model) {
+  const fields = {
+    model: model.id,
+    ...samplingFields(),
+    stream: true,
+    stream_options: { include_usage: true },
+    return_progress: true,
+  };
+  const before = pathTo(conversation, node).slice(0, -1);
+  if (conversation.mode === "story") {
+    const prompt = fitting(asText(before) + node.content, model.contextLength);
+    return { path: "v1/completions", body: { max_tokens: STORY_TOKENS, ...fields, prompt } };
+  }
+  const settings = readSettings();
+  const messages = asMessages(before, settings.system);
+  if (node.content) messages.push({ role: "assistant", content: node.content, prefix: true });
+  const body = { ...fields, messages };
+  if (settings.format === "json") body.response_format = { type: "json_object" };
+  if (model.hasThinking && settings.thinking) body.chat_template_kwargs = { thinking: settings.thinking === "on" };
+  return { path: "v1/chat/completions", body };
+}
+
+/** The end of a story that is too long for the context, from the start of a sentence; half the context stays free. */
+export function fitting(text, contextLength) {
+  const most = Math.floor((contextLength / 2) * CHARS_A_TOKEN);
+  if (text.length <= most) return text;
+  const end = text.slice(-most);
+  const sentence = /[.!?]["”]?\s+/.exec(end);
+  return sentence ? end.slice(sentence.index + sentence[0].length) : end;
+}
+
+/** Follows the answer to its end and fills `run.node`; `onChange` is called after every piece. Raises nothing. */
+export async function follow(run, { path, body }, onChange) {
+  const { node } = run;
+  node.state = "streaming";
+  delete node.error;
+  onChange();
+  try {
+    for await (const chunk of stream(path, body, run.controller.signal)) {
+      take(run, chunk);
+      onChange();
+    }
+    node.state = "done";
+  } catch (error) {
+    fail(node, error);
+  }
+  node.stats = statistics(run);
+  onChange();
+}
+
+function take(run, chunk) {
+  const { node } = run;
+  if (chunk.prompt_progress) run.progress = chunk.prompt_progress;
+  if (chunk.usage) run.usage = chunk.usage;
+  if (chunk.timings) run.timings = chunk.timings;
+  const choice = chunk.choices?.[0];
+  if (!choice) return;
+  const reasoning = choice.delta?.reasoning_content ?? "";
+  const text = choice.text ?? choice.delta?.content ?? "";
+  if (reasoning || text) {
+    const now = performance.now();
+    run.firstToken ??= now;
+    run.lastToken = now;
+    run.tokens++;
+    if (text && node.reasoning && run.thoughtUntil === null) run.thoughtUntil = now;
+  }
+  node.reasoning += reasoning;
+  node.content += text;
+  if (choice.finish_reason) node.finish = choice.finish_reason;
+}
+
+function fail(node, error) {
+  if (error.name === "AbortError") {
+    node.state = "stopped";
+    return;
+  }
+  if (!(error instanceof ApiError)) console.error(error);
+  const { message, status, code, requestId, retryAfter } = error;
+  node.state = "failed";
+  node.error = { message, status, code, requestId, retryAfter };
+}
+
+/** What the line below an answer tells: the server's figures where it gave them, else what was seen from here. */
+function statistics(run) {
+  const { usage, timings } = run;
+  const stats = { seconds: (performance.now() - run.started) / 1000, tokens: usage?.completion_tokens ?? run.tokens };
+  if (run.firstToken !== null) stats.firstTokenS = (run.firstToken - run.started) / 1000;
+  if (run.thoughtUntil !== null) stats.thoughtS = (run.thoughtUntil - run.firstToken) / 1000;
+  const speed = timings?.predicted_per_second ?? run.speed;
+  if (speed) stats.tokensPerSecond = speed;
+  if (usage) {
+    stats.promptTokens = usage.prompt_tokens;
+    stats.cachedTokens = usage.prompt_tokens_details?.cached_tokens ?? 0;
+    stats.contextTokens = usage.total_tokens;
+  }
+  return stats;
+}

@@ -1,0 +1,108 @@
+/**
+ * Keeps conversations in the browser: an IndexedDB database, read once and written behind. Called by app.js and the
+ * views; knows nothing of what a conversation holds but `id` and `updated`.
+ *
+ * Where the browser forbids storage (some private windows), conversations last as long as the page.
+ */
+
+import { markInterrupted } from "./conversations.js";
+
+const DATABASE = "deepzig";
+const TABLE = "conversations";
+const WRITE_DELAY_MS = 400; // an answer that grows is written this often
+
+export class Store {
+  #database = null;
+  #all = new Map();
+  #waiting = new Map(); // id -> timer
+  #channel = "BroadcastChannel" in window ? new BroadcastChannel("deepzig") : null;
+
+  isPersistent = false;
+  onChangeElsewhere = () => {}; // called with the id of a conversation that another tab has changed
+
+  /** Reads all conversations. */
+  async open() {
+    try {
+      this.#database = await openDatabase();
+      for (const conversation of await this.#request("readonly", (table) => table.getAll())) {
+        markInterrupted(conversation);
+        this.#all.set(conversation.id, conversation);
+      }
+      this.isPersistent = true;
+    } catch (error) {
+      console.warn("conversations will not be kept:", error);
+    }
+    this.#channel?.addEventListener("message", ({ data }) => this.#reload(data));
+  }
+
+  /** All conversations, last used first. */
+  list() {
+    return [...this.#all.values()].sort((a, b) => b.updated - a.updated);
+  }
+
+  get(id) {
+    return this.#all.get(id) ?? null;
+  }
+
+  /** Keeps a conversation; written within WRITE_DELAY_MS, however often this is called. */
+  put(conversation) {
+    this.#all.set(conversation.id, conversation);
+    if (this.#waiting.has(conversation.id)) return;
+    this.#waiting.set(
+      conversation.id,
+      setTimeout(() => this.#write(conversation.id), WRITE_DELAY_MS),
+    );
+  }
+
+  /** Writes what waits, now. */
+  flush() {
+    return Promise.all([...this.#waiting.keys()].map((id) => this.#write(id)));
+  }
+
+  async remove(id) {
+    clearTimeout(this.#waiting.get(id));
+    this.#waiting.delete(id);
+    this.#all.delete(id);
+    await this.#request("readwrite", (table) => table.delete(id));
+    this.#channel?.postMessage(id);
+  }
+
+  async clear() {
+    for (const { id } of this.list()) await this.remove(id);
+  }
+
+  async #write(id) {
+    clearTimeout(this.#waiting.get(id));
+    this.#waiting.delete(id);
+    const conversation = this.#all.get(id);
+    if (!conversation) return;
+    await this.#request("readwrite", (table) => table.put(conversation));
+    this.#channel?.postMessage(id);
+  }
+
+  async #reload(id) {
+    const conversation = await this.#request("readonly", (table) => table.get(id));
+    if (conversation) this.#all.set(id, conversation);
+    else this.#all.delete(id);
+    this.onChangeElsewhere(id);
+  }
+
+  #request(access, work) {
+    if (!this.#database) return Promise.resolve(undefined);
+    return new Promise((resolve, reject) => {
+      const transaction = this.#database.transaction(TABLE, access);
+      const request = work(transaction.objectStore(TABLE));
+      transaction.oncomplete = () => resolve(request.result);
+      transaction.onabort = () => reject(transaction.error);
+    });
+  }
+}
+
+function openDatabase() {
+  return new Promise((resolve, reject) => {
+    const request = indexedDB.open(DATABASE, 1);
+    request.onupgradeneeded = () => request.result.createObjectStore(TABLE, { keyPath: "id" });
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}

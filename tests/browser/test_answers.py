@@ -1,0 +1,245 @@
+"""What the page makes of answers that the bundled model never gives: HTML, Markdown, thoughts, a queue, failures."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from tests.browser.page import Page
+from tests.browser.scripted_server import MODEL, Event, ScriptedServer, delta, ending, progress
+
+pytestmark = pytest.mark.browser
+
+Scripted = Callable[..., ScriptedServer]
+FOR_EVER = 60.0
+
+HOSTILE = """<script>window.hacked = 1</script><img src=x onerror="window.hacked = 2">
+[link](javascript:window.hacked=3) ![picture](http://127.0.0.1:9/tracker.png)
+
+<iframe src="http://127.0.0.1:9/"></iframe>
+
+```html
+<script>window.hacked = 4</script>
+```
+
+| a | b |
+|---|---|
+| <b onclick=alert(1)>x</b> | $\\href{javascript:1}{<script>}$ |
+"""
+RICH = """# Title
+
+Euler: $e^{i\\pi} + 1 = 0$, prices: $5 and $10.
+
+$$\\sum_{i=1}^n i = \\frac{n(n+1)}{2}$$
+
+| name | value |
+|:-----|------:|
+| a    | **1** |
+
+```python
+def f(x):
+    return x + 1  # one more
+```
+"""
+
+
+def answering(*texts: str, **stats: int) -> Callable[[dict[str, Any]], Iterable[Event]]:
+    """A reply of these pieces."""
+    return lambda body: [*(delta(content=text) for text in texts), *ending(**stats)]
+
+
+def test_html_in_an_answer_stays_text(page: Page, scripted: Scripted) -> None:
+    pieces = [HOSTILE[start : start + 3] for start in range(0, len(HOSTILE), 3)]
+    page.open(scripted(answering(*pieces)).url)
+    page.write("<script>window.hacked = 5</script>")
+    page.wait_answer()
+    shown = page.text(".answer > .prose")
+    assert "<script>window.hacked = 1</script>" in shown and "<iframe" in shown
+    assert page.text(".bubble") == "<script>window.hacked = 5</script>"
+    assert page.count(".thread script, .thread img, .thread iframe, .thread b") == 0
+    assert set(page.run("return [...document.querySelectorAll('.thread a')].map((a) => a.protocol)")) == {"http:"}
+    assert page.run("return window.hacked") is None
+
+
+def test_markdown_code_tables_and_formulas_are_drawn(page: Page, scripted: Scripted) -> None:
+    page.open(scripted(answering(RICH)).url)
+    page.write("Show me.")
+    page.wait_answer()
+    assert page.text(".prose h1") == "Title"
+    assert page.count(".prose math") == 2 and page.count(".formula mfrac") == 1
+    assert "prices: $5 and $10." in page.text(".prose")
+    assert page.run("return getComputedStyle(document.querySelector('.prose td:last-child')).textAlign") == "right"
+    assert page.text(".code-keyword") == "def" and page.text(".code-comment") == "# one more"
+    widths = "[...document.querySelectorAll('.formula munderover *')].map((e) => e.getBoundingClientRect().width)"
+    assert all(width > 0 for width in page.run(f"return {widths}"))  # MathML is drawn, not just there
+    page.cdp("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    page.click("[aria-label='Copy code']")
+    page.find("[aria-label='Copied']")
+    assert page.run("return navigator.clipboard.readText()") == "def f(x):\n    return x + 1  # one more"
+
+
+def test_thoughts_show_while_they_last_and_are_not_sent_back(page: Page, scripted: Scripted) -> None:
+    def reply(body: dict[str, Any]) -> Iterable[Event]:
+        yield delta(role="assistant", content="")
+        yield delta(reasoning_content="Let me think ")
+        yield delta(reasoning_content="about it.")
+        yield 1.0
+        yield delta(content="Because.")
+        yield from ending()
+
+    server = scripted(reply)
+    page.open(server.url)
+    page.set_settings(thinking="on", temperature=0.3, system="Be brief.")
+    page.write("Why?")
+    assert page.text(".thinking[open] .thinking-text") == "Let me think about it."
+    page.wait_answer()
+    assert page.text(".thinking summary").startswith("Thought for")
+    assert not page.find(".thinking").get_attribute("open")
+    page.write("Really?")
+    page.wait_answer()
+    body = server.bodies[-1]
+    assert body["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "Because."},
+        {"role": "user", "content": "Really?"},
+    ]
+    assert body["chat_template_kwargs"] == {"thinking": True} and body["temperature"] == 0.3
+    assert "top_p" not in body and body["stream_options"] == {"include_usage": True}
+
+
+def test_queue_and_prompt_show_before_the_answer_and_stop_closes_the_stream(page: Page, scripted: Scripted) -> None:
+    def reply(body: dict[str, Any]) -> Iterable[Event]:
+        yield progress(4096, 0, queue_position=2)
+        yield 1.0
+        yield progress(4096, 1024, time_ms=3000)
+        for _ in range(300):
+            yield 0.1
+
+    server = scripted(reply)
+    page.open(server.url)
+    page.write("A long prompt.")
+    page.find(".progress-line", "2 ahead of this one")
+    line = page.text(".progress-line", "Reading the prompt")
+    assert "1,024 of 4,096 tokens, about 9.0 s left" in line
+    assert page.find("progress").get_attribute("value") == "1024"
+    page.press(Keys.ESCAPE)
+    page.find(".note-line", "Stopped before it began.")
+    assert server.ended_by_page.wait(30)
+
+
+def test_an_answer_that_was_cut_short_goes_on(page: Page, scripted: Scripted) -> None:
+    def reply(body: dict[str, Any]) -> Iterable[Event]:
+        is_second = body["messages"][-1].get("prefix")
+        return [delta(content=" two." if is_second else "One,"), *ending("stop" if is_second else "length")]
+
+    server = scripted(reply)
+    page.open(server.url)
+    page.write("Count.")
+    page.click(".note-line button", "Go on")
+    page.until("document.querySelector('.answer > .prose').textContent === 'One, two.'")
+    assert server.bodies[-1]["messages"][-1] == {"role": "assistant", "content": "One,", "prefix": True}
+
+
+def test_a_failure_in_mid_stream_keeps_the_text_and_can_be_tried_again(page: Page, scripted: Scripted) -> None:
+    attempts: list[int] = []
+
+    def reply(body: dict[str, Any]) -> Iterable[Event]:
+        attempts.append(1)
+        if len(attempts) > 1:
+            return [delta(content="All of it."), *ending()]
+        return [delta(content="Half"), {"error": {"message": "the engine has a problem", "code": "engine_error"}}]
+
+    page.open(scripted(reply).url)
+    page.write("Go.")
+    assert "the engine has a problem" in page.text(".problem") and "req_scripted" in page.text(".problem")
+    assert page.text(".answer > .prose") == "Half"
+    page.click(".problem button", "Try again")
+    page.until("document.querySelector('.answer > .prose').textContent === 'All of it.'")
+    assert page.count(".problem") == 0 and page.text(".answer .versions-count") == "2 / 2"
+
+
+def test_a_page_that_was_closed_in_mid_answer_says_interrupted(page: Page, scripted: Scripted) -> None:
+    page.open(scripted(lambda body: [delta(content="It begins"), FOR_EVER]).url)
+    page.write("Go.")
+    page.find(".answer > .prose", "It begins")
+    page.run("return new Promise((done) => setTimeout(done, 900))")  # written behind
+    page.browser.refresh()
+    page.find(".note-line", "Interrupted")
+    assert page.text(".answer > .prose") == "It begins"
+
+
+def test_an_answer_goes_on_while_another_conversation_is_shown(page: Page, scripted: Scripted) -> None:
+    page.open(scripted(lambda body: [delta(content="One. "), 1.5, delta(content="Two."), *ending()]).url)
+    page.write("First.")
+    page.find(".answer > .prose", "One.")
+    page.click(".new-button")
+    page.find("h1", MODEL["id"])
+    page.until("document.querySelectorAll('.row .pulse').length === 0")
+    page.click(".row a", "First.")
+    page.until("document.querySelector('.answer > .prose')?.textContent === 'One. Two.'")
+
+
+def test_screen_readers_hear_whole_sentences(page: Page, scripted: Scripted) -> None:
+    text = "The first sentence is here. The second one follows it. And a third, unfinished"
+
+    def reply(body: dict[str, Any]) -> Iterable[Event]:
+        for word in text.split(" "):
+            yield delta(content=f"{word} ")
+            yield 0.3
+        yield from ending()
+
+    page.open(scripted(reply).url)
+    page.write("Speak.")
+    page.wait_answer()
+    heard = page.run("return [...document.querySelectorAll('#announcements p')].map((p) => p.textContent)")
+    spoken = heard[heard.index("The answer is being written") + 1 :]
+    assert " ".join(spoken) == text
+    assert len(spoken) < len(text.split(" ")) / 2 and all(piece.endswith(".") for piece in spoken[:-1])
+
+
+def test_a_model_without_chat_template_gets_a_page_for_writing(page: Page, scripted: Scripted) -> None:
+    model = {**MODEL, "id": "base", "meta": {**MODEL["meta"], "has_chat_template": False, "has_thinking": False}}
+    text = {"choices": [{"index": 0, "text": " and more", "finish_reason": "length"}]}
+    server = scripted(lambda body: [text], model=model)
+    page.open(server.url)
+    page.find("h1", "How does the story begin?")
+    assert page.count(".mode-switch") == 0 and page.count(".opening") == 0
+    page.write("One thing")
+    page.wait_answer()
+    assert page.text(".story-text") == "One thing and more"
+    page.press(Keys.ENTER)  # nothing written: the model goes on
+    page.until("document.querySelector('.story-text').textContent === 'One thing and more and more'")
+    assert [body["prompt"] for body in server.bodies] == ["One thing", "One thing and more"]
+
+
+def test_experts_are_drawn_with_words_beside_them(page: Page, scripted: Scripted) -> None:
+    status = {
+        "state": "ready", "model": "m", "context": 64, "uptime_s": 100.0, "open": 2, "running": 1, "queue": 1,
+        "pages": {"total": 10, "held": 5, "prefix": 2}, "tokens_per_s": {"prompt": 50.0, "decode": 7.25},
+        "tokens": {"prompt": 1000, "cached": 250, "decoded": 2500}, "speculation": {"drafted": 100, "accepted": 80},
+        "expert_load": [{"layer": 3, "counts": [1, 2, 7, 0]}, {"layer": 4, "counts": [5, 5, 5, 6]}],
+    }  # fmt: skip
+    page.open(scripted(answering("x"), status=status).url + "#status")
+    cache, speed = page.text(".card", "50 %"), page.text(".card", "80 % of 100")
+    assert "Cache" in cache and "25 %" in cache and "Speed" in speed and "7.3" in speed
+    page.click(".card summary", "The busiest expert")
+    assert page.text(".card", "Experts").endswith("Layer 3\nexpert 2, 70.0 %\nLayer 4\nexpert 3, 28.6 %")
+    cells = "[...document.querySelectorAll('.experts rect')]"
+    opacity = page.run(f"return {cells}.map((cell) => +cell.getAttribute('fill-opacity'))")
+    assert len(opacity) == 8 and opacity[2] == 1.0 and opacity[0] < opacity[1] < opacity[2]
+
+
+def test_settings_of_an_older_page_and_of_others_do_no_harm(page: Page, scripted: Scripted) -> None:
+    server = scripted(answering("ok"))
+    page.open(server.url)
+    page.set_settings(temperature="hot", stop="a\nb")
+    page.write("Hi")
+    page.wait_answer()
+    assert "temperature" not in server.bodies[-1] and server.bodies[-1]["stop"] == ["a", "b"]
+    page.run("localStorage.setItem('deepzig.settings', 'no JSON')")
+    page.browser.refresh()
+    page.write("Hi")
+    page.wait_answer()
+    assert len(server.bodies) == 2
