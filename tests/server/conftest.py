@@ -43,9 +43,15 @@ class RunningServer:
     def wait_until_idle(self, seconds: float = 20) -> None:
         """Nothing runs and no page is held but by kept prefixes."""
         deadline = time.monotonic() + seconds
-        while not self.is_idle and time.monotonic() < deadline:
+        while not self.is_idle:
+            assert time.monotonic() < deadline, self.service.model.llm.stats()
             time.sleep(0.01)
-        assert self.is_idle, self.service.model.llm.stats()
+
+    @property
+    def n_answered(self) -> int:
+        """HTTP requests that have come to an end, one way or the other."""
+        (metric,) = self.service.metrics.http_requests.collect()
+        return int(sum(sample.value for sample in metric.samples if sample.name.endswith("_total")))
 
     @property
     def is_idle(self) -> bool:

@@ -250,6 +250,7 @@ def test_a_client_that_leaves_leaves_nothing_running(
     cancelled = llm.stats().finished.get("cancelled", 0)
     prompt = "Once upon a time " * (200 if moment != "in the answer" else 1)
     body = json.dumps({**LONG, "prompt": prompt, "stream": stream, "cache_salt": f"{moment}{stream}"}).encode()
+    answered = server.n_answered
     connection = raw(server, post_head(len(body)), body)
     if moment == "in the prompt":
         wait_for(lambda: llm.stats().n_running > 0)
@@ -257,6 +258,7 @@ def test_a_client_that_leaves_leaves_nothing_running(
         decoded = llm.stats().tokens_decoded
         wait_for(lambda: llm.stats().tokens_decoded > decoded + 5)
     connection.close()
+    wait_for(lambda: server.n_answered > answered)
     server.wait_until_idle()
     if moment == "in the answer":
         assert llm.stats().finished.get("cancelled", 0) == cancelled + 1
