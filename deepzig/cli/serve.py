@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     "--shutdown-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True, metavar="SECONDS",
     help="How long running requests may go on after SIGTERM or Ctrl-C; a second signal ends at once.",
 )  # fmt: skip
+@click.option(
+    "--reasoning-format", type=click.Choice(["deepseek", "none", "both"]), default="deepseek", show_default=True,
+    help="Thoughts as reasoning_content, left in the content, or in both.",
+)  # fmt: skip
 @click.option("--expert-load", is_flag=True, help="Count which experts are chosen, for /status.")
 @click.option("-v", "--verbose", is_flag=True, help="Log every request.")
 @compute_options
@@ -55,6 +59,7 @@ def serve(
     allowed_hosts: tuple[str, ...],
     allowed_origins: tuple[str, ...],
     shutdown_timeout: float,
+    reasoning_format: str,
     expert_load: bool,
     verbose: bool,
     threads: int | None,
@@ -83,6 +88,7 @@ def serve(
         allowed_origins=allowed_origins,
         shutdown_timeout=shutdown_timeout,
         expert_load=expert_load,
+        reasoning_format=reasoning_format,
     )
     logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)

@@ -27,6 +27,7 @@ from deepzig.server.requests import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    TemplateRequest,
     TokenizeRequest,
 )
 from deepzig.server.responses import prepare_response
@@ -35,7 +36,7 @@ from deepzig.server.run import Ask
 from deepzig.server.served_model import ServedModel
 from deepzig.server.service import Service
 from deepzig.server.status import Status
-from deepzig.server.tokens import detokenize, tokenize
+from deepzig.server.tokens import apply_template, detokenize, tokenize
 from deepzig.server.websocket import chat_socket
 
 STATIC = Path(__file__).parent / "static"
@@ -82,6 +83,7 @@ class Routes:
         return [
             *routes,
             Route("/tokenize", self._answering(TokenizeRequest, tokenize), methods=["POST"]),
+            Route("/apply-template", self._answering(TemplateRequest, apply_template), methods=["POST"]),
             Route("/detokenize", self._answering(DetokenizeRequest, detokenize), methods=["POST"]),
             WebSocketRoute(WEBSOCKET, self.websocket),
             Route("/openapi.json", self.openapi),

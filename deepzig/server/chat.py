@@ -36,10 +36,8 @@ from deepzig.server.run import Ask
 from deepzig.server.sampling_fields import sampling_params
 from deepzig.server.served_model import ServedModel
 from deepzig.server.usage import timings_of, usage_of
-from deepzig.text.answer_format import AnswerFormat
+from deepzig.text.answer_format import THINK_CLOSE, THINK_OPEN, AnswerFormat
 from deepzig.text.answer_parser import AnswerParser, CallArguments, CallStart, Content, Part, Reasoning
-
-_TEXT_KINDS = {Content: "content", Reasoning: "reasoning"}
 
 
 @dataclass(frozen=True)
@@ -180,6 +178,7 @@ class _Choice:
         self._texts: dict[str, list[str]] = {"content": [], "reasoning": []}
         self._calls: list[ToolCallReply] = []
         self._logprobs: list[ChatLogprob] | None = None
+        self._is_in_mark = False  # a <think> is open in the content
 
     def take(self, chunk: StreamChunk) -> tuple[list[Delta], list[ChatLogprob]]:
         """Add a chunk: what it adds to the answer, and log-probabilities of its tokens of the answer proper."""
@@ -206,17 +205,30 @@ class _Choice:
         if isinstance(part, CallArguments):
             self._calls[part.index].function.arguments += part.text
             return Delta(tool_calls=[ToolCallDelta(part.index, FunctionReply(part.text))])
-        self._texts[_TEXT_KINDS[type(part)]].append(part.text)
         if isinstance(part, Reasoning):
-            return Delta(reasoning_content=part.text, reasoning=part.text)
-        return Delta(content=part.text)
+            self._texts["reasoning"].append(part.text)
+        keeps_thoughts = self._model.reasoning_format != "deepseek"
+        content = self._marked(part) if keeps_thoughts else part.text if isinstance(part, Content) else ""
+        self._texts["content"].append(content)
+        if isinstance(part, Content):
+            return Delta(content=content)
+        if self._model.reasoning_format == "none":
+            return Delta(content=content)
+        return Delta(reasoning_content=part.text, reasoning=part.text, content=content if content else UNSET)
+
+    def _marked(self, part: Reasoning | Content) -> str:
+        """Text of the content when it keeps the thoughts, between their marks."""
+        is_thought = isinstance(part, Reasoning)
+        mark = "" if is_thought is self._is_in_mark else f"{THINK_OPEN}\n" if is_thought else f"\n{THINK_CLOSE}\n\n"
+        self._is_in_mark = is_thought
+        return mark + part.text
 
     def whole(self, index: int) -> ChatChoice:
         """The choice, when it has ended."""
         assert self.finish_reason is not None
         content, thoughts = "".join(self._texts["content"]), "".join(self._texts["reasoning"])
         message = AssistantMessage(content if content or not self._calls else None)
-        if thoughts:
+        if thoughts and self._model.reasoning_format != "none":
             message.reasoning_content = message.reasoning = thoughts
         if self._calls:
             message.tool_calls = self._calls

@@ -16,6 +16,7 @@ _REQUESTS: dict[str, tuple[str, type, type | str]] = {
     "/v1/completions": ("Continue a text.", requests.CompletionRequest, replies.Completion),
     "/v1/responses": ("Answer; nothing is stored.", ResponsesRequest, ResponseReply),
     "/tokenize": ("Token ids of a text or of messages.", requests.TokenizeRequest, replies.Tokenized),
+    "/apply-template": ("The prompt of a chat as text.", requests.TemplateRequest, replies.AppliedTemplate),
     "/detokenize": ("Text of token ids.", requests.DetokenizeRequest, replies.Detokenized),
 }
 _QUERIES: dict[str, tuple[str, type | str]] = {

@@ -250,6 +250,12 @@ class Detokenized(Struct):
     content: str
 
 
+class AppliedTemplate(Struct):
+    """Reply of /apply-template."""
+
+    prompt: str
+
+
 class Health(Struct):
     """Reply of /health and /livez."""
 

@@ -199,6 +199,14 @@ class TokenizeRequest(Struct, kw_only=True):
     with_pieces: bool | None = None
 
 
+class TemplateRequest(Struct, kw_only=True):
+    """Body of /apply-template."""
+
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
 class DetokenizeRequest(Struct, kw_only=True):
     """Body of /detokenize."""
 

@@ -26,11 +26,12 @@ class ServedModel:
     tokenizer: Tokenizer | None
     chat_template: ChatTemplate | None
     answer_format: AnswerFormat
+    reasoning_format: str  # see `settings.REASONING_FORMATS`
     weight_bytes: int
     n_params: int
 
     @classmethod
-    def of(cls, llm: LLM, model_id: str | None = None) -> "ServedModel":
+    def of(cls, llm: LLM, model_id: str | None = None, reasoning_format: str = "deepseek") -> "ServedModel":
         """What `llm` is; without a name of its own it goes by that of its folder."""
         template = llm.chat_template
         directory = find_model(llm.name)
@@ -43,6 +44,7 @@ class ServedModel:
             tokenizer=llm.tokenizer,
             chat_template=template,
             answer_format=AnswerFormat.of_template(template.source if template else None),
+            reasoning_format=reasoning_format,
             weight_bytes=sum(path.stat().st_size for path in directory.glob("*.safetensors")),
             n_params=sum(matrices) + sum(size for (size,) in expected.vector.values()),
         )

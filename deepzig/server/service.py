@@ -37,7 +37,7 @@ class Service:
 
         def run() -> None:
             try:
-                self.serve(ServedModel.of(load_llm(), model_id))
+                self.serve(ServedModel.of(load_llm(), model_id, self.settings.reasoning_format))
                 on_ready()
             except BaseException as error:
                 self.load_failure = error

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 from deepzig.errors import ServerError
 
 MIN_KEY_LENGTH = 8
+# deepseek: into reasoning_content; none: they stay in the content, marks and all; both: into both.
+REASONING_FORMATS = ("deepseek", "none", "both")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class ServerSettings:
     send_timeout: float = 30.0  # seconds that a client may leave its stream unread
     ping_interval: float = 10.0  # seconds between signs of life to a waiting client
     expert_load: bool = False  # count which experts are chosen
+    reasoning_format: str = "deepseek"  # where thoughts go, see REASONING_FORMATS
 
     def __post_init__(self) -> None:
         if any(len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() for key in self.api_keys):
@@ -33,6 +36,10 @@ class ServerSettings:
         if not (self.is_loopback or self.api_keys or self.insecure):
             raise ServerError(
                 f"listening on {self.host} lets other machines in; give --api-key, or --insecure if that is meant"
+            )
+        if self.reasoning_format not in REASONING_FORMATS:
+            raise ServerError(
+                f"reasoning format {self.reasoning_format!r} is unknown; use {', '.join(REASONING_FORMATS)}"
             )
         for origin in self.allowed_origins:
             parts = urlsplit(origin)

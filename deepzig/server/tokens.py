@@ -1,9 +1,9 @@
-"""/tokenize and /detokenize. Called by `app`."""
+"""/tokenize, /detokenize and /apply-template. Called by `app`."""
 
 from deepzig.server.chat_prompt import chat_prompt
 from deepzig.server.failures import ApiError
-from deepzig.server.replies import Detokenized, Tokenized, TokenPiece
-from deepzig.server.requests import DetokenizeRequest, TokenizeRequest
+from deepzig.server.replies import AppliedTemplate, Detokenized, Tokenized, TokenPiece
+from deepzig.server.requests import DetokenizeRequest, TemplateRequest, TokenizeRequest
 from deepzig.server.served_model import ServedModel
 from deepzig.text.tokenizer import Tokenizer
 
@@ -20,6 +20,12 @@ def tokenize(model: ServedModel, request: TokenizeRequest) -> Tokenized:
         ids = tokenizer.encode(texts[0], add_bos=None if request.add_special is not False else False)
     tokens = [_piece(tokenizer, token) if request.with_pieces else token for token in ids]
     return Tokenized(tokens, len(ids), model.n_context)
+
+
+def apply_template(model: ServedModel, request: TemplateRequest) -> AppliedTemplate:
+    """The prompt of a chat as text. Raises as `tokenize`."""
+    prompt = chat_prompt(model, request.messages, request.tools, request.chat_template_kwargs)
+    return AppliedTemplate(_tokenizer(model).decode(prompt.token_ids, skip_special=False))
 
 
 def detokenize(model: ServedModel, request: DetokenizeRequest) -> Detokenized:

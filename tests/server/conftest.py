@@ -72,7 +72,7 @@ def serving(llm: LLM | None, **settings: Any) -> Iterator[RunningServer]:
     """Serve `llm` (None: a model that never finishes loading) until the block ends."""
     service = Service(ServerSettings(port=0, **settings))
     if llm is not None:
-        service.serve(ServedModel.of(llm))
+        service.serve(ServedModel.of(llm, reasoning_format=service.settings.reasoning_format))
     server = Server(service, close_model=False)
     with bind("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -160,6 +160,8 @@ def test_tokens_there_and_back(http: httpx2.Client, stories: LLM) -> None:
     pieces = http.post("/tokenize", json={"prompt": text, "with_pieces": True, "add_special": False}).json()["tokens"]
     content = b"".join(p["piece"].encode() if isinstance(p["piece"], str) else bytes(p["piece"]) for p in pieces)
     assert content.decode() == text
+    prompt = http.post("/apply-template", json={"messages": [{"role": "user", "content": text}]}).json()["prompt"]
+    assert prompt.endswith(text) and prompt.startswith("<")
     check_error(http.post("/tokenize", json={}), 400)
     check_error(http.post("/detokenize", json={"tokens": [4096]}), 400)
     check_error(http.post("/detokenize", json={"tokens": [-1]}), 400)

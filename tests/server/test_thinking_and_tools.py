@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from tests.server.conftest import RunningServer
+from tests.server.conftest import RunningServer, serving
 
 Script = Callable[[RunningServer, str], None]
 USER = [{"role": "user", "content": "Once upon a time"}]
@@ -136,6 +136,20 @@ def test_thoughts_are_split(talker: RunningServer, script: Script) -> None:
     assert joined(chunks, "reasoning_content") == joined(chunks, "reasoning") == "Let me\nthink."
     assert joined(chunks, "content") == "The answer."
     assert 0 < chunks[-1].usage.completion_tokens_details.reasoning_tokens < chunks[-1].usage.completion_tokens
+
+
+@pytest.mark.parametrize("family", ["R1"], indirect=True, scope="module")
+@pytest.mark.parametrize(("reasoning_format", "thoughts"), [("none", None), ("both", "Hm.")])
+def test_thoughts_may_stay_in_the_content(
+    talker: RunningServer, script: Script, reasoning_format: str, thoughts: str | None
+) -> None:
+    with serving(talker.llm, reasoning_format=reasoning_format) as running:
+        script(running, "Hm.\n</think>\n\nYes.")
+        message = create(running).choices[0].message
+        chunks = create(running, stream=True)
+    assert message.content == joined(chunks, "content") == "<think>\nHm.\n</think>\n\nYes."
+    assert getattr(message, "reasoning_content", None) == thoughts
+    assert joined(chunks, "reasoning_content") == (thoughts or "")
 
 
 @pytest.mark.parametrize("family", ["V3.1"], indirect=True, scope="module")
