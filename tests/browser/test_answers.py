@@ -214,6 +214,28 @@ def test_a_model_without_chat_template_gets_a_page_for_writing(page: Page, scrip
     assert [body["prompt"] for body in server.bodies] == ["One thing", "One thing and more"]
 
 
+def test_a_story_that_outgrows_the_context_goes_on_from_its_second_half(page: Page, scripted: Scripted) -> None:
+    def reply(body: dict[str, Any]) -> Iterable[Event]:
+        n_prompt = len(body["prompt"]) // 5  # five characters a token
+        usage = {"prompt_tokens": n_prompt, "completion_tokens": 2, "total_tokens": n_prompt + 2}
+        return [
+            {"choices": [{"index": 0, "text": " It rained.", "finish_reason": "length"}]},
+            {"choices": [], "usage": usage},
+        ]
+
+    model = {**MODEL, "max_model_len": 400, "meta": {**MODEL["meta"], "has_chat_template": False}}
+    server = scripted(reply, model=model)
+    page.open(server.url)
+    for _ in range(2):
+        page.write("They went on and on. " * 24)
+        page.wait_answer()
+    first, second = (body["prompt"] for body in server.bodies)
+    assert first == "They went on and on. " * 24  # 101 tokens, and room for 200 more
+    assert second.startswith("They went on") and len(second) <= 400 / 2 * 5 and second.endswith("on and on. ")
+    page.find(".note-line", "has outgrown the model's context")
+    assert page.text(".story-text").count("They went") == 48
+
+
 def test_experts_are_drawn_with_words_beside_them(page: Page, scripted: Scripted) -> None:
     status = {
         "state": "ready", "model": "m", "context": 64, "uptime_s": 100.0, "open": 2, "running": 1, "queue": 1,

@@ -109,7 +109,7 @@ export function iconButton(name, label, onclick, kind = "", properties = {}) {
   return h(`button.icon-button${kind}`, { "aria-label": label, title: label, onclick, ...properties }, icon(name));
 }
 
-/** Puts text on the clipboard. Without TLS there is no clipboard API but on localhost: then a selection is copied. */
+/** Puts text on the clipboard; without TLS, where there is no clipboard API, by copying a selection. */
 export async function copyText(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = h("textarea.visually-hidden", { "aria-hidden": "true" });

@@ -10,7 +10,7 @@ import { asMessages, asText, pathTo } from "./conversations.js";
 import { readSettings, samplingFields } from "./settings.js";
 
 const STORY_TOKENS = 200; // a passage, after which the reader decides how to go on
-const CHARS_A_TOKEN = 3; // fewer than any tokenizer of the family needs for prose
+const CHARS_PER_TOKEN = 3; // fewer than any tokenizer of the family has in prose
 
 /** An answer in the making. */
 export class Run {
@@ -55,13 +55,13 @@ export function requestFor(conversation, node, model) {
     stream_options: { include_usage: true },
     return_progress: true,
   };
-  const before = pathTo(conversation, node).slice(0, -1);
+  const path = pathTo(conversation, node);
   if (conversation.mode === "story") {
-    const prompt = fitting(asText(before) + node.content, model.contextLength);
+    const prompt = fitting(path, model.contextLength);
     return { path: "v1/completions", body: { max_tokens: STORY_TOKENS, ...fields, prompt } };
   }
   const settings = readSettings();
-  const messages = asMessages(before, settings.system);
+  const messages = asMessages(path.slice(0, -1), settings.system);
   if (node.content) messages.push({ role: "assistant", content: node.content, prefix: true });
   const body = { ...fields, messages };
   if (settings.format === "json") body.response_format = { type: "json_object" };
@@ -69,11 +69,15 @@ export function requestFor(conversation, node, model) {
   return { path: "v1/chat/completions", body };
 }
 
-/** The end of a story that is too long for the context, from the start of a sentence; half the context stays free. */
-export function fitting(text, contextLength) {
-  const most = Math.floor((contextLength / 2) * CHARS_A_TOKEN);
-  if (text.length <= most) return text;
-  const end = text.slice(-most);
+/**
+ * The story so far, or its second half, from the start of a sentence, if there is no room for another passage. How many
+ * characters a token has is known from the last answer.
+ */
+export function fitting(path, contextLength) {
+  const text = asText(path);
+  const charsPerToken = path.findLast((node) => node.stats?.charsPerToken)?.stats.charsPerToken ?? CHARS_PER_TOKEN;
+  if (text.length / charsPerToken + STORY_TOKENS <= contextLength) return text;
+  const end = text.slice(-Math.floor((contextLength / 2) * charsPerToken));
   const sentence = /[.!?]["”]?\s+/.exec(end);
   return sentence ? end.slice(sentence.index + sentence[0].length) : end;
 }
@@ -93,7 +97,7 @@ export async function follow(run, { path, body }, onChange) {
   } catch (error) {
     fail(node, error);
   }
-  node.stats = statistics(run);
+  node.stats = statistics(run, body.prompt);
   onChange();
 }
 
@@ -130,7 +134,7 @@ function fail(node, error) {
 }
 
 /** What the line below an answer tells: the server's figures where it gave them, else what was seen from here. */
-function statistics(run) {
+function statistics(run, prompt) {
   const { usage, timings } = run;
   const stats = { seconds: (performance.now() - run.started) / 1000, tokens: usage?.completion_tokens ?? run.tokens };
   if (run.firstToken !== null) stats.firstTokenS = (run.firstToken - run.started) / 1000;
@@ -141,6 +145,7 @@ function statistics(run) {
     stats.promptTokens = usage.prompt_tokens;
     stats.cachedTokens = usage.prompt_tokens_details?.cached_tokens ?? 0;
     stats.contextTokens = usage.total_tokens;
+    if (prompt) stats.charsPerToken = (prompt.length + run.node.content.length) / usage.total_tokens;
   }
   return stats;
 }

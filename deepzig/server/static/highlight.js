@@ -9,14 +9,14 @@ const MAX_CHARS = 60_000; // longer code stays plain
 const words = (text) => new Set(text.split(/\s+/));
 
 const CODE = words(`
-  abstract and any as assert async auto await bool boolean break byte case catch cdef char class const constexpr
-  continue crate def default defer del delete do double dyn elif else elsif end enum except explicit export extends
+  abstract and any as assert async auto await bool boolean break byte case catch char class const constexpr
+  continue def default defer del delete do double dyn elif else elsif end enum except explicit export extends
   extern f32 f64 false False final finally float fn for foreach from func function global go goto if impl implements
-  import in inline instanceof int interface is isize i32 i64 lambda let local long loop match mod module mut mutable
+  import in inline instanceof int interface is i32 i64 lambda let local long loop match mod module mut mutable
   namespace new nil noexcept None nonlocal not null nullptr of operator or override package pass private protected pub
   public raise range readonly record register return select self Self set short signed sizeof static str string struct
   super switch template then this throw throws trait true True try type typedef typeof u8 u32 u64 undefined union
-  unless unsafe unsigned until use using usize var virtual void volatile when where while with yield`);
+  unless unsafe unsigned until use using var virtual void volatile when where while with yield`);
 const SHELL = words(`
   alias case cd do done elif else esac exit export fi for function if in local return set source sudo then unset until
   while`);

@@ -12,7 +12,7 @@ const pairs = (text) =>
 export const LETTERS = pairs(`
   alpha=α beta=β gamma=γ delta=δ epsilon=ϵ varepsilon=ε zeta=ζ eta=η theta=θ vartheta=ϑ iota=ι kappa=κ lambda=λ mu=μ nu=ν xi=ξ
   pi=π varpi=ϖ rho=ρ varrho=ϱ sigma=σ varsigma=ς tau=τ upsilon=υ phi=ϕ varphi=φ chi=χ psi=ψ omega=ω Gamma=Γ Delta=Δ Theta=Θ
-  Lambda=Λ Xi=Ξ Pi=Π Sigma=Σ Upsilon=Υ Phi=Φ Psi=Ψ Omega=Ω infty=∞ partial=∂ nabla=∇ ell=ℓ hbar=ℏ Re=ℜ Im=ℑ aleph=ℵ
+  Lambda=Λ Xi=Ξ Pi=Π Sigma=Σ Upsilon=Υ Phi=Φ Psi=Ψ Omega=Ω infty=∞ partial=∂ nabla=∇ ell=ℓ hbar=ℏ
   emptyset=∅ varnothing=∅ top=⊤ bot=⊥ ldots=… dots=… cdots=⋯ vdots=⋮ ddots=⋱ angle=∠ triangle=△ square=□ degree=° prime=′
 `);
 
@@ -66,7 +66,7 @@ export const ENVIRONMENTS = new Map(
     ...{
       matrix: ["", "", ""],
       array: ["", "", ""],
-      smallmatrix: ["", "", ""],
+
       gathered: ["", "", ""],
       equation: ["", "", ""],
     },

@@ -133,7 +133,7 @@ function cacheFigures({ pages, tokens }) {
     ),
     pageBar(pages),
     facts(
-      ["Pages held by requests", formatNumber(pages.held)],
+      ["Pages of requests", formatNumber(pages.held - pages.prefix)],
       ["Pages of finished texts", formatNumber(pages.prefix)],
       ["Pages in all", formatNumber(pages.total)],
     ),
@@ -146,8 +146,8 @@ function pageBar({ total, held, prefix }) {
   return svg(
     "svg",
     { class: "page-bar", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
-    part("held", 0, share(held)),
-    part("prefix", share(held), Math.min(share(prefix), 100 - share(held))),
+    part("held", 0, share(held - prefix)),
+    part("prefix", share(held - prefix), share(prefix)),
   );
 }
 

@@ -70,7 +70,7 @@ export class StoryView {
   #footOf(node, path) {
     const text = asText(path);
     const isByModel = node.role === "assistant";
-    const isCut = this.#app.model && fitting(text, this.#app.model.contextLength) !== text;
+    const isCut = this.#app.model && fitting(path, this.#app.model.contextLength) !== text;
     return [
       isByModel && node.state === "done" && node.finish === "stop" && h("p.the-end", "The End"),
       isCut && h("p.note-line", "The story has outgrown the model's context: it goes on from the last part only."),
