@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from deepzig.engine.sampling import SamplingParams
 
 MODEL_DEFAULT = "[default: the model's]"
+EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
 
 Request = str | list[dict[str, str]]
 
@@ -47,6 +48,12 @@ Request = str | list[dict[str, str]]
 @click.option("--frequency-penalty", type=float, metavar="X", help="The same, for each time that it has them.")
 @click.option("--seed", type=int, metavar="S", help="The same seed gives the same text.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be given several times.")
+@click.option("--num-beams", type=int, metavar="N", help="Above 1: beam search for the likeliest text; no sampling.")
+@click.option("--length-penalty", type=float, metavar="X", help="Of beams: above 0 favours long texts.  [default: 1.0]")
+@click.option(
+    "--early-stopping", type=click.Choice(list(EARLY_STOPPING)), callback=lambda _c, _p, word: EARLY_STOPPING.get(word),
+    help="End a beam search with N texts, when better ones are unlikely, or impossible.  [default: false]",
+)  # fmt: skip
 @click.option("--ignore-eos", is_flag=True, help="Go on past the model's end of text.")
 @click.option("--logprobs", type=int, metavar="N", help="With --json: log-probabilities, with the N likeliest.")
 @json_option
@@ -139,7 +146,7 @@ def print_stream(llm: "LLM", request: Request, params: "SamplingParams") -> "Gen
 
 def as_object(model: str, prompt: str, result: "GenerationResult") -> dict[str, Any]:
     """What --json prints."""
-    shown = {
+    shown: dict[str, Any] = {
         "model": model,
         "prompt": prompt,
         "text": result.text,
@@ -147,6 +154,8 @@ def as_object(model: str, prompt: str, result: "GenerationResult") -> dict[str, 
         "finish_reason": result.finish_reason,
         "timings": dataclasses.asdict(result.timings),
     }
+    if result.choices[0].score is not None:
+        shown["score"] = result.choices[0].score
     if result.logprobs is not None:
         shown["logprobs"] = [dataclasses.asdict(entry) for entry in result.logprobs]
     return shown

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deepzig.engine.beam_search import BeamSearch
+from deepzig.engine.beams import advance_search, new_search, search_events
 from deepzig.engine.drafting import block_tables
 from deepzig.engine.request import Branch, Request, TokenEvent
 from deepzig.engine.sampling import Sampler, SamplingParams, TokenConstraint, check_finite
@@ -82,9 +84,10 @@ class Engine:
             raise ContextLengthError(
                 f"the prompt has {len(prompt_ids)} tokens, but there is room for {room}; shorten it"
             )
-        if params.n > MAX_RUNNING:
-            raise RequestError(f"n {params.n} is above {MAX_RUNNING}, the texts that are continued together")
         self._speculator.check(params.speculation)
+        for name, number in (("n", params.n), ("num_beams", params.num_beams)):
+            if number > MAX_RUNNING:
+                raise RequestError(f"{name} {number} is above {MAX_RUNNING}, the texts that are continued together")
         tokens = prompt_ids.tolist()
         request = Request(
             n_prompt=len(tokens),
@@ -94,6 +97,8 @@ class Engine:
             tenant=tenant,
             priority=priority,
         )
+        if params.num_beams > 1:
+            request.beam_search = new_search(request, constraint, self._cache.n_pages, self._model.config.vocab_size)
         sampler = Sampler(params, tokens, self._model.config.vocab_size, constraint, eos_token_ids)
         request.branches.append(Branch(request, 0, tokens, sampler))
         return request
@@ -238,6 +243,9 @@ class Engine:
 
     def _choose_first(self, branch: Branch, rows: "_LogitRows", row: int) -> None:
         """The token behind a text that has been read. A prompt forks into n here."""
+        if branch.request.beam_search is not None:
+            self._take_beam(branch, rows.logits[row], branch.request.beam_search, rows.time)
+            return
         branches = [branch]
         if len(branch.request.branches) < branch.request.params.n:
             branches += self._fork(branch)
@@ -256,6 +264,11 @@ class Engine:
         """The next tokens of each branch, from the rows, `first` and on, of its last token and of its guesses, as far
         as these are what was chosen. hidden f32 (T, D) of all rows; the step has taken `seconds`."""
         for branch, guesses in zip(branches, drafts, strict=True):
+            if branch.request.beam_search is not None:  # makes no guesses
+                branch.n_computed += 1
+                self._take_beam(branch, rows.logits[first], branch.request.beam_search, rows.time)
+                first += 1
+                continue
             n_chosen = 0
             for row in range(first, first + 1 + len(guesses)):
                 branch.n_computed += 1
@@ -284,10 +297,7 @@ class Engine:
             return None
         branch.tokens.append(token)
         self._tokens_decoded += 1
-        if request.first_token is None:
-            request.first_token = rows.time
-            self._tokens_prompt += request.n_prompt
-            self._tokens_cached += request.n_cached
+        self._note_first_token(request, rows.time)
         reason = None
         if token in request.eos_token_ids or branch.sampler.is_complete:
             reason = "stop"
@@ -298,6 +308,33 @@ class Engine:
         if reason is not None:
             self._finish(branch, reason)
         return token
+
+    def _take_beam(self, branch: Branch, logits: np.ndarray, search: BeamSearch, now: float) -> None:
+        """Keep logits f32 (vocab_size,) of a beam until all beams of its request have them; then take the next step."""
+        request = branch.request
+        branch.logits = logits
+        if request.is_finished or any(beam.logits is None for beam in request.branches):
+            return
+        try:
+            old, parents = advance_search(request, search)
+        except Exception as error:
+            self.fail(request, error)
+            return
+        self._note_first_token(request, now)
+        self._tokens_decoded += max(1, len(parents))
+        if parents:
+            self._scheduler.replace(old, request.branches, parents)
+            return
+        request.events.extend(search_events(request, search, now))
+        for beam in old:
+            self._finish(beam, "stop" if search.finished[0].is_stopped else "length")
+
+    def _note_first_token(self, request: Request, now: float) -> None:
+        """The prompt has been read."""
+        if request.first_token is None:
+            request.first_token = now
+            self._tokens_prompt += request.n_prompt
+            self._tokens_cached += request.n_cached
 
     def _fork(self, branch: Branch) -> list[Branch]:
         """The other branches of a request whose prompt has just been read."""

@@ -51,9 +51,7 @@ class Generation:
     def progress(self) -> Progress:
         """How far the request is, now."""
         request = self._request
-        return Progress(
-            self._thread.engine.queue_position(request), request.n_prompt, request.n_read, request.n_cached
-        )
+        return Progress(self._thread.engine.queue_position(request), request.n_prompt, request.n_read, request.n_cached)
 
     def cancel(self) -> None:
         """End the request before the next step; does nothing if it is finished."""
@@ -149,6 +147,7 @@ class _Answer:
         self.last_token = 0.0  # when it was chosen
         self.finish_reason: str | None = None
         self.is_stopped = False  # by a stop string
+        self._score: float | None = None
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] | None = [] if params.logprobs is not None else None
         self._decoder = StreamDecoder(tokenizer) if tokenizer is not None else None
@@ -163,7 +162,7 @@ class _Answer:
     def take(self, event: TokenEvent) -> str:
         """Add a token; returns the text that became certain, with the last token all of it."""
         self.token_ids.append(event.token)
-        self.last_token = event.time
+        self.last_token, self._score = event.time, event.score
         if self._logprobs is not None and event.logprob is not None:
             self._logprobs.append(event.logprob)
         text = self._certain(self._decoded(event.token))
@@ -180,7 +179,7 @@ class _Answer:
     def choice(self) -> Choice:
         """What is given back; the answer must have ended."""
         assert self.finish_reason is not None
-        return Choice(self.index, "".join(self._text), self.token_ids, self.finish_reason, self._logprobs)
+        return Choice(self.index, "".join(self._text), self.token_ids, self.finish_reason, self._logprobs, self._score)
 
     def _certain(self, decoded: str) -> str:
         """Text that begins no stop string and was not given out, now that `decoded` has come."""

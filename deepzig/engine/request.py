@@ -1,6 +1,7 @@
 """Request, what was asked for, and Branch, one text that is being continued for it.
 
-A request begins as one branch; once its prompt has been read it forks into `n`, which share the prompt's pages. Made
+A request begins as one branch; once its prompt has been read it forks into `n`, which share the prompt's pages. The
+branches of a beam search are its beams: new ones at each step, which share the pages of those they continue. Made
 and moved along by `engine` and `scheduler`; its events are read by `generation`. Knows token ids, nothing of text.
 """
 
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from deepzig.engine.beam_search import BeamSearch
 from deepzig.engine.ngrams import NgramIndex
 from deepzig.engine.sampling import Sampler, SamplingParams, TokenLogprob
 
@@ -23,6 +25,7 @@ class TokenEvent:
     logprob: TokenLogprob | None
     finish_reason: str | None  # "stop" or "length": this was the branch's last token
     time: float  # time.perf_counter when it was chosen
+    score: float | None = None  # of the whole answer, if a beam search found it
 
 
 @dataclass(eq=False)
@@ -48,6 +51,7 @@ class Branch:
     drafting: Drafting | None = None  # None: its tokens are not guessed ahead
     hidden: np.ndarray | None = None  # f32 (m, D) of the last m computed positions, which the MTP layer has yet to see
     is_finished: bool = False
+    logits: np.ndarray | None = None  # f32 (vocab_size,) of a beam that waits for the others of its request
 
     @property
     def is_reading(self) -> bool:
@@ -73,6 +77,7 @@ class Request:
     on_news: Callable[[], None] | None = None  # called after a step that moved the request; must not block
     number: int = 0  # order of arrival
     branches: list[Branch] = field(default_factory=list)
+    beam_search: BeamSearch | None = None
     events: deque[TokenEvent] = field(default_factory=deque)
     n_read: int = 0  # tokens of the prompt that are computed
     n_cached: int = 0  # of them, taken from the prefix tree
@@ -84,6 +89,11 @@ class Request:
     plain_s: float = 0.0  # that the tokens of those steps would have taken without
     finish_reason: str | None = None  # that of the branch which ended last, or "cancelled" or "error"
     error: Exception | None = None
+
+    @property
+    def max_branches(self) -> int:
+        """Branches that it has at most."""
+        return self.params.n if self.beam_search is None else self.params.num_beams
 
     @property
     def is_finished(self) -> bool:

@@ -29,6 +29,7 @@ class Choice:
     token_ids: list[int]  # with the end-of-sequence token, if that ended the answer
     finish_reason: str  # "stop" (end of sequence, stop string or complete constraint) or "length"
     logprobs: list[TokenLogprob] | None
+    score: float | None = None  # of a beam search: sum of log-probabilities / length ** length_penalty
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,13 @@ class SamplingParams:
     stop: Sequence[str] = ()
     ignore_eos: bool = False
     logprobs: int | None = None  # most likely tokens to report beside the chosen one
-    n: int = 1  # answers to the same prompt
     speculation: str = "auto"  # guessing tokens ahead, which changes speed alone: auto, off, mtp or ngram
     draft_tokens: int = 3  # guesses at once; auto makes fewer where that is faster
+    n: int = 1  # answers to the same prompt; of a beam search the best n
+    num_beams: int = 1  # above 1: beam search, which does not sample: temperature, top_k, top_p, min_p play no part
+    length_penalty: float = 1.0  # a beam's score is its log-probability / length ** length_penalty
+    early_stopping: bool | str = False  # end a beam search: True, with num_beams answers; False, when better ones are
+    # unlikely; "never", when they are impossible (HF GenerationConfig)
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -62,6 +66,12 @@ class SamplingParams:
             raise RequestError(f"draft_tokens {self.draft_tokens} is above {MOST_DRAFT_TOKENS}")
         if self.speculation not in SPECULATIONS:
             raise RequestError(f"speculation {self.speculation!r} is unknown; use {', '.join(SPECULATIONS)}")
+        _check_integer("num_beams", self.num_beams, least=1)
+        _check_number("length_penalty", self.length_penalty, -math.inf, math.inf)
+        if self.early_stopping not in (True, False, "never"):
+            raise RequestError(f"early_stopping {self.early_stopping!r} is unknown; use True, False or 'never'")
+        if self.num_beams > 1 and self.n > self.num_beams:
+            raise RequestError(f"n {self.n} is above num_beams {self.num_beams}, which finds no more answers than that")
         if self.top_p == 0 or self.repetition_penalty == 0:
             raise RequestError("top_p and repetition_penalty must be above 0")
         if not all(isinstance(stop, str) and stop for stop in self.stop):
@@ -121,8 +131,7 @@ class TokenConstraint(Protocol):
 
 def token_logprob(logits: np.ndarray, token: int, n_top: int) -> TokenLogprob:
     """The log-probability of a token and of the n_top likeliest, from logits f32 (vocab_size,)."""
-    shifted = logits - logits.max()
-    logprobs = shifted - np.log(np.exp(shifted).sum())
+    logprobs = _log_softmax(logits)
     n_top = min(n_top, len(logits))
     top = np.argpartition(-logprobs, n_top - 1)[:n_top] if n_top else np.empty(0, np.int64)
     top = top[np.lexsort((top, -logprobs[top]))]
@@ -180,6 +189,21 @@ class Sampler:
             fork._random = np.random.default_rng((self._params.seed, index))
         return fork
 
+    def copy(self) -> "Sampler":
+        """An independent sampler in the same state, for a beam; without a constraint."""
+        copy = Sampler(self._params, (), self._vocab_size, None, self._eos_token_ids)
+        copy._seen, copy._counts = self._seen.copy(), self._counts.copy()
+        return copy
+
+    def scores(self, logits: np.ndarray) -> np.ndarray:
+        """logits f32 (vocab_size,) -> log-probabilities f32 (vocab_size,) after penalties and bias, for a beam search.
+
+        Raises:
+            NonFiniteLogitsError: the greatest logit is NaN or infinite.
+        """
+        check_finite(float(logits.max()))
+        return self._adjusted(_log_softmax(logits))
+
     def choose(self, logits: np.ndarray) -> int:
         """logits f32 (vocab_size,) -> the next token.
 
@@ -194,12 +218,16 @@ class Sampler:
         if self._params.temperature != 0:
             token = self._draw(adjusted, self._uniform(0))
             self._uniforms.popleft()
+        self.accept(token)
+        return token
+
+    def accept(self, token: int) -> None:
+        """Remember a token that has been chosen."""
         if self._has_penalties:
             self._counts[token] += 1
             self._seen[token] = True
         if self._constraint is not None and token not in self._eos_token_ids:
             self._constraint.accept(token)
-        return token
 
     def guess(self, logits: np.ndarray, depth: int) -> int:
         """The token that `choose` would take from a draft's logits f32 (vocab_size,) after `depth` other calls.
@@ -262,6 +290,12 @@ class Sampler:
         )
         cumulative = np.cumsum(self._probs, dtype=np.float64)  # flat behind the kept ones, which no draw reaches
         return int(self._candidates[np.searchsorted(cumulative, uniform * cumulative[-1], side="right")])
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """f32 (vocab_size,) -> the same."""
+    shifted: np.ndarray = logits - logits.max()
+    return shifted - np.log(np.exp(shifted).sum())
 
 
 def check_finite(greatest: float) -> None:

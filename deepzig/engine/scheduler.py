@@ -62,10 +62,15 @@ class Scheduler:
     def remove(self, branch: Branch, *, keep: bool) -> None:
         """Take a branch out for good. keep: its pages, the partly filled one too, go to the prefix tree."""
         (self.running if branch in self.running else self.waiting).remove(branch)
-        if keep and branch.n_computed:
+        if keep:
+            self.keep_text(branch)
+        self._drop_pages(branch)
+
+    def keep_text(self, branch: Branch) -> None:
+        """Show all that is computed of a branch to the requests that come."""
+        if branch.n_computed:
             n_pages = -(-branch.n_computed // PAGE_SIZE)
             self.prefixes.insert(branch.request.tenant, branch.tokens[: branch.n_computed], branch.pages[:n_pages])
-        self._drop_pages(branch)
 
     def keep_prompt(self, branch: Branch) -> None:
         """Show the whole pages of a prompt, just read, to the requests that come."""
@@ -82,6 +87,8 @@ class Scheduler:
         for branch in sorted(self.running, key=lambda running: running.urgency):
             if self.n_preemptions > n_preemptions and branch not in self.running:  # gave way to a more urgent one
                 continue
+            if branch.logits is not None:  # a beam that waits for the others
+                continue
             if not branch.is_reading:
                 if self._make_room(branch, len(branch.tokens)):
                     decoding.append(branch)
@@ -96,24 +103,39 @@ class Scheduler:
             decoding = [branch for branch in decoding if branch in self.running]
         return Plan(reading, decoding, [self._room_for_drafts(branch, len(decoding)) for branch in decoding])
 
+    def replace(self, old: list[Branch], new: list[Branch], parents: list[int]) -> None:
+        """Let the beams of the next step run in place of the last ones, each on the pages of old[parent]."""
+        for branch, parent in zip(new, parents, strict=True):
+            self.fork(old[parent], [branch])
+        for branch in old:
+            self.remove(branch, keep=False)
+
     # ---- who runs
 
     def _admit(self) -> None:
         """Move waiting branches to the running ones, most urgent first, while there are pages for their tokens."""
         while self.waiting and len(self.running) < MAX_RUNNING:
             branch = self.waiting[0]
-            n_branches = 1 if len(branch.request.branches) > 1 else branch.request.params.n
+            together = self._together(branch)
+            n_branches = len(together) if len(branch.request.branches) > 1 else branch.request.max_branches
             if self.running and len(self.running) + n_branches > MAX_RUNNING:
                 return
-            self._reuse_prefix(branch)
-            n_new = len(branch.tokens) // PAGE_SIZE + 1 - len(branch.pages)
+            for each in together:
+                self._reuse_prefix(each)
+            n_new = sum(len(each.tokens) // PAGE_SIZE + 1 - len(each.pages) for each in together)
             if self.running and not self._can_free(n_new):
-                self._drop_pages(branch)
+                for each in together:
+                    self._drop_pages(each)
                 return
-            self.waiting.pop(0)
-            self.running.append(branch)
+            for each in together:
+                self.waiting.remove(each)
+                self.running.append(each)
             if branch.request.started is None:
                 branch.request.started = time.perf_counter()
+
+    def _together(self, branch: Branch) -> list[Branch]:
+        """The branches that run and wait with this one: beams go step by step, and half of them would wait forever."""
+        return list(branch.request.branches) if branch.request.beam_search is not None else [branch]
 
     def _reuse_prefix(self, branch: Branch) -> None:
         """Take what the prefix tree has of the branch's tokens; at least one is left to compute."""
@@ -138,9 +160,11 @@ class Scheduler:
     def _preempt(self, branch: Branch) -> None:
         """Back to the queue; its tokens are kept and will be read again."""
         self.n_preemptions += 1
-        self.running.remove(branch)
-        self._drop_pages(branch)
-        self.add(branch)
+        for each in self._together(branch):
+            self.running.remove(each)
+            self._drop_pages(each)
+            each.logits = None
+            self.add(each)
 
     # ---- pages
 
@@ -156,7 +180,7 @@ class Scheduler:
                 # One that is alone goes back too: unshared, the pages that it wants to write can be had next time.
                 least_urgent = max(self.running, key=lambda running: running.urgency)
                 self._preempt(least_urgent)
-                if least_urgent is branch:
+                if branch not in self.running:
                     return False
                 page = self._take_page()
             if block == len(branch.pages):

@@ -43,9 +43,9 @@ class Speculator:
             raise RequestError("speculation 'mtp' needs an MTP layer, which this checkpoint lacks; use ngram or auto")
 
     def begin(self, request: Request) -> Drafting | None:
-        """How the request's branches will guess ahead."""
+        """How the request's branches will guess ahead; those of a beam search do not."""
         kind = request.params.speculation
-        if kind == "off":
+        if kind == "off" or request.beam_search is not None:
             return None
         uses_mtp = self._mtp is not None and kind != "ngram"
         if kind == "auto" and uses_mtp and request.number % RETRIED and self._loses(request):

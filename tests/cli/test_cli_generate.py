@@ -39,6 +39,15 @@ def test_bundled_model_and_statistics_are_on_stderr(run: Run) -> None:
     assert statistics.startswith("prompt ") and "first token after" in statistics and statistics.count("tok/s") == 2
 
 
+def test_beams_print_the_best_text_and_its_score(run: Run) -> None:
+    options = ("--num-beams", "3", "--length-penalty", "0.5", "--early-stopping", "never", "--max-tokens", "12")
+    found = shown(run("generate", "The dog", "--json", *options))
+    params = deepzig.SamplingParams(max_tokens=12, num_beams=3, length_penalty=0.5, early_stopping="never")
+    expected = deepzig.load("stories").generate("The dog", params).choices[0]
+    assert (found["token_ids"], found["score"]) == (expected.token_ids, expected.score)
+    assert run("generate", "The dog", *options).stdout == expected.text + "\n"
+
+
 def test_json_is_one_object_with_everything(run: Run) -> None:
     found = shown(run("generate", "Once upon a time", "--json", *GREEDY))
     assert found.keys() == {"model", "prompt", "text", "token_ids", "finish_reason", "timings"}

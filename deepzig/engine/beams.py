@@ -1,0 +1,76 @@
+"""The branches of a beam search: what `engine` does for them beyond the search itself.
+
+Calls `beam_search`, which decides; knows branches and their samplers, nothing of pages or of the model.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from deepzig.engine.beam_search import BeamSearch
+from deepzig.engine.request import Branch, Request, TokenEvent
+from deepzig.engine.sampling import TokenConstraint, TokenLogprob
+from deepzig.errors import ContextLengthError, RequestError
+from deepzig.model.cache import PAGE_SIZE
+
+
+def new_search(request: Request, constraint: TokenConstraint | None, n_pages: int, vocab_size: int) -> BeamSearch:
+    """The search of a new request in a cache of n_pages.
+
+    Raises:
+        RequestError: it has a constraint, or more beams than the vocabulary can feed.
+        ContextLengthError: the cache could not hold its beams.
+    """
+    params = request.params
+    if constraint is not None:
+        raise RequestError("a beam search cannot be held to a schema or grammar; set num_beams to 1")
+    if (1 + len(request.eos_token_ids)) * params.num_beams > vocab_size:
+        raise RequestError(f"num_beams {params.num_beams} is too large for a vocabulary of {vocab_size}")
+    n_needed = params.num_beams * -(-request.max_length // PAGE_SIZE)
+    if n_needed > n_pages:  # so many if a preempted search is read again and finds no prefix
+        raise ContextLengthError(
+            f"{params.num_beams} beams of {request.max_length} tokens may need {n_needed * PAGE_SIZE} tokens of cache, "
+            f"which has {n_pages * PAGE_SIZE}; take fewer beams or max_tokens"
+        )
+    return BeamSearch(params, request.eos_token_ids, request.max_length - request.n_prompt)
+
+
+def advance_search(request: Request, search: BeamSearch) -> tuple[list[Branch], list[int]]:
+    """Take a step with the logits of all beams: the beams so far, and for each of request.branches, which are new ones
+    without pages, its parent among them; no parents when the search is over.
+
+    Raises:
+        NonFiniteLogitsError: the model gave NaN.
+    """
+    old = request.branches
+    rows = [beam.logits for beam in old if beam.logits is not None]  # f32 (vocab_size,), all are there
+    scores = [beam.sampler.scores(row) for beam, row in zip(old, rows, strict=True)]
+    logprobs = None if request.params.logprobs is None else _logprobs(old, rows, search.candidates(scores))
+    continuations = search.advance(scores, logprobs)
+    if continuations:
+        request.branches = [_child(old[parent], index, token) for index, (parent, token) in enumerate(continuations)]
+    return old, [continuation.parent for continuation in continuations]
+
+
+def search_events(request: Request, search: BeamSearch, now: float) -> Iterator[TokenEvent]:
+    """The best n answers of a search that is over, all at once: nothing was certain before."""
+    for index, found in enumerate(search.finished[: request.params.n]):
+        logprobs: Sequence[TokenLogprob | None] = found.logprobs or [None] * len(found.tokens)
+        for place, (token, logprob) in enumerate(zip(found.tokens, logprobs, strict=True), 1):
+            reason = "stop" if found.is_stopped else "length"
+            last = reason if place == len(found.tokens) else None
+            yield TokenEvent(index, token, logprob, last, now, found.score)
+
+
+def _logprobs(beams: list[Branch], rows: list[np.ndarray], tokens: list[list[int]]) -> list[dict[int, TokenLogprob]]:
+    """Of each beam's candidates."""
+    return [
+        {token: beam.sampler.logprob(row, token) for token in candidates}
+        for beam, row, candidates in zip(beams, rows, tokens, strict=True)
+    ]
+
+
+def _child(parent: Branch, index: int, token: int) -> Branch:
+    sampler = parent.sampler.copy()
+    sampler.accept(token)
+    return Branch(parent.request, index, [*parent.tokens, token], sampler, form=parent.form)
