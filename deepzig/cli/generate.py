@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepzig.cli.options import (
-    cache_bytes_option,
-    cache_dtype_option,
-    compute_options,
-    json_option,
-    model_folder,
-    model_option,
-)
+from deepzig.cli.options import cache_options, compute_options, json_option, model_folder, model_option
 
 if TYPE_CHECKING:
     from deepzig.engine.llm import LLM
@@ -58,8 +51,7 @@ Request = str | list[dict[str, str]]
 @click.option("--logprobs", type=int, metavar="N", help="With --json: log-probabilities, with the N likeliest.")
 @json_option
 @compute_options
-@cache_dtype_option
-@cache_bytes_option
+@cache_options
 def generate(
     prompt: str | None,
     model: str,
@@ -71,6 +63,7 @@ def generate(
     deterministic: bool,
     cache_dtype: str,
     cache_bytes: int | None,
+    context_shift: bool,
     **sampling: Any,
 ) -> None:
     """Continue a prompt, or answer it.
@@ -99,6 +92,7 @@ def generate(
         deterministic=deterministic,
         cache_dtype=cache_dtype,
         cache_bytes=cache_bytes,
+        context_shift=context_shift,
     )
     request: Request = [{"role": "user", "content": text}] if chat else text
     if as_json:
@@ -154,6 +148,8 @@ def as_object(model: str, prompt: str, result: "GenerationResult") -> dict[str, 
         "finish_reason": result.finish_reason,
         "timings": dataclasses.asdict(result.timings),
     }
+    if result.n_shifted:
+        shown["n_shifted"] = result.n_shifted
     if result.choices[0].score is not None:
         shown["score"] = result.choices[0].score
     if result.logprobs is not None:
@@ -169,6 +165,7 @@ def statistics_line(result: "GenerationResult") -> str:
         f"prompt {timings.prompt_tokens} tokens, {_rate(new_tokens, timings.prompt_s)}; "
         f"first token after {timings.first_token_s:.2f} s; "
         f"answer {len(result.token_ids)} tokens, {_rate(timings.decode_tokens, timings.decode_s)}"
+        + (f"; {result.n_shifted} old tokens dropped" if result.n_shifted else "")
     )
 
 

@@ -114,13 +114,22 @@ def _as_bytes(_ctx: click.Context, param: click.Parameter, size: str | None) -> 
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
 
 
-cache_bytes_option = click.option(
-    "--cache-bytes",
-    envvar="DEEPZIG_CACHE_BYTES",
-    callback=_as_bytes,
-    metavar="SIZE",
-    help="Memory for the latent cache, as 512M or 4G. Without it: a quarter of what is free.",
-)
+def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what `deepzig.load` takes for the cache of a model that generates."""
+    options: list[Decorator] = [
+        cache_dtype_option,
+        click.option(
+            "--cache-bytes", envvar="DEEPZIG_CACHE_BYTES", callback=_as_bytes, metavar="SIZE",
+            help="Memory for the latent cache, as 512M or 4G. Without it: a quarter of what is free.",
+        ),
+        click.option(
+            "--context-shift", is_flag=True,
+            help="When the context is full, go on without the oldest tokens behind the first.",
+        ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def compute_options(command: Callable[..., Any]) -> Callable[..., Any]:

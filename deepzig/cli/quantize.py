@@ -47,14 +47,24 @@ def parse_includes(_ctx: click.Context, _param: click.Parameter, values: tuple[s
 @click.command()
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
-@click.option("--format", "wanted", required=True, type=click.Choice(FORMATS),
-              help="int4: routed experts int4, the rest int8.")
+@click.option(
+    "--format", "wanted", required=True, type=click.Choice(FORMATS), help="int4: routed experts int4, the rest int8."
+)
 @click.option("--group-size", type=click.Choice(list(GROUP_SIZES)), help="Columns that share a scale, or all of a row.")
-@click.option("--include", multiple=True, metavar="PATTERN=FORMAT", callback=parse_includes,
-              help="Another format for some modules. May be given several times.")
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="PATTERN=FORMAT",
+    callback=parse_includes,
+    help="Another format for some modules. May be given several times.",
+)
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Modules to leave as they are, as often as needed.")
-@click.option("--calibrate", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="TEXT",
-              help="A text file: int4 scales suit the inputs that it causes.")
+@click.option(
+    "--calibrate",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="TEXT",
+    help="A text file: int4 scales suit the inputs that it causes.",
+)
 @click.option("--resume", is_flag=True, help="Go on with a conversion that was interrupted.")
 @click.option("--allow-nonfinite", is_flag=True, help="Go on when weights hold NaN or infinity.")
 @click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", callback=parse_size,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deepzig.cli.options import cache_bytes_option, compute_options, model_folder, model_option
+from deepzig.cli.options import cache_options, compute_options, model_folder, model_option
 from deepzig.errors import ServerError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @click.option("--expert-load", is_flag=True, help="Count which experts are chosen, for /status.")
 @click.option("-v", "--verbose", is_flag=True, help="Log every request.")
 @compute_options
-@cache_bytes_option
+@cache_options
 def serve(
     model: str,
     host: str,
@@ -65,7 +65,9 @@ def serve(
     threads: int | None,
     precision: str,
     deterministic: bool,
+    cache_dtype: str,
     cache_bytes: int | None,
+    context_shift: bool,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API does, with a web page.
 
@@ -101,7 +103,13 @@ def serve(
     with listener:
         service.load(
             lambda: load(
-                model, n_threads=threads, precision=precision, deterministic=deterministic, cache_bytes=cache_bytes
+                model,
+                n_threads=threads,
+                precision=precision,
+                deterministic=deterministic,
+                cache_dtype=cache_dtype,
+                cache_bytes=cache_bytes,
+                context_shift=context_shift,
             ),
             model_id,
             on_ready=lambda: _announce(service, listener.getsockname()[1]),

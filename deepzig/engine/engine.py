@@ -12,6 +12,7 @@ import numpy as np
 
 from deepzig.engine.beam_search import BeamSearch
 from deepzig.engine.beams import advance_search, new_search, search_events
+from deepzig.engine.context_shift import KEPT_PAGES, ContextShift
 from deepzig.engine.drafting import block_tables
 from deepzig.engine.request import Branch, Request, TokenEvent
 from deepzig.engine.sampling import Sampler, SamplingParams, TokenConstraint, check_finite
@@ -43,13 +44,16 @@ class EngineStats:
 class Engine:
     """Continuous batching over a paged latent cache with prefix reuse."""
 
-    def __init__(self, model: DeepseekModel, n_cache_tokens: int) -> None:
-        """n_cache_tokens: room in the cache for all requests and for prefixes kept from finished ones."""
+    def __init__(self, model: DeepseekModel, n_cache_tokens: int, *, context_shift: bool = False) -> None:
+        """n_cache_tokens: room in the cache for all requests and for prefixes kept from finished ones. context_shift: a
+        text that fills the context loses its oldest tokens and goes on, see `ContextShift`."""
         self.observer: Observer | None = None  # of every step of the main model
         self._model = model
         self._cache = model.make_cache(n_cache_tokens)
+        self._room = min(model.config.max_position_embeddings, self._cache.n_pages * PAGE_SIZE)
+        self._shift = ContextShift(self._room) if context_shift else None
         self._speculator = Speculator(model, self._cache)
-        self._scheduler = Scheduler(self._cache, model.prompt_form, self._speculator.length)
+        self._scheduler = Scheduler(self._cache, model.prompt_form, self._draft_length)
         self._news: set[Request] = set()  # requests that this step moved
         self._n_submitted = 0
         self._tokens_prompt = self._tokens_cached = self._tokens_decoded = 0
@@ -79,21 +83,25 @@ class Engine:
             RequestError: the parameters do not fit the vocabulary, or `n` the engine.
             ContextLengthError: the prompt leaves no room for an answer in context or cache.
         """
-        room = min(self._model.config.max_position_embeddings, self._cache.n_pages * PAGE_SIZE)
-        if len(prompt_ids) >= room:
+        tokens = prompt_ids.tolist()
+        may_shift = self._shift is not None and params.num_beams == 1
+        if self._shift is not None and may_shift:
+            tokens = self._shift.cut(tokens)
+        if len(tokens) >= self._room:
             raise ContextLengthError(
-                f"the prompt has {len(prompt_ids)} tokens, but there is room for {room}; shorten it"
+                f"the prompt has {len(tokens)} tokens, but there is room for {self._room}; shorten it"
             )
         self._speculator.check(params.speculation)
         for name, number in (("n", params.n), ("num_beams", params.num_beams)):
             if number > MAX_RUNNING:
                 raise RequestError(f"{name} {number} is above {MAX_RUNNING}, the texts that are continued together")
-        tokens = prompt_ids.tolist()
+        longest = len(tokens) + params.max_tokens
         request = Request(
             n_prompt=len(tokens),
             params=params,
             eos_token_ids=eos_token_ids,
-            max_length=min(len(tokens) + params.max_tokens, room),
+            max_length=longest if may_shift else min(longest, self._room),
+            n_cut=len(prompt_ids) - len(tokens),
             tenant=tenant,
             priority=priority,
         )
@@ -130,6 +138,7 @@ class Engine:
 
     def step(self) -> bool:
         """Read pieces of prompts and decode each other running text. False: nothing to do."""
+        self._make_context()
         plan = self._scheduler.plan()
         if not plan.reading and not plan.decoding:
             return False
@@ -203,6 +212,18 @@ class Engine:
         )
 
     # ---- computing
+
+    def _draft_length(self, branch: Branch, n_decoding: int) -> int:
+        """Guesses to make; none past the context, since there the oldest tokens must go first."""
+        return min(self._speculator.length(branch, n_decoding), max(0, self._room - len(branch.tokens)))
+
+    def _make_context(self) -> None:
+        """Drop the oldest tokens of texts whose next token has no place in the context."""
+        for branch in [branch for branch in self._scheduler.running if len(branch.tokens) > self._room]:
+            assert self._shift is not None
+            moved = self._scheduler.drop_oldest(branch, KEPT_PAGES, self._shift.dropped_pages)
+            first = KEPT_PAGES * PAGE_SIZE
+            self._model.move_pages(self._cache, moved, first + self._shift.n_dropped, first)
 
     def _read(self, branch: Branch, last: int) -> np.ndarray:
         """The branch's tokens up to `last`: f32 (T, D) after the final norm."""
@@ -301,7 +322,7 @@ class Engine:
         reason = None
         if token in request.eos_token_ids or branch.sampler.is_complete:
             reason = "stop"
-        elif len(branch.tokens) >= request.max_length:
+        elif branch.length >= request.max_length:
             reason = "length"
         request.events.append(TokenEvent(branch.index, token, logprob, reason, rows.time))
         self._news.add(request)

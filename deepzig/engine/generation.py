@@ -118,7 +118,8 @@ class Generation:
         result = None
         if all(each.is_ended for each in self._answers):
             self._is_ended = True
-            result = GenerationResult([each.choice() for each in self._answers], self._timings())
+            choices = [each.choice() for each in self._answers]
+            result = GenerationResult(choices, self._timings(), self._request.n_shifted)
         logprobs = None if event.logprob is None else [event.logprob]
         return StreamChunk(text, [event.token], answer.index, answer.finish_reason, logprobs, result)
 

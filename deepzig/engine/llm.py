@@ -45,6 +45,7 @@ def load(
     strict: bool = False,
     cache_dtype: str = "f32",
     cache_bytes: int | None = None,
+    context_shift: bool = False,
 ) -> "LLM":
     """Load a model for inference.
 
@@ -60,6 +61,8 @@ def load(
         cache_dtype: of the latent cache: "f32"; or "int8", a quarter of the memory (docs/quantising.md has its cost).
         cache_bytes: size of the latent cache; None takes a quarter of the memory that is free, at most what 64 whole
             contexts need.
+        context_shift: a text that fills the context goes on without its oldest tokens, those at its beginning excepted;
+            `GenerationResult.n_shifted` counts them. Otherwise a longer prompt is an error, and an answer ends there.
 
     Raises:
         ConfigError, CheckpointError, TokenizerError: a file of the model cannot be used; nothing is half-loaded.
@@ -88,7 +91,7 @@ def load(
         cache_dtype=cache_dtype,
     )
     n_cache_tokens = cache_tokens(network, cache_bytes)
-    return LLM(str(model), network, tokenizer, chat_template, defaults, n_cache_tokens)
+    return LLM(str(model), network, tokenizer, chat_template, defaults, n_cache_tokens, context_shift)
 
 
 class LLM:
@@ -102,6 +105,7 @@ class LLM:
         chat_template: ChatTemplate | None,
         defaults: GenerationDefaults,
         n_cache_tokens: int,
+        context_shift: bool = False,
     ) -> None:
         self.name = name
         self.config = model.config
@@ -109,7 +113,8 @@ class LLM:
         self.tokenizer = tokenizer  # None: token ids still work
         self.chat_template = chat_template
         self.defaults = defaults
-        self._thread = EngineThread(Engine(model, n_cache_tokens))
+        self._thread = EngineThread(Engine(model, n_cache_tokens, context_shift=context_shift))
+        self._context_shift = context_shift
         weakref.finalize(self, self._thread.close)  # at exit, too: before the interpreter takes its objects apart
 
     def __enter__(self) -> Self:
@@ -190,7 +195,7 @@ class LLM:
             raise RequestError("the prompt has no tokens; give at least one")
         if token_ids.min() < 0 or token_ids.max() >= self.config.vocab_size:
             raise RequestError(f"a token id of the prompt is outside the vocabulary of {self.config.vocab_size}")
-        if len(token_ids) >= self.config.max_position_embeddings:
+        if len(token_ids) >= self.config.max_position_embeddings and not self._context_shift:
             room = self.config.max_position_embeddings
             raise ContextLengthError(f"the prompt has {len(token_ids)} tokens, but the context holds {room}; cut it")
         return token_ids.astype(np.int32)

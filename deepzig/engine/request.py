@@ -52,11 +52,18 @@ class Branch:
     hidden: np.ndarray | None = None  # f32 (m, D) of the last m computed positions, which the MTP layer has yet to see
     is_finished: bool = False
     logits: np.ndarray | None = None  # f32 (vocab_size,) of a beam that waits for the others of its request
+    n_dropped: int = 0  # tokens that gave way to others when the context was full
+    is_shifted: bool = False  # rows of its pages have seen tokens that are dropped
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer, with those that are dropped."""
+        return len(self.tokens) + self.n_dropped
 
     @property
     def is_reading(self) -> bool:
         """More than its last token waits to be computed: the prompt, or all of it after a preemption."""
-        return self.n_computed < len(self.tokens) - 1 or len(self.tokens) == self.request.n_prompt
+        return self.n_computed < len(self.tokens) - 1 or self.length == self.request.n_prompt
 
     @property
     def urgency(self) -> tuple[int, int, int]:
@@ -79,6 +86,7 @@ class Request:
     branches: list[Branch] = field(default_factory=list)
     beam_search: BeamSearch | None = None
     events: deque[TokenEvent] = field(default_factory=deque)
+    n_cut: int = 0  # tokens of the prompt that were dropped before it was read: it had no place in the context
     n_read: int = 0  # tokens of the prompt that are computed
     n_cached: int = 0  # of them, taken from the prefix tree
     started: float | None = None  # when it left the queue
@@ -89,6 +97,11 @@ class Request:
     plain_s: float = 0.0  # that the tokens of those steps would have taken without
     finish_reason: str | None = None  # that of the branch which ended last, or "cancelled" or "error"
     error: Exception | None = None
+
+    @property
+    def n_shifted(self) -> int:
+        """Tokens of the prompt and of a branch that were dropped, the context being full."""
+        return self.n_cut + max(branch.n_dropped for branch in self.branches)
 
     @property
     def max_branches(self) -> int:

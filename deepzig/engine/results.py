@@ -38,6 +38,9 @@ class GenerationResult:
 
     choices: list[Choice]
     timings: Timings
+    n_shifted: int = (
+        0  # with context_shift: tokens, the oldest but the first, that gave way because the context was full
+    )
 
     @property
     def text(self) -> str:

@@ -67,8 +67,8 @@ class Scheduler:
         self._drop_pages(branch)
 
     def keep_text(self, branch: Branch) -> None:
-        """Show all that is computed of a branch to the requests that come."""
-        if branch.n_computed:
+        """Show all that is computed of a branch to the requests that come; not if it has seen tokens that are gone."""
+        if branch.n_computed and not branch.is_shifted:
             n_pages = -(-branch.n_computed // PAGE_SIZE)
             self.prefixes.insert(branch.request.tenant, branch.tokens[: branch.n_computed], branch.pages[:n_pages])
 
@@ -109,6 +109,24 @@ class Scheduler:
             self.fork(old[parent], [branch])
         for branch in old:
             self.remove(branch, keep=False)
+
+    def drop_oldest(self, branch: Branch, n_kept: int, n_dropped: int) -> list[int]:
+        """Take n_dropped pages behind the first n_kept from a running branch, with their tokens.
+
+        Returns the pages behind them, now held by the branch alone; none where copies found no room: then it waits, to
+        be read again.
+        """
+        last = n_kept + n_dropped
+        for page in branch.pages[n_kept:last]:
+            self.pool.release(page)
+        del branch.pages[n_kept:last]
+        del branch.tokens[n_kept * PAGE_SIZE : last * PAGE_SIZE]
+        branch.n_dropped += n_dropped * PAGE_SIZE
+        branch.n_computed -= n_dropped * PAGE_SIZE
+        branch.is_shifted, branch.drafting, branch.hidden = True, None, None
+        if not all(self._own(branch, block) for block in range(n_kept, len(branch.pages))):
+            self._preempt(branch)
+        return branch.pages[n_kept:]
 
     # ---- who runs
 
@@ -153,7 +171,7 @@ class Scheduler:
                 branch.pages.append(copy)
                 branch.n_computed += match.n_partial
             self.pool.release(match.partial_page)
-        if len(branch.tokens) == request.n_prompt:
+        if branch.length == request.n_prompt:
             request.n_cached = request.n_read = branch.n_computed
         branch.form = self._prompt_form(len(branch.tokens) - branch.n_computed, len(branch.tokens))
 
@@ -173,22 +191,26 @@ class Scheduler:
         them; False if that was the branch itself."""
         first_written = branch.n_computed // PAGE_SIZE
         for block in range(first_written, -(-n_tokens // PAGE_SIZE)):
-            if block < len(branch.pages) and not self.pool.is_shared(branch.pages[block]):
-                continue
-            page = self._take_page()
-            while page is None:
+            while not self._own(branch, block):
                 # One that is alone goes back too: unshared, the pages that it wants to write can be had next time.
-                least_urgent = max(self.running, key=lambda running: running.urgency)
-                self._preempt(least_urgent)
+                self._preempt(max(self.running, key=lambda running: running.urgency))
                 if branch not in self.running:
                     return False
-                page = self._take_page()
-            if block == len(branch.pages):
-                branch.pages.append(page)
-            else:
-                self._cache.copy_page(branch.pages[block], page)
-                self.pool.release(branch.pages[block])
-                branch.pages[block] = page
+        return True
+
+    def _own(self, branch: Branch, block: int) -> bool:
+        """Have the branch hold the page of a block alone: its own, a new one, or a copy. False: no page is free."""
+        if block < len(branch.pages) and not self.pool.is_shared(branch.pages[block]):
+            return True
+        page = self._take_page()
+        if page is None:
+            return False
+        if block == len(branch.pages):
+            branch.pages.append(page)
+        else:
+            self._cache.copy_page(branch.pages[block], page)
+            self.pool.release(branch.pages[block])
+            branch.pages[block] = page
         return True
 
     def _room_for_drafts(self, branch: Branch, n_decoding: int) -> int:
@@ -219,4 +241,4 @@ class Scheduler:
     def _drop_pages(self, branch: Branch) -> None:
         for page in branch.pages:
             self.pool.release(page)
-        branch.pages, branch.n_computed, branch.hidden = [], 0, None
+        branch.pages, branch.n_computed, branch.hidden, branch.is_shifted = [], 0, None, False

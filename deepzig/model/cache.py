@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deepzig import _kernels
+
 PAGE_SIZE = 64  # tokens a page
 CACHE_DTYPES = {"f32": np.float32, "int8": np.int8}  # of the values of a row
 TINY_SCALE = 1e-37  # rows below it are zero: their scale has no finite inverse
@@ -82,6 +84,20 @@ class LatentCache:
         if self._scales is None:
             return rows
         return rows * self._scales[layer, blocks].reshape(-1, 1)[start : start + last - first]
+
+    def turn_page(self, page: int, cos: np.ndarray, sin: np.ndarray, interleave: bool) -> None:
+        """Rotate the k_pe of a page in all layers by cos, sin f32 (PAGE_SIZE, P / 2); c_kv stays.
+
+        An int8 row is rounded again, by a new scale.
+        """
+        rows = self.pages[:, page]  # (n_layers, PAGE_SIZE, R + P)
+        if self._scales is not None:
+            rows = rows * self._scales[:, page, :, None]
+        k_pe = rows.transpose(1, 0, 2)[:, :, -2 * cos.shape[1] :]  # (PAGE_SIZE, n_layers, P), a view
+        _kernels.rope(k_pe, cos, sin, interleave, n_threads=1)
+        if self._scales is not None:
+            codes, scales = to_int8(rows.reshape(-1, rows.shape[2]))
+            self.pages[:, page], self._scales[:, page] = codes.reshape(rows.shape), scales.reshape(rows.shape[:2])
 
 
 def to_int8(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ Called by `engine` with new tokens and where they belong; calls `decoder` and `m
 requests. Weights are immutable; everything that changes lies in the latent cache and in the workspaces.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -115,6 +115,13 @@ class DeepseekModel:
         """state f32 (T, D) of `mtp_forward` -> f32 (T, vocab_size), of the tokens after its token_ids."""
         head = self.mtp_layers[depth].shared_head
         return head(state, np.empty((len(state), self.config.vocab_size), np.float32))
+
+    def move_pages(self, cache: LatentCache, pages: Sequence[int], old_first: int, new_first: int) -> None:
+        """Make pages that hold positions old_first, ... of a text hold new_first, ...: k_pe turns, the latent stays."""
+        for index, page in enumerate(pages):
+            place = np.arange(index * PAGE_SIZE, (index + 1) * PAGE_SIZE, dtype=np.int32)
+            cos, sin = self._rotary.turn(old_first + place, new_first + place)
+            cache.turn_page(page, cos, sin, self.config.rope_interleave)
 
     def _embed(self, token_ids: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Rows of the embedding, decoded: f32 (T, D) in out."""

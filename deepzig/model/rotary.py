@@ -54,7 +54,20 @@ class RotaryEmbedding:
             self._grow(max(longest, 2 * len(self._cos), 256))
         return self._cos[positions], self._sin[positions]
 
+    def turn(self, old_positions: np.ndarray, new_positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin, each f32 (T, P / 2), that turn what was rotated for old_positions i32 (T,) to new_positions.
+
+        The angle is the difference of the very angles of the tables, so that no error grows with the position. YaRN's
+        factor is left out: it is in the rows already.
+        """
+        new, old = (self._angles(positions).astype(np.float64) for positions in (new_positions, old_positions))
+        return np.cos(new - old).astype(np.float32), np.sin(new - old).astype(np.float32)
+
     def _grow(self, length: int) -> None:
-        angles = np.arange(length, dtype=np.float32)[:, None] * self._inverse_frequencies
+        angles = self._angles(np.arange(length))
         self._cos = np.cos(angles) * self._factor
         self._sin = np.sin(angles) * self._factor
+
+    def _angles(self, positions: np.ndarray) -> np.ndarray:
+        """positions int (T,) -> f32 (T, P / 2)."""
+        return positions.astype(np.float32)[:, None] * self._inverse_frequencies

@@ -1,0 +1,45 @@
+"""ContextShift: how a text goes on when the context is full: without its oldest tokens behind the first.
+
+The first page stays, since attention leans on a text's beginning (arXiv 2309.17453); half of the rest goes, in whole
+pages, and what is behind moves up: its k_pe is turned to the new positions, its latents stay as they were computed.
+Called by `engine`; knows numbers of tokens and pages.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepzig.errors import RequestError
+from deepzig.model.cache import PAGE_SIZE
+
+KEPT_PAGES = 1  # at the beginning of a text
+
+
+@dataclass(frozen=True)
+class ContextShift:
+    """For a context of `room` tokens. Raises RequestError if that is too small to drop anything."""
+
+    room: int
+
+    def __post_init__(self) -> None:
+        if self.dropped_pages < 1:
+            raise RequestError(f"a context of {self.room} tokens is too small for context_shift; load without it")
+
+    @property
+    def dropped_pages(self) -> int:
+        """Pages that go at a time."""
+        return (self.room // PAGE_SIZE - KEPT_PAGES) // 2
+
+    @property
+    def n_dropped(self) -> int:
+        """Tokens that go at a time."""
+        return self.dropped_pages * PAGE_SIZE
+
+    def cut(self, tokens: Sequence[int]) -> list[int]:
+        """A prompt without its oldest tokens, as often n_dropped of them as it takes to leave room for an answer.
+
+        Longer prompts of the same conversation lose the same tokens until one time more is needed: prefixes are found.
+        """
+        excess = len(tokens) - (self.room - 1)
+        n_dropped = max(0, -(-excess // self.n_dropped)) * self.n_dropped
+        kept = KEPT_PAGES * PAGE_SIZE
+        return [*tokens[:kept], *tokens[kept + n_dropped :]]
