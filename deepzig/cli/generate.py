@@ -64,6 +64,7 @@ def generate(
     cache_dtype: str,
     cache_bytes: int | None,
     context_shift: bool,
+    prompt_cache: Path | None,
     **sampling: Any,
 ) -> None:
     """Continue a prompt, or answer it.
@@ -93,6 +94,7 @@ def generate(
         cache_dtype=cache_dtype,
         cache_bytes=cache_bytes,
         context_shift=context_shift,
+        prompt_cache=prompt_cache,
     )
     request: Request = [{"role": "user", "content": text}] if chat else text
     if as_json:

@@ -126,6 +126,11 @@ def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--context-shift", is_flag=True,
             help="When the context is full, go on without the oldest tokens behind the first.",
         ),
+        click.option(
+            "--prompt-cache", envvar="DEEPZIG_PROMPT_CACHE", metavar="DIR",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Keep what was computed of prompts in this folder, for later runs.",
+        ),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)

@@ -68,6 +68,7 @@ def serve(
     cache_dtype: str,
     cache_bytes: int | None,
     context_shift: bool,
+    prompt_cache: Path | None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API does, with a web page.
 
@@ -110,6 +111,7 @@ def serve(
                 cache_dtype=cache_dtype,
                 cache_bytes=cache_bytes,
                 context_shift=context_shift,
+                prompt_cache=prompt_cache,
             ),
             model_id,
             on_ready=lambda: _announce(service, listener.getsockname()[1]),

@@ -14,6 +14,7 @@ from deepzig.engine.beam_search import BeamSearch
 from deepzig.engine.beams import advance_search, new_search, search_events
 from deepzig.engine.context_shift import KEPT_PAGES, ContextShift
 from deepzig.engine.drafting import block_tables
+from deepzig.engine.prompt_cache import PromptCache
 from deepzig.engine.request import Branch, Request, TokenEvent
 from deepzig.engine.sampling import Sampler, SamplingParams, TokenConstraint, check_finite
 from deepzig.engine.scheduler import MAX_RUNNING, Scheduler
@@ -167,6 +168,14 @@ class Engine:
         self._choose_decoded(plan.decoding, drafts, all_hidden, rows, len(read), now - started)
         return True
 
+    def restore_prompts(self, prompts: PromptCache) -> None:
+        """Take the prefixes of a file; before any request."""
+        prompts.load(self._scheduler, self._cache, self._model.config.vocab_size)
+
+    def save_prompts(self, prompts: PromptCache) -> None:
+        """Write the kept prefixes to a file."""
+        prompts.save(self._scheduler, self._cache)
+
     def tell(self) -> None:
         """Call `on_news` of the requests that have moved since the last call; one that raises is failed with it."""
         news, self._news = self._news, set()
@@ -177,6 +186,11 @@ class Engine:
                 except Exception as error:
                     request.on_news = None
                     self.fail(request, error)
+
+    @property
+    def shifts_context(self) -> bool:
+        """Prompts may be longer than the context."""
+        return self._shift is not None
 
     @property
     def n_active(self) -> int:

@@ -22,6 +22,7 @@ from deepzig.engine.engine import Engine, EngineStats
 from deepzig.engine.engine_thread import EngineThread
 from deepzig.engine.expert_load import ExpertLoad
 from deepzig.engine.generation import Generation
+from deepzig.engine.prompt_cache import PromptCache, hash_of_model
 from deepzig.engine.results import GenerationResult, StreamChunk
 from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
 from deepzig.engine.scheduler import MAX_RUNNING, PREFILL_CHUNK
@@ -46,6 +47,7 @@ def load(
     cache_dtype: str = "f32",
     cache_bytes: int | None = None,
     context_shift: bool = False,
+    prompt_cache: str | Path | None = None,
 ) -> "LLM":
     """Load a model for inference.
 
@@ -63,6 +65,8 @@ def load(
             contexts need.
         context_shift: a text that fills the context goes on without its oldest tokens, those at its beginning excepted;
             `GenerationResult.n_shifted` counts them. Otherwise a longer prompt is an error, and an answer ends there.
+        prompt_cache: a folder that keeps what was computed of prompts and answers from one run to the next. It is
+            written when the model is closed; `with deepzig.load(...) as llm` does that, the end of the program too.
 
     Raises:
         ConfigError, CheckpointError, TokenizerError: a file of the model cannot be used; nothing is half-loaded.
@@ -90,8 +94,19 @@ def load(
         deterministic=deterministic,
         cache_dtype=cache_dtype,
     )
-    n_cache_tokens = cache_tokens(network, cache_bytes)
-    return LLM(str(model), network, tokenizer, chat_template, defaults, n_cache_tokens, context_shift)
+    engine = Engine(network, cache_tokens(network, cache_bytes), context_shift=context_shift)
+    prompts = None
+    if prompt_cache is not None:
+        made_for = {
+            "model": hash_of_model(directory),
+            "precision": precision,
+            "deterministic": str(deterministic),
+            "cache_dtype": cache_dtype,
+            "kernels": ", ".join(f"{stem} {label}" for stem, label in sorted(_kernels.ACTIVE.items())),
+        }
+        prompts = PromptCache(Path(prompt_cache), made_for)
+        engine.restore_prompts(prompts)
+    return LLM(str(model), network, tokenizer, chat_template, defaults, engine, prompts)
 
 
 class LLM:
@@ -104,8 +119,8 @@ class LLM:
         tokenizer: Tokenizer | None,
         chat_template: ChatTemplate | None,
         defaults: GenerationDefaults,
-        n_cache_tokens: int,
-        context_shift: bool = False,
+        engine: Engine,
+        prompts: PromptCache | None = None,
     ) -> None:
         self.name = name
         self.config = model.config
@@ -113,9 +128,9 @@ class LLM:
         self.tokenizer = tokenizer  # None: token ids still work
         self.chat_template = chat_template
         self.defaults = defaults
-        self._thread = EngineThread(Engine(model, n_cache_tokens, context_shift=context_shift))
-        self._context_shift = context_shift
-        weakref.finalize(self, self._thread.close)  # at exit, too: before the interpreter takes its objects apart
+        self._thread = EngineThread(engine)
+        # at exit, too: before the interpreter takes its objects apart
+        self._finalizer = weakref.finalize(self, _close, self._thread, prompts)
 
     def __enter__(self) -> Self:
         return self
@@ -124,8 +139,8 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """End the engine's thread; unfinished requests fail, and later ones are refused."""
-        self._thread.close()
+        """End the engine's thread; unfinished requests fail, and later ones are refused. Writes the prompt cache."""
+        self._finalizer()
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> GenerationResult:
         """Answer a prompt: text (continued as it is), token ids, or chat messages (put through the template).
@@ -195,7 +210,7 @@ class LLM:
             raise RequestError("the prompt has no tokens; give at least one")
         if token_ids.min() < 0 or token_ids.max() >= self.config.vocab_size:
             raise RequestError(f"a token id of the prompt is outside the vocabulary of {self.config.vocab_size}")
-        if len(token_ids) >= self.config.max_position_embeddings and not self._context_shift:
+        if len(token_ids) >= self.config.max_position_embeddings and not self._thread.engine.shifts_context:
             room = self.config.max_position_embeddings
             raise ContextLengthError(f"the prompt has {len(token_ids)} tokens, but the context holds {room}; cut it")
         return token_ids.astype(np.int32)
@@ -277,6 +292,12 @@ class LLM:
                 f"token ids must be at least one, each below the vocabulary size {self.config.vocab_size}"
             )
         return ids.astype(np.int32)
+
+
+def _close(thread: EngineThread, prompts: PromptCache | None) -> None:
+    thread.close()
+    if prompts is not None:
+        thread.engine.save_prompts(prompts)
 
 
 def cache_tokens(model: DeepseekModel, cache_bytes: int | None) -> int:

@@ -5,8 +5,9 @@ learns from timing what others asked. The tree is one holder of each of its page
 given back least recently used first. Called by `engine`; knows tokens and page numbers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from deepzig.engine.pages import PagePool
 from deepzig.model.cache import PAGE_SIZE
@@ -35,6 +36,14 @@ class Match:
         return len(self.pages) * PAGE_SIZE + self.n_partial
 
 
+class SavedPage(NamedTuple):
+    """A page of the tree, as it is saved."""
+
+    tokens: tuple[int, ...]
+    page: int
+    parent: int  # place of the page before it in the list; -1: it begins a text
+
+
 class PrefixTree:
     """All tenants' trees over one pool."""
 
@@ -42,6 +51,7 @@ class PrefixTree:
         self._pool = pool
         self._roots: dict[str, _Node] = {}
         self._clock = 0
+        self.n_inserted = 0  # pages that have come, ever
 
     def match(self, tenant: str, tokens: Sequence[int]) -> Match:
         """The longest beginning of `tokens` that is in the tenant's tree."""
@@ -77,6 +87,24 @@ class PrefixTree:
                 return
             node = known
 
+    def saved_pages(self, tenant: str, most: int) -> list[SavedPage]:
+        """A tenant's pages, each behind its parent: the whole texts that were used last, at most `most` pages."""
+        places: dict[int, int] = {}  # id of a node -> its place in the list
+        saved: list[SavedPage] = []
+        root = self._roots.get(tenant)
+        leaves = [node for node in self._below([root] if root else []) if not node.children]
+        for leaf in sorted(leaves, key=lambda node: -node.last_used):
+            path = [leaf]
+            while path[-1].parent is not None and path[-1].parent is not root:
+                path.append(path[-1].parent)
+            new = [node for node in reversed(path) if id(node) not in places]
+            if len(saved) + len(new) > most:
+                break
+            for node in new:
+                places[id(node)] = len(saved)
+                saved.append(SavedPage(node.tokens, node.page, places.get(id(node.parent), -1)))
+        return saved
+
     def evict(self) -> bool:
         """Give back the least recently used page that only the tree holds. False: there is none."""
         idle = [node for node in self._nodes() if not node.children and not self._pool.is_shared(node.page)]
@@ -101,12 +129,16 @@ class PrefixTree:
                 self._pool.release(child.page)
                 break
         node = _Node(tokens, page, parent, self._clock)
+        self.n_inserted += 1
         parent.children.append(node)
         self._pool.share(page)
         return node
 
     def _nodes(self) -> Iterator[_Node]:
-        waiting = [child for root in self._roots.values() for child in root.children]
+        return self._below(self._roots.values())
+
+    def _below(self, nodes: Iterable[_Node]) -> Iterator[_Node]:
+        waiting = [child for node in nodes for child in node.children]
         while waiting:
             node = waiting.pop()
             yield node

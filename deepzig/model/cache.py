@@ -3,6 +3,7 @@
 `engine` decides which page holds what; `attention` writes and reads. Knows nothing of requests.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +85,20 @@ class LatentCache:
         if self._scales is None:
             return rows
         return rows * self._scales[layer, blocks].reshape(-1, 1)[start : start + last - first]
+
+    def export_pages(self, pages: Sequence[int]) -> dict[str, np.ndarray]:
+        """Copies of pages: "rows" (n, n_layers, PAGE_SIZE, R + P), with an int8 cache "scales" too, without R + P."""
+        chosen = np.array(pages, np.int64)
+        arrays = {"rows": np.ascontiguousarray(self.pages[:, chosen].swapaxes(0, 1))}
+        if self._scales is not None:
+            arrays["scales"] = np.ascontiguousarray(self._scales[:, chosen].swapaxes(0, 1))
+        return arrays
+
+    def import_page(self, page: int, arrays: Mapping[str, np.ndarray], index: int) -> None:
+        """Fill a page with one of `export_pages`."""
+        self.pages[:, page] = arrays["rows"][index]
+        if self._scales is not None:
+            self._scales[:, page] = arrays["scales"][index]
 
     def turn_page(self, page: int, cos: np.ndarray, sin: np.ndarray, interleave: bool) -> None:
         """Rotate the k_pe of a page in all layers by cos, sin f32 (PAGE_SIZE, P / 2); c_kv stays.

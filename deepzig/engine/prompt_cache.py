@@ -1,0 +1,182 @@
+"""PromptCache: kept prefixes in a file, so that a later run need not read the same prompts again.
+
+The file holds the pages of the prefix tree of requests without a tenant (those of a server's keys are not for others)
+and says for which model and way of computing they hold. It is made when the model is closed and read when it is loaded,
+strictly: whatever is not right about it is a warning and the file is ignored. Called by `llm`; calls `prefix`, the
+cache, and reader and writer of safetensors.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from deepzig.checkpoint.reader import SafetensorsFile, shown
+from deepzig.checkpoint.safe_files import room_errors
+from deepzig.checkpoint.writer import SafetensorsWriter
+from deepzig.engine.scheduler import Scheduler
+from deepzig.errors import CheckpointError, DeepzigError
+from deepzig.model.cache import PAGE_SIZE, LatentCache
+
+FILE = "deepzig-prompts.safetensors"
+VERSION = "1"
+SAMPLES, SAMPLE_BYTES = 16, 4096  # of each file of weights, that the model's hash looks at
+
+_SPELLED = {"int32": "I32", "float32": "F32", "int8": "I8"}  # dtypes of the arrays, as safetensors has them
+
+
+class PromptCache:
+    """The file of a folder, for one loaded model."""
+
+    def __init__(self, directory: Path, made_for: Mapping[str, str]) -> None:
+        """made_for: all that the rows depend on, by name: `hash_of_model` and how the model computes.
+
+        Raises:
+            CheckpointError, ResourceError: the folder cannot be made.
+        """
+        with room_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / FILE
+        self._made_for = dict(made_for)
+        self._n_inserted = 0  # of the tree, when file and tree were last the same
+
+    def load(self, scheduler: Scheduler, cache: LatentCache, vocab_size: int) -> int:
+        """Put the file's pages into the prefix tree, at most half of the cache. Returns their number.
+
+        A file that is damaged or made for something else is a RuntimeWarning, and nothing of it is used.
+        """
+        n_pages = 0
+        if self.path.exists():
+            try:
+                n_pages = self._restore(self._read(cache, vocab_size), scheduler, cache)
+            except CheckpointError as error:
+                warnings.warn(f"prompt cache ignored: {error}", RuntimeWarning, stacklevel=3)
+        self._n_inserted = scheduler.prefixes.n_inserted
+        return n_pages
+
+    def save(self, scheduler: Scheduler, cache: LatentCache) -> None:
+        """Write the tree, if it has changed, all or nothing. A disk that is full or read-only is a RuntimeWarning."""
+        nodes = scheduler.prefixes.saved_pages("", scheduler.pool.n_pages // 2)
+        if not nodes or scheduler.prefixes.n_inserted == self._n_inserted:
+            return
+        tokens = np.zeros((len(nodes), PAGE_SIZE), np.int32)
+        for row, node in zip(tokens, nodes, strict=True):
+            row[: len(node.tokens)] = node.tokens
+        arrays = {
+            "n_tokens": np.array([len(node.tokens) for node in nodes], np.int32),
+            "parents": np.array([node.parent for node in nodes], np.int32),
+            "tokens": tokens,
+            **cache.export_pages([node.page for node in nodes]),
+        }
+        try:
+            self._write(arrays)
+        except DeepzigError as error:
+            warnings.warn(f"prompt cache not saved: {error}", RuntimeWarning, stacklevel=3)
+        else:
+            self._n_inserted = scheduler.prefixes.n_inserted
+
+    def _write(self, arrays: dict[str, np.ndarray]) -> None:
+        metadata = {"deepzig_prompts": VERSION, "sha256": _checksum(arrays), "made_for": json.dumps(self._made_for)}
+        entries = [(name, _SPELLED[array.dtype.name], array.shape) for name, array in arrays.items()]
+        with SafetensorsWriter(self.path, entries, metadata) as writer:
+            for name in writer.order:
+                writer.write(name, arrays[name])
+
+    def _read(self, cache: LatentCache, vocab_size: int) -> dict[str, np.ndarray]:
+        """The file's arrays, checked. Raises CheckpointError that says what is wrong."""
+        file = SafetensorsFile(self.path)
+        if file.metadata.get("deepzig_prompts") != VERSION:
+            raise CheckpointError(f"{self.path} is no prompt cache of version {VERSION}; delete it")
+        self._check_made_for(file.metadata.get("made_for", ""))
+        shapes = _shapes(cache, file.tensors["tokens"].shape[0] if "tokens" in file.tensors else 0)
+        found = {name: (np.dtype(file.array(name).dtype), file.array(name).shape) for name in file.tensors}
+        if found != shapes:
+            raise CheckpointError(f"{self.path} holds other arrays than a prompt cache has; delete it")
+        arrays = {name: file.array(name) for name in sorted(shapes)}
+        if _checksum(arrays) != file.metadata.get("sha256"):
+            raise CheckpointError(f"{self.path} is damaged: its hash differs; delete it")
+        _check_tree(arrays, vocab_size, self.path)
+        return arrays
+
+    def _check_made_for(self, stored: str) -> None:
+        try:
+            made_for = json.loads(stored)
+        except (ValueError, RecursionError):
+            made_for = None
+        if not isinstance(made_for, dict):
+            raise CheckpointError(f"{self.path} does not say for which model it was made; delete it")
+        differing = [name for name, value in self._made_for.items() if made_for.get(name) != value]
+        if differing:
+            name = differing[0]
+            raise CheckpointError(
+                f"{self.path} was made for another {name}, {shown(made_for.get(name))}; it will be replaced"
+            )
+
+    def _restore(self, arrays: dict[str, np.ndarray], scheduler: Scheduler, cache: LatentCache) -> int:
+        pool, prefixes = scheduler.pool, scheduler.prefixes
+        texts: list[tuple[list[int], list[int]]] = []  # of each node: tokens and pages of its path
+        for index, (parent, n_tokens) in enumerate(zip(arrays["parents"], arrays["n_tokens"], strict=True)):
+            page = pool.take() if pool.n_free > pool.n_pages // 2 else None
+            if page is None:
+                break
+            cache.import_page(page, arrays, index)
+            above = texts[parent] if parent >= 0 else ([], [])
+            tokens = [*above[0], *arrays["tokens"][index, :n_tokens].tolist()]
+            texts.append((tokens, [*above[1], page]))
+            prefixes.insert("", *texts[-1])
+            pool.release(page)  # the tree holds it now
+        return len(texts)
+
+
+def hash_of_model(directory: Path) -> str:
+    """SHA-256 of config.json, and of name, size and samples of each file of weights: what tells models apart.
+
+    Not of all bytes, which would take minutes for a large model; the header and SAMPLES places of each file are read.
+    """
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    for path in sorted(directory.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for sample in range(SAMPLES):
+                file.seek(sample * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of the arrays in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
+
+
+def _shapes(cache: LatentCache, n_nodes: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """dtype and shape of each array of a file with n_nodes pages."""
+    shapes = {
+        "n_tokens": (np.dtype(np.int32), (n_nodes,)),
+        "parents": (np.dtype(np.int32), (n_nodes,)),
+        "tokens": (np.dtype(np.int32), (n_nodes, PAGE_SIZE)),
+    }
+    empty = cache.export_pages([])
+    return shapes | {name: (array.dtype, (n_nodes, *array.shape[1:])) for name, array in empty.items()}
+
+
+def _check_tree(arrays: dict[str, np.ndarray], vocab_size: int, path: Path) -> None:
+    """Raise CheckpointError unless parents come first and are whole pages, and all tokens and rows can be used."""
+    n_tokens, parents, tokens = arrays["n_tokens"], arrays["parents"], arrays["tokens"]
+    is_child = parents >= 0
+    sound = (
+        ((n_tokens >= 1) & (n_tokens <= PAGE_SIZE)).all()
+        and (parents >= -1).all()
+        and (parents < np.arange(len(parents))).all()
+        and (n_tokens[parents[is_child]] == PAGE_SIZE).all()
+        and ((tokens >= 0) & (tokens < vocab_size)).all()
+        and all(np.isfinite(array).all() for array in arrays.values() if array.dtype == np.float32)
+    )
+    if not sound:
+        raise CheckpointError(f"{path} holds impossible values; delete it")

@@ -1,0 +1,202 @@
+"""The prompt cache: a later run finds what an earlier one computed; a file that is not right is ignored."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+import deepzig
+from deepzig import SamplingParams
+from deepzig.checkpoint.reader import SafetensorsFile
+from deepzig.engine.prompt_cache import FILE, PromptCache, _checksum, hash_of_model
+from deepzig.engine.scheduler import Scheduler
+from deepzig.model.cache import LatentCache
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
+VOCABULARY = 200
+
+
+def some_ids(n: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(5, 4000, n).tolist()
+
+
+@pytest.mark.parametrize("cache_dtype", ["f32", "int8"])
+def test_a_later_run_finds_the_prompt(tmp_path: Path, cache_dtype: str) -> None:
+    options: Any = {"deterministic": True, "cache_dtype": cache_dtype, "prompt_cache": tmp_path / "new" / "folder"}
+    with deepzig.load("stories", **options) as llm:
+        expected = [llm.generate(some_ids(200, seed), GREEDY).token_ids for seed in range(2)]
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == [FILE]
+    with deepzig.load("stories", **options) as llm:
+        for seed in range(2):
+            again = llm.generate(some_ids(200, seed), GREEDY)
+            assert again.timings.cached_tokens == 199 and again.token_ids == expected[seed]
+        follow_up = llm.generate([*some_ids(200), *expected[0], 7], GREEDY)
+        assert follow_up.timings.cached_tokens == 211
+        stats = llm.stats()
+        assert stats.n_held_pages == stats.n_prefix_pages
+
+
+def test_only_requests_without_a_tenant_are_kept(tmp_path: Path) -> None:
+    with deepzig.load("stories", prompt_cache=tmp_path) as llm:
+        llm.submit(some_ids(100), GREEDY, tenant="key").result()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_computes_nothing_new_leaves_the_file(tmp_path: Path) -> None:
+    for _ in range(2):
+        with deepzig.load("stories", prompt_cache=tmp_path) as llm:
+            llm.generate(some_ids(100), GREEDY)
+    before = (tmp_path / FILE).stat().st_ino
+    with deepzig.load("stories", prompt_cache=tmp_path):
+        pass
+    assert (tmp_path / FILE).stat().st_ino == before
+
+
+@pytest.mark.parametrize("other", [{"precision": "fast"}, {"deterministic": True}, {"cache_dtype": "int8"}])
+def test_rows_of_another_arithmetic_are_not_used(tmp_path: Path, other: dict[str, Any]) -> None:
+    with deepzig.load("stories", prompt_cache=tmp_path) as llm:
+        llm.generate(some_ids(70), GREEDY)
+    with pytest.warns(RuntimeWarning, match=f"another {next(iter(other))}"):
+        llm = deepzig.load("stories", prompt_cache=tmp_path, **other)
+    assert llm.generate(some_ids(70), GREEDY).timings.cached_tokens == 0
+    llm.close()
+    deepzig.load("stories", prompt_cache=tmp_path, **other).close()  # replaced: no warning
+
+
+def test_another_model_is_another_hash(tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "v3_classic", tmp_path / "model")
+    original = hash_of_model(folder)
+    assert original == hash_of_model(GOLDEN / "v3_classic") != hash_of_model(GOLDEN / "v3_fp8")
+    raw = bytearray((folder / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(raw)
+    assert hash_of_model(folder) != original
+    (folder / "model.safetensors").write_bytes((GOLDEN / "v3_classic" / "model.safetensors").read_bytes())
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    assert hash_of_model(folder) != original
+
+
+# ---- the file alone, with a small cache
+
+
+def small() -> tuple[Scheduler, LatentCache]:
+    cache = LatentCache(2, 12, 6)
+    return Scheduler(cache, lambda _new, _length: "absorbed", lambda _branch, _n: 0), cache
+
+
+def file_of(directory: Path) -> Path:
+    """A file with two texts that share a page."""
+    scheduler, cache = small()
+    cache.pages[:] = np.random.default_rng(0).standard_normal(cache.pages.shape)
+    tokens = [3] * 64 + [4] * 64 + [5] * 10
+    pages = [scheduler.pool.take() for _ in range(4)]
+    scheduler.prefixes.insert("", tokens, [page for page in pages[:3] if page is not None])
+    scheduler.prefixes.insert("", tokens[:64] + [9] * 20, [page for page in (pages[0], pages[3]) if page is not None])
+    PromptCache(directory, {"model": "m"}).save(scheduler, cache)
+    return directory / FILE
+
+
+def restored(directory: Path) -> int:
+    scheduler, cache = small()
+    n_pages = PromptCache(directory, {"model": "m"}).load(scheduler, cache, VOCABULARY)
+    assert scheduler.prefixes.n_pages == n_pages == scheduler.pool.n_pages - scheduler.pool.n_free
+    return n_pages
+
+
+def test_the_tree_comes_back(tmp_path: Path) -> None:
+    path = file_of(tmp_path)
+    scheduler, cache = small()
+    assert PromptCache(tmp_path, {"model": "m"}).load(scheduler, cache, VOCABULARY) == 4
+    rows = load_file(path)["rows"]
+    match = scheduler.prefixes.match("", [3] * 64 + [4] * 64 + [5] * 30)
+    assert (len(match.pages), match.n_partial) == (2, 10)
+    assert scheduler.prefixes.match("", [3] * 64 + [9] * 30).n_tokens == 84
+    assert any(np.array_equal(cache.pages[:, match.pages[1]], row) for row in rows)
+    assert not list(tmp_path.glob("*.tmp*"))
+
+
+def test_half_of_the_cache_stays_free(tmp_path: Path) -> None:
+    scheduler, cache = small()
+    for text in range(10):
+        page = scheduler.pool.take()
+        assert page is not None
+        scheduler.prefixes.insert("", [text] * 64, [page])
+    PromptCache(tmp_path, {"model": "m"}).save(scheduler, cache)
+    assert restored(tmp_path) == 6
+    scheduler, cache = small()
+    PromptCache(tmp_path, {"model": "m"}).load(scheduler, cache, VOCABULARY)
+    assert [scheduler.prefixes.match("", [text] * 64).n_tokens for text in range(10)] == [0] * 4 + [
+        64
+    ] * 6  # the latest
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("parents", [-1, 0, 1, 3]),
+        ("parents", [-1, 0, 1, -2]),
+        ("parents", [-1, 0, 1, 2]),
+        ("n_tokens", [64, 64, 10, 0]),
+        ("n_tokens", [64, 64, 10, 65]),
+        ("tokens", VOCABULARY),
+        ("tokens", -1),
+        ("rows", np.nan),
+    ],
+)
+def test_impossible_values_are_refused_even_with_a_right_hash(tmp_path: Path, name: str, value: object) -> None:
+    path = file_of(tmp_path)
+    arrays, metadata = load_file(path), SafetensorsFile(path).metadata
+    arrays[name].reshape(-1)[-4:] = value
+    save_file(arrays, path, metadata={**metadata, "sha256": _checksum(arrays)})
+    with pytest.warns(RuntimeWarning, match="impossible values"):
+        assert restored(tmp_path) == 0
+
+
+@pytest.mark.parametrize("made_for", ["", "[1]", "{", "[" * 5000, json.dumps({"model": 7}), json.dumps({})])
+def test_a_file_for_nothing_known_is_refused(tmp_path: Path, made_for: str) -> None:
+    path = file_of(tmp_path)
+    save_file(load_file(path), path, metadata={**SafetensorsFile(path).metadata, "made_for": made_for})
+    with pytest.warns(RuntimeWarning, match="ignored"):
+        assert restored(tmp_path) == 0
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_files_are_ignored(tmp_path: Path, data: st.DataObject) -> None:
+    """Bytes changed, cut off, put in: a warning, nothing restored, never an exception."""
+    raw = bytearray(file_of(tmp_path).read_bytes())
+    place = data.draw(st.integers(0, 900) | st.integers(0, len(raw) - 1))
+    kind = data.draw(st.sampled_from(["flip", "cut", "insert", "noise"]))
+    if kind == "flip":
+        raw[place] ^= data.draw(st.integers(1, 255))
+    elif kind == "cut":
+        del raw[place:]
+    elif kind == "insert":
+        raw[place:place] = data.draw(st.binary(min_size=1, max_size=20))
+    else:
+        raw[:] = data.draw(st.binary(max_size=200))
+    (tmp_path / FILE).write_bytes(raw)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        n_pages = restored(tmp_path)
+    # a byte of padding or of white space in the header may change nothing that counts
+    assert n_pages == 4 or (n_pages == 0 and [warning.category for warning in found] == [RuntimeWarning])
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
+    scheduler, cache = small()
+    page = scheduler.pool.take()
+    assert page is not None
+    scheduler.prefixes.insert("", [1, 2], [page])
+    prompts = PromptCache(tmp_path / "gone", {"model": "m"})
+    (tmp_path / "gone").rmdir()
+    with pytest.warns(RuntimeWarning, match="not saved"):
+        prompts.save(scheduler, cache)
