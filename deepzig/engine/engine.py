@@ -120,7 +120,12 @@ class Engine:
         self._scheduler.add(request.branches[0])
 
     def cancel(self, request: Request, index: int | None = None, reason: str = "cancelled") -> None:
-        """End a request, or one branch of it, and free the pages; does nothing if that is finished."""
+        """End a request, or one branch of it, and free the pages; does nothing if that is finished.
+
+        A beam search ends as a whole: its beams are no answers yet.
+        """
+        if request.beam_search is not None:
+            index = None
         for branch in request.branches:
             if not branch.is_finished and index in (None, branch.index):
                 self._finish(branch, reason)

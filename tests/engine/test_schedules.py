@@ -42,6 +42,24 @@ def params(max_tokens: int, n: int, speculation: str) -> SamplingParams:
     return SamplingParams(max_tokens, temperature=0.0, top_k=0, top_p=1.0, n=n, speculation=speculation)
 
 
+def searched(text: int, n_prompt: int, max_tokens: int) -> list[list[int]]:
+    """What two beams find behind a prompt."""
+    engine = Engine(model(), 6 * PAGE_SIZE)
+    request = engine.make_request(prompt(text, n_prompt), beams(max_tokens), NO_EOS)
+    engine.submit(request)
+    while engine.step():
+        pass
+    return answers(request)
+
+
+def beams(max_tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens, temperature=0.0, top_k=0, top_p=1.0, n=2, num_beams=2)
+
+
+def answers(request: Request) -> list[list[int]]:
+    return [[event.token for event in request.events if event.index == index] for index in range(request.params.n)]
+
+
 def alone(text: int, n_prompt: int) -> list[int]:
     """The first 60 tokens behind a prompt, computed once."""
     key = (text, n_prompt)
@@ -85,6 +103,16 @@ class Schedules(RuleBasedStateMachine):
         self.engine.submit(request)
         self.requests.append((request, text))
 
+    @rule(
+        n_prompt=st.integers(1, 80), max_tokens=st.integers(1, 40), text=st.integers(0, 2), priority=st.integers(0, 1)
+    )
+    def search(self, n_prompt: int, max_tokens: int, text: int, priority: int) -> None:
+        request = self.engine.make_request(prompt(text, n_prompt), beams(max_tokens), NO_EOS, priority=priority)
+        number = len(self.requests)
+        request.on_news = lambda: self.heard.update([number])
+        self.engine.submit(request)
+        self.requests.append((request, text))
+
     @rule(which=st.integers(0, 100))
     def cancel(self, which: int) -> None:
         if self.requests:
@@ -122,6 +150,10 @@ class Schedules(RuleBasedStateMachine):
         assert sum(stats.finished.values()) == len(self.requests)
         for number, (request, text) in enumerate(self.requests):
             assert request.is_finished and request.error is None and self.heard[number] > 0
+            if request.beam_search is not None:
+                found = searched(text, request.n_prompt, request.params.max_tokens)
+                assert answers(request) == (found if request.finish_reason == "length" else [[], []])
+                continue
             expected = alone(text, request.n_prompt)
             for branch in request.branches:
                 answer = [event.token for event in request.events if event.index == branch.index]

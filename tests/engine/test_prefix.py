@@ -1,0 +1,67 @@
+"""PrefixTree: what it finds, for whom, and which pages it gives back first."""
+
+from deepzig.engine.pages import PagePool
+from deepzig.engine.prefix import PrefixTree
+from deepzig.model.cache import PAGE_SIZE
+
+A, B, C = ([token] * PAGE_SIZE for token in (1, 2, 3))
+
+
+def kept(tree: PrefixTree, pool: PagePool, tokens: list[int], tenant: str = "") -> list[int]:
+    """Pages for tokens, which only the tree holds afterwards."""
+    pages = [page for _ in range(-(-len(tokens) // PAGE_SIZE)) if (page := pool.take()) is not None]
+    tree.insert(tenant, tokens, pages)
+    for page in pages:
+        pool.release(page)
+    return pages
+
+
+def test_the_longest_beginning_is_found() -> None:
+    pool = PagePool(8)
+    tree = PrefixTree(pool)
+    pages = kept(tree, pool, [*A, *B, 7, 8])
+    match = tree.match("", [*A, *B, 7, 9])
+    assert (match.pages, match.partial_page, match.n_partial, match.n_tokens) == (pages[:2], pages[2], 1, 129)
+    assert tree.match("", [*A, *C]).n_tokens == PAGE_SIZE
+    assert tree.match("", C).n_tokens == 0
+
+
+def test_tenants_find_only_their_own() -> None:
+    pool = PagePool(8)
+    tree = PrefixTree(pool)
+    kept(tree, pool, A, "one")
+    assert [tree.match(tenant, A).n_tokens for tenant in ("one", "two", "")] == [PAGE_SIZE, 0, 0]
+    assert kept(tree, pool, A, "two") != tree.match("one", A).pages and tree.n_pages == 2
+
+
+def test_what_was_used_last_goes_last() -> None:
+    pool = PagePool(3)
+    tree = PrefixTree(pool)
+    pages = [kept(tree, pool, tokens)[0] for tokens in (A, B, C)]
+    tree.match("", A)
+    order = []
+    while tree.evict():
+        order.append(pool.take())
+    assert order == [pages[1], pages[2], pages[0]]
+
+
+def test_a_text_goes_from_its_end_and_pages_in_use_stay() -> None:
+    pool = PagePool(3)
+    tree = PrefixTree(pool)
+    pages = kept(tree, pool, [*A, *B, *C])
+    pool.share(pages[1])  # a request reads it
+    assert tree.evict() and tree.match("", [*A, *B, *C]).pages == pages[:2]
+    assert not tree.evict()
+    pool.release(pages[1])
+    assert tree.evict() and tree.match("", [*A, *B, *C]).pages == pages[:1]
+
+
+def test_nothing_is_kept_twice_and_longer_ends_take_the_place_of_shorter() -> None:
+    pool = PagePool(8)
+    tree = PrefixTree(pool)
+    kept(tree, pool, [*A, 5, 6])
+    kept(tree, pool, [*A, 5, 6])
+    assert tree.n_pages == 2
+    longer = kept(tree, pool, [*A, 5, 6, 7])
+    assert tree.n_pages == 2 and tree.match("", [*A, 5, 6, 7]).partial_page == longer[1]
+    assert pool.n_free == 6
