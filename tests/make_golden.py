@@ -19,11 +19,16 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, DeepseekV2ForCausalLM, DeepseekV3ForCausalLM
+from transformers import AutoTokenizer, DeepseekV2ForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
 from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RotaryEmbedding
 
 GOLDEN = Path(__file__).parent / "golden"
+V3_ROPE = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "original_max_position_embeddings": 4096,
+    "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+}  # fmt: skip
 N_GREEDY = 24
 N_STORY = 100
 BLOCK = 128  # rows and columns that share one scale in DeepSeek's FP8 files
@@ -376,6 +381,19 @@ def expectations(model: Any, case: Case, seed: int) -> dict[str, Any]:
     return {name: tensor.numpy() for name, tensor in arrays.items()}
 
 
+def make_rope() -> str:
+    """Write rope_v3.npz: HF's cos and sin of DeepSeek-V3's YaRN, from the first position to the last."""
+    config = DeepseekV3Config(max_position_embeddings=163840, rope_parameters=dict(V3_ROPE))
+    positions = torch.tensor([[0, 1, 4095, 4096, 50000, 100000, 163839]])
+    cos, sin = DeepseekV3RotaryEmbedding(config)(torch.zeros(1), positions)
+    half = cos.shape[-1] // 2  # HF's tables hold each angle twice
+    arrays = {"positions": positions[0], "cos": cos[0, :, :half], "sin": sin[0, :, :half]}
+    np.savez_compressed(
+        GOLDEN / "rope_v3.npz", versions=versions(), **{name: tensor.numpy() for name, tensor in arrays.items()}
+    )
+    return f"rope: {cos.shape[1]} positions"
+
+
 def versions() -> np.ndarray:
     """JSON text of the versions that computed the file."""
     return np.array(json.dumps({"torch": torch.__version__, "transformers": transformers.__version__}))
@@ -425,13 +443,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the golden files.")
     parser.add_argument("--case", choices=sorted(CASES), action="append", help="only this one (may be repeated)")
     parser.add_argument("--stories", type=Path, help="folder of the bundled stories model: write stories.npz")
+    parser.add_argument("--rope", action="store_true", help="only rope_v3.npz")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     logging: Any = transformers.logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with torch.inference_mode():
-        for name in arguments.case or ([] if arguments.stories else CASES):
+        if arguments.rope or not (arguments.case or arguments.stories):
+            print(make_rope(), flush=True)
+        for name in arguments.case or ([] if arguments.stories or arguments.rope else CASES):
             print(make_case(name), flush=True)
         if arguments.stories:
             print(make_stories(arguments.stories), flush=True)

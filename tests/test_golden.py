@@ -3,6 +3,7 @@
 Through the public API only. The data and how HF computed it: tests/golden/README.md, made by tests/make_golden.py.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import deepzig
+from deepzig.model.rotary import RotaryEmbedding
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(config.parent.name for config in GOLDEN.glob("*/config.json"))
@@ -100,6 +102,20 @@ def test_mtp_logits(name: str) -> None:
     logits, want = golden.llm.mtp_logits(golden.ids), golden.expected["mtp_logits"]
     assert logits.dtype == np.float32 and logits.shape == want.shape
     np.testing.assert_allclose(logits, want, rtol=0, atol=ATOL)
+
+
+def test_yarn_reaches_the_end_of_the_context(tmp_path: Path) -> None:
+    """DeepSeek-V3's angles up to position 163839, where a last bit of a frequency is an angle of 0.01."""
+    with np.load(GOLDEN / "rope_v3.npz") as arrays:
+        expected = dict(arrays)
+    scaling = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1,
+               "mscale": 1.0, "mscale_all_dim": 1.0}  # fmt: skip
+    config = {"model_type": "deepseek_v3", "max_position_embeddings": 163840, "rope_scaling": scaling}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    rotary = RotaryEmbedding(deepzig.ModelConfig.from_directory(tmp_path))
+    cos, sin = rotary.cos_sin(expected["positions"].astype(np.int32))
+    np.testing.assert_allclose(cos, expected["cos"], rtol=0, atol=2e-7)
+    np.testing.assert_allclose(sin, expected["sin"], rtol=0, atol=2e-7)
 
 
 def test_stories_logits() -> None:

@@ -13,7 +13,8 @@ from deepzig.config import ModelConfig, RopeParameters
 def inverse_frequencies(rope: RopeParameters, dim: int) -> np.ndarray:
     """f32 (dim / 2,): angle a position, for each pair. YaRN blends interpolated and original frequencies."""
     exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    position_frequency = np.power(np.float32(rope.rope_theta), exponent)
+    # NumPy's float32 power is off by some last bits, which position 163839 makes an angle of 0.01; torch's is not
+    position_frequency = np.power(np.float64(rope.rope_theta), exponent.astype(np.float64)).astype(np.float32)
     original = np.float32(1) / position_frequency
     if rope.rope_type == "default":
         return original
