@@ -187,7 +187,8 @@ def test_argument_that_is_not_utf8_is_a_usage_error() -> None:
 
 
 def test_interrupted_answer_exits_with_130() -> None:
-    command = [sys.executable, "-m", "deepzig", "generate", "Once upon a time", "--ignore-eos", "--max-tokens", "1000"]
+    endless = ("--ignore-eos", "--context-shift", "--max-tokens", "1000000")
+    command = [sys.executable, "-m", "deepzig", "generate", "Once upon a time", *endless]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
     ) as process:
