@@ -35,7 +35,7 @@ cdef extern from "ways.h" nogil:
     ctypedef struct Way:
         int kind, terms
 
-    Way way_for(const Matrix* w, int terms)
+    Way way_for(const Matrix* w, int terms, int64_t rows)
     bint same_packing(Way a, const Matrix* first, Way b, const Matrix* second)
     int64_t packed_bytes(Way way, const Matrix* w, int64_t rows)
     int64_t pack_space(Way way, const Matrix* w)

@@ -26,6 +26,11 @@ INLINE int takes_digit_tiles(const Matrix *w) {
     return takes_digits(w) && columns % DIGIT_STEP == 0 && DIGIT_MOST_UNIT % columns == 0;
 }
 
+/* Whether registers sum the same columns before they scale (digits.h), so that both give the same bits. */
+INLINE int tiles_equal_rows(const Matrix *w) {
+    return joined_columns(w) == unit_columns(w) || (w->format == INT4 && w->group_size < 128);
+}
+
 /* A packed block: tiles (K / 64, digits, 16, 16, 4) and the scales of x rows (16) float. */
 INLINE int64_t digit_block_bytes(const Matrix *w, int digits) { return 16 * digits * w->k + 64; }
 

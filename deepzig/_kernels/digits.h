@@ -4,10 +4,10 @@
  *
  * A row x is max|x| / M times whole numbers up to M, given by digits of 8 bits with sign, the highest first. Three digits
  * hold as much as a float: M = 127 * 2^16, rounding loses 2^-24 of max|x|. Two are enough for `fast` (2^-16).
- * Codes times digits are summed in whole numbers, without error, for each unit of columns that has one scale; units times
- * their scale are added in float, in order. So a row does not depend on the rows multiplied with it, and weights need no
- * decoding: a pass over them is bound by memory alone. Codes are unsigned; what their offset adds to a sum, offset * sum
- * of the digits, is taken off where the sum starts.
+ * Codes times digits are summed in whole numbers, without error, for each group of columns that has one scale; groups
+ * times their scale are added in float, in order. So a row depends neither on the rows multiplied with it nor on whether
+ * registers or AMX tiles multiply, and weights need no decoding: a pass over them is bound by memory alone. Codes are
+ * unsigned; what their offset adds to a sum, offset * sum of the digits, is taken off where the sum starts.
  */
 #ifndef DEEPZIG_DIGITS_H
 #define DEEPZIG_DIGITS_H
@@ -108,18 +108,35 @@ static inline void pack_digit_row(const Matrix *w, const float *x, int digits, u
     memcpy(starts + 64 * digits * units, &scale, 4);
 }
 
-/* The scales of a unit, lane by lane; int4's dword lanes hold 8 columns each. */
-INLINE vfloat unit_scale(int format, const Matrix *w, int64_t scale, int64_t unit) {
-    if (format == INT8) return vset(scale_at(w, scale + (w->group_size < DIGIT_MOST_UNIT ? unit : unit * DIGIT_MOST_UNIT / w->group_size)));
-    if (w->group_size >= 128) return vset(scale_at(w, scale + unit * 128 / w->group_size));
-    if (w->group_size == 64) {
-        __m512 first = (__m512)vset(scale_at(w, scale + 2 * unit));
-        return (vfloat)_mm512_mask_blend_ps(0xff00, first, (__m512)vset(scale_at(w, scale + 2 * unit + 1)));
+/* Groups of columns with a scale of their own that share a unit: int4 alone, whose instructions take 128 columns. */
+INLINE int unit_groups(int format, const Matrix *w) {
+    return format == INT4 && w->group_size < 128 ? (int)(128 / w->group_size) : 1;
+}
+
+/* Where the scales of a unit begin. */
+INLINE int64_t unit_scale(int format, const Matrix *w, int64_t unit) {
+    if (format == INT4) return unit * 128 / w->group_size;
+    return w->group_size < DIGIT_MOST_UNIT ? unit : unit * DIGIT_MOST_UNIT / w->group_size;
+}
+
+/* Four sums in each quarter: of the quarters of v[0], v[1], v[2], v[3]. */
+INLINE __m512i quarter_sums(const __m512i *v) {
+    __m512i first = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+    __m512i second = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second));
+}
+
+/* The sums of eight vectors over group `group` of `groups`, from the quarters of the first four and of the last four. */
+INLINE __m256i group_sums(__m512i low, __m512i high, int groups, int group) {
+    if (groups == 4) {
+        low = _mm512_maskz_compress_epi64((__mmask8)(3 << 2 * group), low);
+        high = _mm512_maskz_compress_epi64((__mmask8)(3 << 2 * group), high);
+        return _mm256_set_m128i(_mm512_castsi512_si128(high), _mm512_castsi512_si128(low));
     }
-    __m512 lanes = (__m512)vset(scale_at(w, scale + 4 * unit));
-    for (int i = 1; i < 4; i++)
-        lanes = _mm512_mask_blend_ps((__mmask16)(15 << 4 * i), lanes, (__m512)vset(scale_at(w, scale + 4 * unit + i)));
-    return (vfloat)lanes;
+    __m512i half = _mm512_add_epi32(_mm512_shuffle_i32x4(low, high, 0x88), _mm512_shuffle_i32x4(low, high, 0xdd));
+    half = _mm512_shuffle_i32x4(half, half, 0xd8); /* first halves of all eight, then their second halves */
+    if (groups == 2) return group ? _mm512_extracti64x4_epi64(half, 1) : _mm512_castsi512_si256(half);
+    return _mm256_add_epi32(_mm512_castsi512_si256(half), _mm512_extracti64x4_epi64(half, 1));
 }
 
 /* out[j * out_stride + i] = W[row + i] . x[j] for i < rows, j < columns. */
@@ -128,11 +145,10 @@ INLINE void digit_tile(int format, int digits, int rows, int columns, const Matr
     const uint8_t *codes = (const uint8_t *)w->codes + row * w->row_bytes;
     const int64_t k_total = w->k, units = unit_count(w), width = unit_columns(w), ahead = rows * w->row_bytes;
     const __m512i flip = code_flip(w), low = _mm512_set1_epi8(15);
-    vfloat sum[DIGIT_ROWS][DIGIT_COLUMNS];
+    const int groups = unit_groups(format, w);
+    __m256 sum = _mm256_setzero_ps(); /* of weight row i and x row j in lane i * columns + j */
     int64_t scale[DIGIT_ROWS];
     for (int i = 0; i < rows; i++) scale[i] = first_scale(w, row + i);
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) sum[i][j] = vset(0);
     for (int64_t u = 0; u < units; u++) {
         __m512i part[DIGIT_ROWS][DIGIT_COLUMNS][DIGITS_MOST];
         for (int j = 0; j < columns; j++)
@@ -163,20 +179,38 @@ INLINE void digit_tile(int format, int digits, int rows, int columns, const Matr
                                                                 _mm512_loadu_si512(x[j] + d * k_total + k));
                 }
             }
-        for (int i = 0; i < rows; i++) {
-            const vfloat lanes = unit_scale(format, w, scale[i], u);
+        /* joined digits, then the lowest ones: of four products each, or of eight */
+        const int half = rows * columns <= 4 ? 4 : 8;
+        __m512i digit_sum[16];
+        for (int i = 0; i < 2 * half; i++) digit_sum[i] = _mm512_setzero_si512();
+        for (int i = 0; i < rows; i++)
             for (int j = 0; j < columns; j++) {
-                __m512i joined = _mm512_add_epi32(_mm512_slli_epi32(part[i][j][0], 8), part[i][j][1]);
-                vfloat value = (vfloat)_mm512_cvtepi32_ps(joined);
-                if (digits == 3) value += (vfloat)_mm512_cvtepi32_ps(part[i][j][2]) * 0.00390625f;
-                sum[i][j] += value * lanes;
+                digit_sum[i * columns + j] = _mm512_add_epi32(_mm512_slli_epi32(part[i][j][0], 8), part[i][j][1]);
+                if (digits == 3) digit_sum[half + i * columns + j] = part[i][j][2];
             }
+        __m512i quarter[4];
+        for (int i = 0; i < half / 2; i++) quarter[i] = quarter_sums(digit_sum + 4 * i);
+        for (int g = 0; g < groups; g++) {
+            __m256 value = _mm256_cvtepi32_ps(group_sums(quarter[0], quarter[1], groups, g)), lowest, factor;
+            float of_row[DIGIT_ROWS];
+            for (int i = 0; i < rows; i++) of_row[i] = scale_at(w, scale[i] + unit_scale(format, w, u) + g);
+            if (half == 4) lowest = _mm256_castps128_ps256(_mm256_extractf128_ps(value, 1));
+            else lowest = _mm256_cvtepi32_ps(group_sums(quarter[2], quarter[3], groups, g));
+            if (digits == 3) value = _mm256_fmadd_ps(lowest, _mm256_set1_ps(0.00390625f), value);
+            if (rows == 1) factor = _mm256_set1_ps(of_row[0]);
+            else if (rows == 2)
+                factor = _mm256_mask_blend_ps((__mmask8)(((1 << columns) - 1) << columns), _mm256_set1_ps(of_row[0]),
+                                              _mm256_set1_ps(of_row[1]));
+            else factor = _mm256_castps128_ps256(_mm_setr_ps(of_row[0], of_row[1], of_row[2], of_row[3]));
+            sum = _mm256_fmadd_ps(factor, value, sum);
         }
     }
+    float sums[8];
+    _mm256_storeu_ps(sums, sum);
     for (int j = 0; j < columns; j++) {
         float factor;
         memcpy(&factor, x[j] + digits * (k_total + 64 * units), 4);
-        for (int i = 0; i < rows; i++) out[j * out_stride + i] = vsum(sum[i][j]) * factor;
+        for (int i = 0; i < rows; i++) out[j * out_stride + i] = sums[i * columns + j] * factor;
     }
 }
 

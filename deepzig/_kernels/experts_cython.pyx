@@ -160,11 +160,12 @@ cdef int64_t rows_of_task(const Matrix* weight, int64_t per_expert, Way way) noe
 cdef Way common_way(const Job* job, int64_t first, int64_t count, int terms) noexcept nogil:
     """The way of matrices first, .., first + count - 1 of every expert if rows packed for one suit all, else FLOATS."""
     cdef const Matrix* one = job.weights + first
-    cdef Way way = way_for(one, terms), other
+    cdef int64_t rows = job.n_tokens * job.n_slots // job.n_experts  # of an expert, about
+    cdef Way way = way_for(one, terms, rows), other
     cdef int64_t i, j
     for i in range(job.n_experts):
         for j in range(first, first + count):
-            other = way_for(job.weights + 3 * i + j, terms)
+            other = way_for(job.weights + 3 * i + j, terms, rows)
             if not same_packing(way, one, other, job.weights + 3 * i + j):
                 way.kind = FLOATS
                 return way

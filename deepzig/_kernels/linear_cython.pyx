@@ -103,7 +103,7 @@ def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *,
     need_size(out, "out", 0, job.n_rows)
     need_size(out, "out", 1, job.weight.n)
     job.out, job.out_step = floats(out), step(out, 0)
-    job.way = way_for(&job.weight, bf16_terms)
+    job.way = way_for(&job.weight, bf16_terms, job.n_rows)
     job.task_rows = rows_of_task(&job.weight, job.n_rows, job.way)
     job.no_memory = False
     with nogil:

@@ -1,5 +1,5 @@
-/* The ways of multiplying a weight with rows of activations, chosen by weight, ISA and what the caller asks for, never by
- * the number of rows. Included by linear and experts, which hold the loops over tasks.
+/* The ways of multiplying a weight with rows of activations, chosen by weight, ISA and what the caller asks for, and by the
+ * number of rows only where both ways give the same bits. Included by linear and experts, which hold the loops over tasks.
  *
  *     FLOATS        fp32 products, weights decoded on the way or to a panel (tiles.h)
  *     BF16_SUMS     x as one bf16 term or three (bf16.h)
@@ -24,11 +24,14 @@ typedef struct {
 /* x rows packed by one task: whole blocks of every way. */
 #define PACK_ROWS 16
 
-/* The way for w; `terms` is the caller's bf16_terms: 0 decoding, 1 fast, 3 exact prompts. */
-INLINE Way way_for(const Matrix *w, int terms) {
+/* Decoded x rows from which tiles are faster than registers: a tile takes up to 16 at once. */
+#define TILES_FROM_ROWS 5
+
+/* The way for w and about so many x rows; `terms` is the caller's bf16_terms: 0 decoding, 1 fast, 3 exact prompts. */
+INLINE Way way_for(const Matrix *w, int terms, int64_t rows) {
     Way way = {FLOATS, 0};
 #if defined(__AMX_INT8__)
-    if (terms && takes_digit_tiles(w)) return (Way){DIGIT_TILES_WAY, terms == 1 ? 2 : 3};
+    if (takes_digit_tiles(w) && (terms || (rows >= TILES_FROM_ROWS && tiles_equal_rows(w)))) return (Way){DIGIT_TILES_WAY, terms == 1 ? 2 : 3};
 #endif
     if (takes_digits(w)) return (Way){DIGIT_ROWS_WAY, terms == 1 ? 2 : 3};
     way.terms = bf16_terms(w, terms);
