@@ -41,15 +41,19 @@ def greedy(max_tokens: int, speculation: str = "off", draft_tokens: int = 3) -> 
     )
 
 
+def answers(llm: deepzig.LLM, starts: list[list[int]], params: SamplingParams) -> list[deepzig.GenerationResult]:
+    """Served together, each as a tenant of its own: prefix hits change the form of attention, and with it bits."""
+    name = f"{params.speculation} {params.draft_tokens}"
+    generations = [llm.submit(start, params, tenant=f"{name} {i}") for i, start in enumerate(starts)]
+    return [generation.result() for generation in generations]
+
+
 def compare(llm: deepzig.LLM, count: int, max_tokens: int) -> None:
     """Greedy tokens and their log-probabilities, to the bit, in every way; shows acceptance."""
     starts = prompts(llm, count)
-    expected = [llm.submit(start, greedy(max_tokens)) for start in starts]
-    plain = [(result.token_ids, result.logprobs) for result in (each.result() for each in expected)]
+    plain = [(result.token_ids, result.logprobs) for result in answers(llm, starts, greedy(max_tokens))]
     for way, draft_tokens in WAYS:
-        params = greedy(max_tokens, way, draft_tokens)
-        generations = [llm.submit(start, params, tenant=f"{way} {draft_tokens}") for start in starts]  # no prefix hits
-        results = [generation.result() for generation in generations]
+        results = answers(llm, starts, greedy(max_tokens, way, draft_tokens))
         assert [(result.token_ids, result.logprobs) for result in results] == plain
         drafted = sum(result.timings.drafted_tokens for result in results)
         accepted = sum(result.timings.accepted_tokens for result in results)
@@ -66,7 +70,7 @@ def test_greedy_tokens_are_those_without_speculation(stories: deepzig.LLM) -> No
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_greedy_tokens_are_those_without_speculation_for_1000_prompts(stories: deepzig.LLM) -> None:
-    compare(stories, 1000, 100)
+    compare(stories, 1000, 40)
 
 
 @pytest.mark.parametrize(("way", "draft_tokens"), WAYS)

@@ -3,7 +3,7 @@
 #include "ways.h"
 
 int product(const Matrix *w, const float *x, int64_t columns, int wanted, float *out) {
-    const Way way = way_for(w, wanted);
+    const Way way = way_for(w, wanted, columns);
     if (way.kind == FLOATS) return 0;
     const float **rows = malloc(columns * sizeof *rows);
     for (int64_t j = 0; j < columns; j++) rows[j] = x + j * w->k;
