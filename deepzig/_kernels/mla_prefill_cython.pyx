@@ -1,7 +1,7 @@
 """Prompt attention over one tile of expanded keys and values, compiled once per ISA; contract in `mla_prefill.py`.
 
 A task is one head and QUERY_BLOCK queries. KEY_BLOCK keys at a time are packed (k_nope beside k_pe, so that scores are
-one dot product; values side by side, since 16 KB apart they meet in a few sets of a cache); then come TILE_COLUMNS
+one dot product; values side by side, since 16 KB apart they meet in a few sets of a cache); then come MIX_COLUMNS
 queries at a time: scores, running softmax, weighted sum of the values.
 """
 
@@ -14,7 +14,7 @@ from deepzig._kernels._array cimport floats, need_array, need_output, need_size
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._rows cimport exp_row, highest_of
 from deepzig._kernels._tiles cimport (
-    FOR_TASK, Matrix, TILE_COLUMNS, dot_floats, float_matrix, mix_floats, padded, thread_floats,
+    FOR_TASK, Matrix, MIX_COLUMNS, dot_floats, float_matrix, mix_floats, padded, thread_floats,
 )
 
 cnp.import_array()
@@ -96,17 +96,17 @@ cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef int64_t head = task % job.n_heads, start = task // job.n_heads * QUERY_BLOCK, first, count, t
     cdef int64_t stop = min(start + QUERY_BLOCK, job.n_rows), n_keys = min(job.n_keys, job.ahead + stop - 1)
     cdef int64_t width = padded(job.nope + job.rope_dim), value_width = padded(job.value_dim)
-    cdef float* keys = thread_floats(FOR_TASK, (KEY_BLOCK + TILE_COLUMNS) * (width + value_width)
-                                     + TILE_COLUMNS * KEY_BLOCK)
+    cdef float* keys = thread_floats(FOR_TASK, (KEY_BLOCK + MIX_COLUMNS) * (width + value_width)
+                                     + MIX_COLUMNS * KEY_BLOCK)
     cdef float* values = keys + KEY_BLOCK * width
     cdef float* queries = values + KEY_BLOCK * value_width
-    cdef float* sums = queries + TILE_COLUMNS * width
-    cdef float* scores = sums + TILE_COLUMNS * value_width
+    cdef float* sums = queries + MIX_COLUMNS * width
+    cdef float* scores = sums + MIX_COLUMNS * value_width
     cdef Matrix key_matrix, value_matrix
     if keys == NULL:
         job.no_memory = True
         return
-    memset(queries, 0, TILE_COLUMNS * (width + value_width + KEY_BLOCK) * sizeof(float))
+    memset(queries, 0, MIX_COLUMNS * (width + value_width + KEY_BLOCK) * sizeof(float))
     for first from 0 <= first < n_keys by KEY_BLOCK:
         count = min(KEY_BLOCK, n_keys - first)
         pack_keys(job, head, first, count, keys, values)
@@ -114,8 +114,8 @@ cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
         value_matrix = float_matrix(values, count, value_width, value_width)
         t = max(start, first - job.ahead + 1)  # the first query that sees key `first`
         while t < stop:
-            attend(job, head, t, min(TILE_COLUMNS, stop - t), first, &key_matrix, &value_matrix, scores, sums, queries)
-            t += TILE_COLUMNS
+            attend(job, head, t, min(MIX_COLUMNS, stop - t), first, &key_matrix, &value_matrix, scores, sums, queries)
+            t += MIX_COLUMNS
 
 
 def mla_prefill(cnp.ndarray query not None, cnp.ndarray kv not None, cnp.ndarray k_pe not None, int64_t first_query,

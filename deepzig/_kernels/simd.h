@@ -51,6 +51,26 @@ INLINE float vsum(vfloat v) {
 #endif
 }
 
+#if defined(__AVX512F__)
+/* Sixteen sums at once, each by the tree of vsum: lane 4 j + i is the sum of v[4 i + j]. */
+INLINE vfloat vsum16(const vfloat *v) {
+    __m512 eight[8], four[4], two[2];
+    for (int i = 0; i < 8; i++) {
+        __m512 a = (__m512)v[2 * i], b = (__m512)v[2 * i + 1];
+        eight[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+    for (int i = 0; i < 4; i++) {
+        __m512 a = eight[2 * i], b = eight[2 * i + 1];
+        four[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    for (int i = 0; i < 2; i++) {
+        __m512d a = _mm512_castps_pd(four[2 * i]), b = _mm512_castps_pd(four[2 * i + 1]);
+        two[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    return (vfloat)_mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x88), _mm512_shuffle_ps(two[0], two[1], 0xdd));
+}
+#endif
+
 INLINE float vmax(vfloat v) {
     float lane[LANES];
     vstore(lane, v);

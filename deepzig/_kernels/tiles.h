@@ -15,20 +15,25 @@
 
 #include "simd.h"
 
-/* A dot tile holds TILE_ROWS weight rows x TILE_COLUMNS x rows in registers, a mix tile MIX_VECTORS x TILE_COLUMNS. */
+/* A dot tile holds TILE_ROWS weight rows x TILE_COLUMNS x rows in registers. A mix tile holds MIX_COLUMNS rows of
+ * coefficients x MIX_VECTORS vectors, or, for half as many rows and fewer, twice as many vectors. */
 #if defined(__AVX512F__)
 #define TILE_ROWS 4
 #define TILE_COLUMNS 5
-#define MIX_VECTORS 4
+#define MIX_COLUMNS 8
+#define MIX_VECTORS 2
 #elif defined(__AVX2__)
 #define TILE_ROWS 3
 #define TILE_COLUMNS 4
+#define MIX_COLUMNS 4
 #define MIX_VECTORS 2
 #else
 #define TILE_ROWS 2
 #define TILE_COLUMNS 4
+#define MIX_COLUMNS 4
 #define MIX_VECTORS 2
 #endif
+#define FEW_COLUMNS 16 /* x rows that stay in L1 while weight rows pass */
 
 INLINE int64_t padded(int64_t k) { return (k + LANES - 1) / LANES * LANES; }
 
@@ -84,6 +89,18 @@ INLINE void dot_tile(int format, int rows, int columns, const Matrix *w, int64_t
             }
         }
     }
+#if defined(__AVX512F__)
+    if (rows == 4 && columns == 4 && format == F32) {
+        vfloat flat[16];
+        for (int i = 0; i < 16; i++) flat[i] = sum[i / 4][i % 4];
+        const __m512 sums = (__m512)vsum16(flat);
+        _mm_storeu_ps(out, _mm512_castps512_ps128(sums));
+        _mm_storeu_ps(out + out_stride, _mm512_extractf32x4_ps(sums, 1));
+        _mm_storeu_ps(out + 2 * out_stride, _mm512_extractf32x4_ps(sums, 2));
+        _mm_storeu_ps(out + 3 * out_stride, _mm512_extractf32x4_ps(sums, 3));
+        return;
+    }
+#endif
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < columns; j++) out[j * out_stride + i] = nan[i] ? NAN : vsum(sum[i][j]);
 }
@@ -120,9 +137,24 @@ static inline void dot_rows(const Matrix *w, int64_t first, int64_t last, const 
     }
 }
 
+/* The same for float weights and few x rows, which stay in L1: each tile of weight rows meets them four at a time. */
+static inline void dot_few(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t columns, float *out,
+                           int64_t out_stride) {
+    for (int64_t n = first; n < last; n += TILE_ROWS)
+        for (int64_t j = 0; j < columns; j += 4) {
+            const int64_t stop = last - n < TILE_ROWS ? last : n + TILE_ROWS;
+            dot_rows_as(F32, columns - j < 4 ? (int)(columns - j) : 4, w, n, stop, x + j, out + j * out_stride + (n - first),
+                        out_stride);
+        }
+}
+
 /* The same for float weights and any number of x rows. */
 static inline void dot_floats(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t columns, float *out,
                        int64_t out_stride) {
+    if (columns > 1 && columns <= FEW_COLUMNS) {
+        dot_few(w, first, last, x, columns, out, out_stride);
+        return;
+    }
     for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
         int count = columns - j < TILE_COLUMNS ? (int)(columns - j) : TILE_COLUMNS;
         dot_rows_as(F32, count, w, first, last, x + j, out + j * out_stride, out_stride);
@@ -153,16 +185,21 @@ static inline void dot_block(const Matrix *w, int64_t first, int64_t last, const
 
 INLINE void mix_tile(int format, int vectors, int columns, const Matrix *w, int64_t first, int64_t last,
                      const float *const *c, int64_t k, float *out, int64_t out_stride) {
-    vfloat sum[TILE_COLUMNS][MIX_VECTORS];
+    const int64_t groups = (w->k + w->group_size - 1) / w->group_size;
+    vfloat sum[MIX_COLUMNS][4 * MIX_VECTORS];
+    int64_t group[4 * MIX_VECTORS]; /* of each vector, in a row */
+    for (int v = 0; v < vectors; v++) group[v] = (k + v * LANES) / w->group_size;
     for (int j = 0; j < columns; j++)
         for (int v = 0; v < vectors; v++) sum[j][v] = vload(out + j * out_stride + k + v * LANES);
     for (int64_t n = first; n < last; n++) {
         const uint8_t *row = (const uint8_t *)w->codes + n * w->row_bytes;
-        const int64_t scale = first_scale(w, n);
+        const int64_t scale = (w->block_rows == 1 ? n : n / w->block_rows) * groups;
+        vfloat coefficient[MIX_COLUMNS];
+        for (int j = 0; j < columns; j++) coefficient[j] = vset(c[j][n - first]);
         for (int v = 0; v < vectors; v++) {
-            const int64_t at = k + v * LANES;
-            vfloat weight = decode(format, row, at, group_of(format, scale_at(w, scale + at / w->group_size)), w->offset);
-            for (int j = 0; j < columns; j++) sum[j][v] += vset(c[j][n - first]) * weight;
+            Group of = group_of(format, format == F32 ? 1.0f : scale_at(w, scale + group[v]));
+            vfloat weight = decode(format, row, k + v * LANES, of, w->offset);
+            for (int j = 0; j < columns; j++) sum[j][v] += coefficient[j] * weight;
         }
     }
     for (int j = 0; j < columns; j++)
@@ -171,9 +208,10 @@ INLINE void mix_tile(int format, int vectors, int columns, const Matrix *w, int6
 
 INLINE void mix_rows_of(int format, int columns, const Matrix *w, int64_t first, int64_t last, const float *const *c,
                         int64_t width, float *out, int64_t out_stride) {
+    const int vectors = columns == 1 ? 4 * MIX_VECTORS : 2 * columns <= MIX_COLUMNS ? 2 * MIX_VECTORS : MIX_VECTORS;
     int64_t k = 0;
-    for (; k + MIX_VECTORS * LANES <= width; k += MIX_VECTORS * LANES)
-        mix_tile(format, MIX_VECTORS, columns, w, first, last, c, k, out, out_stride);
+    for (; k + vectors * LANES <= width; k += vectors * LANES)
+        mix_tile(format, vectors, columns, w, first, last, c, k, out, out_stride);
     for (; k < width; k += LANES) mix_tile(format, 1, columns, w, first, last, c, k, out, out_stride);
 }
 
@@ -183,12 +221,17 @@ INLINE void mix_rows_as(int format, int columns, const Matrix *w, int64_t first,
     case 1: mix_rows_of(format, 1, w, first, last, c, width, out, out_stride); break;
     case 2: mix_rows_of(format, 2, w, first, last, c, width, out, out_stride); break;
     case 3: mix_rows_of(format, 3, w, first, last, c, width, out, out_stride); break;
+#if MIX_COLUMNS > 4
     case 4: mix_rows_of(format, 4, w, first, last, c, width, out, out_stride); break;
-    default: mix_rows_of(format, TILE_COLUMNS, w, first, last, c, width, out, out_stride);
+    case 5: mix_rows_of(format, 5, w, first, last, c, width, out, out_stride); break;
+    case 6: mix_rows_of(format, 6, w, first, last, c, width, out, out_stride); break;
+    case 7: mix_rows_of(format, 7, w, first, last, c, width, out, out_stride); break;
+#endif
+    default: mix_rows_of(format, MIX_COLUMNS, w, first, last, c, width, out, out_stride);
     }
 }
 
-/* out[j * out_stride + k] += sum_n c[j][n - first] W[n][k] for n in [first, last), k < width, columns <= TILE_COLUMNS;
+/* out[j * out_stride + k] += sum_n c[j][n - first] W[n][k] for n in [first, last), k < width, columns <= MIX_COLUMNS;
  * w must be even and width a multiple of LANES. */
 static inline void mix_rows(const Matrix *w, int64_t first, int64_t last, const float *const *c, int columns, int64_t width,
                      float *out, int64_t out_stride) {
@@ -205,8 +248,8 @@ static inline void mix_rows(const Matrix *w, int64_t first, int64_t last, const 
 /* The same for float weights and any number of rows of coefficients. */
 static inline void mix_floats(const Matrix *w, int64_t first, int64_t last, const float *const *c, int64_t columns,
                        int64_t width, float *out, int64_t out_stride) {
-    for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
-        int count = columns - j < TILE_COLUMNS ? (int)(columns - j) : TILE_COLUMNS;
+    for (int64_t j = 0; j < columns; j += MIX_COLUMNS) {
+        int count = columns - j < MIX_COLUMNS ? (int)(columns - j) : MIX_COLUMNS;
         mix_rows_as(F32, count, w, first, last, c + j, width, out + j * out_stride, out_stride);
     }
 }

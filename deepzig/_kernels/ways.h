@@ -3,6 +3,7 @@
  *
  *     FLOATS        fp32 products, weights decoded on the way or to a panel (tiles.h)
  *     BF16_SUMS     x as one bf16 term or three (bf16.h)
+ *     FP8_ROWS_WAY  x as three bf16 terms side by side in AMX tiles, for decoding (fp8_rows.h)
  *     DIGIT_ROWS    x as digits of whole numbers, in registers (digits.h)
  *     DIGIT_TILES   the same in AMX tiles (digit_tiles.h)
  *
@@ -11,10 +12,10 @@
 #ifndef DEEPZIG_WAYS_H
 #define DEEPZIG_WAYS_H
 
-#include "bf16.h"
 #include "digit_tiles.h"
+#include "fp8_rows.h"
 
-enum { FLOATS, BF16_SUMS, DIGIT_ROWS_WAY, DIGIT_TILES_WAY };
+enum { FLOATS, BF16_SUMS, FP8_ROWS_WAY, DIGIT_ROWS_WAY, DIGIT_TILES_WAY };
 
 typedef struct {
     int kind;
@@ -33,6 +34,7 @@ INLINE Way way_for(const Matrix *w, int terms, int64_t rows) {
 #if defined(__AMX_INT8__)
     if (takes_digit_tiles(w) && (terms || (rows >= TILES_FROM_ROWS && tiles_equal_rows(w)))) return (Way){DIGIT_TILES_WAY, terms == 1 ? 2 : 3};
 #endif
+    if (!terms && takes_fp8_rows(w)) return (Way){FP8_ROWS_WAY, 3};
     if (takes_digits(w)) return (Way){DIGIT_ROWS_WAY, terms == 1 ? 2 : 3};
     way.terms = bf16_terms(w, terms);
     if (way.terms) way.kind = BF16_SUMS;
@@ -51,6 +53,9 @@ INLINE int64_t packed_bytes(Way way, const Matrix *w, int64_t rows) {
     case BF16_SUMS: return (2 * bf16_packed_size(rows, w->k, way.terms) + 63) / 64 * 64;
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
     case DIGIT_ROWS_WAY: return rows * digit_row_bytes(w, way.terms);
+#endif
+#if defined(__AMX_BF16__)
+    case FP8_ROWS_WAY: return fp8_packed_bytes(w, rows);
 #endif
 #if defined(__AMX_INT8__)
     case DIGIT_TILES_WAY:
@@ -72,6 +77,9 @@ static inline void pack_rows(Way way, const Matrix *w, const float *const *x, in
         for (int64_t j = 0; j < rows; j++) pack_digit_row(w, x[j], way.terms, packed + j * digit_row_bytes(w, way.terms));
         break;
 #endif
+#if defined(__AMX_BF16__)
+    case FP8_ROWS_WAY: pack_fp8_rows(w, x, rows, packed); break;
+#endif
 #if defined(__AMX_INT8__)
     case DIGIT_TILES_WAY: pack_digit_blocks(w, x, rows, way.terms, packed, (uint8_t *)space); break;
 #endif
@@ -83,6 +91,9 @@ INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
     switch (way.kind) {
     case FLOATS: return rows * padded(w->k);
     case BF16_SUMS: return bf16_space(w, rows);
+#if defined(__AMX_BF16__)
+    case FP8_ROWS_WAY: return fp8_rows_space(w);
+#endif
 #if defined(__AMX_INT8__)
     case DIGIT_TILES_WAY: return digit_blocks_space(w, rows);
 #endif
@@ -92,7 +103,8 @@ INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
 
 /* Weight rows that a task takes in multiples of. */
 INLINE int64_t row_step(Way way) {
-    const int64_t step = way.kind == BF16_SUMS ? BF16_ROWS : way.kind == DIGIT_TILES_WAY ? 32 : 1;
+    const int64_t step = way.kind == BF16_SUMS ? BF16_ROWS
+                         : way.kind == FP8_ROWS_WAY || way.kind == DIGIT_TILES_WAY ? 32 : 1;
     return step > 2 * TILE_ROWS ? step : 2 * TILE_ROWS;
 }
 
@@ -113,6 +125,9 @@ static inline void multiply(Way way, const Matrix *w, int64_t first, int64_t las
         break;
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
     case DIGIT_ROWS_WAY: digit_rows(w, first, last, packed, rows, way.terms, out, out_stride); break;
+#endif
+#if defined(__AMX_BF16__)
+    case FP8_ROWS_WAY: fp8_rows(w, first, last, packed, rows, out, out_stride, space); break;
 #endif
 #if defined(__AMX_INT8__)
     case DIGIT_TILES_WAY:

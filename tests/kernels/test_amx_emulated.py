@@ -1,4 +1,4 @@
-"""The AMX ways of bf16.h and digit_tiles.h, with their tile instructions in plain C: the arithmetic and the packing.
+"""The AMX ways of bf16.h, fp8_rows.h and digit_tiles.h, with their tile instructions in plain C: the arithmetic and the packing.
 
 On a CPU with AMX the compiled kernels are tested like all others (test_linear.py, test_experts.py); this file says that
 they are right before such a CPU is at hand, wherever there is AVX512-BF16.
@@ -22,7 +22,7 @@ HEADERS = Path(_kernels.__file__).parent
 SOURCE = Path(__file__).parent / "emulation" / "product.c"
 FLAGS = ISAS[ISA_NAMES.index("avx512_bf16")].compiler_flags
 
-BF16_SUMS, DIGIT_TILES = 1, 3  # of ways.h
+BF16_SUMS, FP8_ROWS, DIGIT_TILES = 1, 2, 4  # of ways.h
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_emulated_tiles_match_the_reference(product: ctypes._CFuncPtr, shape: tu
         dequantize_reference(weight, 0, decoded, n_threads=1)
         expected = x.astype(np.float64) @ decoded.T.astype(np.float64)
         magnitude = np.abs(x) @ np.abs(decoded.T)
-        for wanted, tolerance in ((1, 1e-2), (3, 1e-6)):
+        for wanted, tolerance in ((0, 1e-6), (1, 1e-2), (3, 1e-6)):
             out = np.full(expected.shape, np.nan, np.float32)
             way = product(
                 ctypes.c_void_p(weight.descriptor.ctypes.data), ctypes.c_void_p(x.ctypes.data),
@@ -59,5 +59,7 @@ def test_emulated_tiles_match_the_reference(product: ctypes._CFuncPtr, shape: tu
                 assert np.all(np.abs(out - expected) <= tolerance * magnitude + 1e-30)
                 ways.add((weight.format, way))
     assert {("bf16", BF16_SUMS), ("fp8", BF16_SUMS)} <= ways
+    if shape[1] % 64 == 0:
+        assert ("fp8", FP8_ROWS) in ways
     if shape[1] % 128 == 0:
         assert {("int8", DIGIT_TILES), ("int4", DIGIT_TILES)} <= ways

@@ -1,4 +1,4 @@
-/* The tile instructions that bf16.h and digit_tiles.h use, in plain C: their AMX ways can be tested on CPUs without AMX. */
+/* The tile instructions of bf16.h, fp8_rows.h and digit_tiles.h in plain C: their AMX ways are tested on any CPU. */
 #define __AMX_TILE__ 1
 #define __AMX_BF16__ 1
 #define __AMX_INT8__ 1
@@ -7,6 +7,9 @@
 #include <string.h>
 
 static uint8_t tile_memory[8][16][64];
+static uint16_t tile_row_bytes[8]; /* columns beyond are neither loaded nor stored */
+
+static void emulated_config(const void *config) { memcpy(tile_row_bytes, (const uint8_t *)config + 16, 16); }
 
 static float bf16_value(uint16_t bits) {
     uint32_t wide = (uint32_t)bits << 16;
@@ -16,11 +19,13 @@ static float bf16_value(uint16_t bits) {
 }
 
 static void emulated_load(int tile, const void *base, int64_t stride) {
-    for (int row = 0; row < 16; row++) memcpy(tile_memory[tile][row], (const uint8_t *)base + row * stride, 64);
+    memset(tile_memory[tile], 0, 1024);
+    for (int row = 0; row < 16; row++)
+        memcpy(tile_memory[tile][row], (const uint8_t *)base + row * stride, tile_row_bytes[tile]);
 }
 
 static void emulated_store(int tile, void *base, int64_t stride) {
-    for (int row = 0; row < 16; row++) memcpy((uint8_t *)base + row * stride, tile_memory[tile][row], 64);
+    for (int row = 0; row < 16; row++) memcpy((uint8_t *)base + row * stride, tile_memory[tile][row], tile_row_bytes[tile]);
 }
 
 /* C[m][n] += A[m][2k] B[k][2n] + A[m][2k + 1] B[k][2n + 1] (Intel SDM, TDPBF16PS) */
@@ -52,7 +57,7 @@ static void emulated_dot_bytes(int c, int a, int b) {
 #undef _tile_stored
 #undef _tile_dpbf16ps
 #undef _tile_dpbssd
-#define _tile_loadconfig(config) ((void)(config))
+#define _tile_loadconfig emulated_config
 #define _tile_release() ((void)0)
 #define _tile_zero(tile) memset(tile_memory[tile], 0, 1024)
 #define _tile_loadd emulated_load
