@@ -52,7 +52,7 @@ def run_stories(n_threads: int) -> ModelRun:
 def _forced_ways() -> Iterator[tuple[str, str]]:
     """Environment variables and values, for ways of `linear` that are below the picked one and run here."""
     if ACTIVE["linear"] != "blas":
-        yield "DEEPZIG_KERNEL", "linear:blas"
+        yield "DEEPZIG_KERNEL", "linear:blas,experts:blas"
     picked = ACTIVE["linear"].removeprefix("cython/")
     for isa in LOWER_ISAS:
         if picked in ISA_NAMES and ISA_NAMES.index(isa) < ISA_NAMES.index(picked) and not missing_flags(isa):

@@ -6,6 +6,7 @@ Called by `model`, `engine` and `checkpoint`; calls nothing above `errors`. A ke
 
 from deepzig._kernels._pick import (
     ACTIVE,
+    FOR_PROMPTS,
     REGISTRY,
     BuildReport,
     Kernel,
@@ -13,6 +14,7 @@ from deepzig._kernels._pick import (
     build_report,
     implementations,
     pick,
+    pick_for_prompts,
     table,
 )
 
@@ -30,8 +32,13 @@ softmax = pick("softmax")
 swiglu = pick("swiglu")
 top_tokens = pick("top_tokens")
 
+# The same for rows of prompts, where bf16_terms is not 0.
+prompt_experts = pick_for_prompts("experts", blas_below="avx512")
+prompt_linear = pick_for_prompts("linear", blas_below="amx")
+
 __all__ = [
     "ACTIVE",
+    "FOR_PROMPTS",
     "REGISTRY",
     "BuildReport",
     "Kernel",
@@ -46,6 +53,8 @@ __all__ = [
     "linear",
     "mla_decode",
     "mla_prefill",
+    "prompt_experts",
+    "prompt_linear",
     "rms_norm",
     "rope",
     "softmax",

@@ -1,7 +1,7 @@
 """Chooses one implementation per kernel, once, when `deepzig._kernels` is imported.
 
-Called by `_kernels/__init__.py` (`pick`), by tests and bench (`implementations`) and by `deepzig kernels` (`table`,
-`build_report`). Reads DEEPZIG_ISA and DEEPZIG_KERNEL; knows nothing of what the kernels compute.
+Called by `_kernels/__init__.py` (`pick`, `pick_for_prompts`), by tests and bench (`implementations`) and by `deepzig
+kernels` (`table`, `build_report`). Reads DEEPZIG_ISA and DEEPZIG_KERNEL; knows nothing of what the kernels compute.
 
 An implementation is a module beside the contract `<stem>.py`, with one function named like the stem:
 `<stem>_cython_<isa>` (label "cython/<isa>"), `<stem>_numba` and other portable ones (label "numba", "blas", ...), and
@@ -62,6 +62,7 @@ class KernelRow:
 
     stem: str
     runs: str
+    prompts: str  # what runs for rows of prompts; mostly the same
     available: tuple[str, ...]
     forced_by: str | None
 
@@ -76,6 +77,7 @@ class BuildReport:
 
 REGISTRY: dict[str, Kernel] = {}
 ACTIVE: dict[str, str] = {}
+FOR_PROMPTS: dict[str, str] = {}  # where prompts have another implementation
 
 
 @functools.cache
@@ -230,6 +232,28 @@ def pick(stem: str) -> Implementation:
     return _load(stem, label)
 
 
+def pick_for_prompts(stem: str, *, blas_below: str) -> Implementation:
+    """The implementation of a picked kernel for rows of prompts, called with bf16_terms 1 or 3.
+
+    It is BLAS unless one is forced or the picked one is compiled for `blas_below` or better, whose own products of so
+    many rows are measured to be faster (docs/log.md). One bf16 term is left to a CPU that has instructions for it.
+    """
+    picked, label = _load(stem, ACTIVE[stem]), ACTIVE[stem]
+    isa = ISA_NAMES.index(label.removeprefix("cython/")) if label.startswith("cython/") else 0
+    if stem in _forced() or label == "reference" or isa >= ISA_NAMES.index(blas_below):
+        return picked
+    FOR_PROMPTS[stem] = "blas"
+    blas = _load(stem, "blas")
+    if label != "cython/avx512_bf16":
+        return blas
+    FOR_PROMPTS[stem] = f"blas, fast: {label}"
+
+    def by_terms(*arguments: Any, bf16_terms: int, n_threads: int) -> None:
+        (picked if bf16_terms == 1 else blas)(*arguments, bf16_terms=bf16_terms, n_threads=n_threads)
+
+    return by_terms
+
+
 def _available(kernel: Kernel) -> tuple[str, ...]:
     portable = [name for name in reversed(kernel.portable) if _has_portable(kernel, name)]
     return ("reference", *portable, *(f"cython/{isa}" for isa in reversed(_runnable_isas(kernel))))
@@ -245,5 +269,6 @@ def table() -> list[KernelRow]:
     rows = []
     for stem, kernel in REGISTRY.items():
         forced_by = "DEEPZIG_KERNEL" if stem in _forced() else "DEEPZIG_ISA" if os.environ.get("DEEPZIG_ISA") else None
-        rows.append(KernelRow(stem, ACTIVE[stem], _available(kernel), forced_by))
+        prompts = FOR_PROMPTS.get(stem, ACTIVE[stem])
+        rows.append(KernelRow(stem, ACTIVE[stem], prompts, _available(kernel), forced_by))
     return rows

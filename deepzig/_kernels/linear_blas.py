@@ -21,7 +21,7 @@ from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels._park import park
 from deepzig._kernels.weight import Weight
 
-PANEL_BYTES = 2 << 20  # floats of a panel
+PANEL_BYTES = 1 << 20  # floats of a panel
 
 _limiting = threading.Lock()
 
@@ -68,22 +68,38 @@ _panel = _Panel()
 
 def _multiply_panels(first: int, stop: int, x: np.ndarray, weight: Weight, panel_rows: int, out: np.ndarray) -> None:
     """Panels [first, stop), each of panel_rows rows of the weight."""
-    n_rows, n_columns = weight.shape
+    n_rows = weight.shape[0]
     for row in range(first * panel_rows, min(stop * panel_rows, n_rows), panel_rows):
         last = min(row + panel_rows, n_rows)
-        if weight.format == "f32":
-            panel = weight.codes[row:last, :n_columns]
-        else:
-            panel = _panel.of_shape(last - row, n_columns)
-            _kernels.dequantize(weight, row, panel, n_threads=1)
-        np.matmul(x, panel.T, out=out[:, row:last])
+        np.matmul(x, _panel_of(weight, row, last).T, out=out[:, row:last])
+
+
+def _panel_rows(weight: Weight) -> int:
+    return max(16, PANEL_BYTES // (4 * max(1, weight.shape[1])))
+
+
+def multiply_columns(weight: Weight, columns: np.ndarray, out: np.ndarray) -> None:
+    """out f32 (N, S) = weight (N, K) times columns f32 (K, S), on this thread alone; within `one_blas_thread`."""
+    panel_rows = _panel_rows(weight)
+    for row in range(0, weight.shape[0], panel_rows):
+        last = min(row + panel_rows, weight.shape[0])
+        np.matmul(_panel_of(weight, row, last), columns, out=out[row:last])
+
+
+def _panel_of(weight: Weight, first: int, last: int) -> np.ndarray:
+    """Rows [first, last) as floats; the thread's next panel takes their place."""
+    if weight.format == "f32":
+        return weight.codes[first:last, : weight.shape[1]]
+    panel = _panel.of_shape(last - first, weight.shape[1])
+    _kernels.dequantize(weight, first, panel, n_threads=1)
+    return panel
 
 
 def linear(x: np.ndarray, weight: Weight, out: np.ndarray, *, bf16_terms: int = 0, n_threads: int) -> None:
     n_rows, n_columns = weight.shape
     need(x, "x", np.float32, None, n_columns)
     need_output(out, "out", len(x), n_rows)
-    panel_rows = max(16, PANEL_BYTES // (4 * max(1, n_columns)))
+    panel_rows = _panel_rows(weight)
     threads = threads_for(n_threads, x.shape[0] * n_rows * n_columns)
     park()
     with one_blas_thread():

@@ -31,7 +31,13 @@ def kernels(as_json: bool) -> None:
     rows = _kernels.table()
     if as_json:
         shown = [
-            {"kernel": row.stem, "runs": row.runs, "available": list(row.available), "forced_by": row.forced_by}
+            {
+                "kernel": row.stem,
+                "runs": row.runs,
+                "prompts": row.prompts,
+                "available": list(row.available),
+                "forced_by": row.forced_by,
+            }
             for row in rows
         ]
         click.echo(json.dumps({"kernels": shown, "problem": report.problem, "not_built": report.not_built}))
@@ -49,7 +55,8 @@ def print_table(rows: "list[KernelRow]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("kernel", "runs", "available", "forced by", box=None, pad_edge=False)
+    table = Table("kernel", "runs", "prompts", "available", "forced by", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(row.stem, row.runs, " ".join(row.available), row.forced_by or "-")
+        prompts = row.prompts if row.prompts != row.runs else ""
+        table.add_row(row.stem, row.runs, prompts, " ".join(row.available), row.forced_by or "-")
     Console(width=None if sys.stdout.isatty() else UNWRAPPED).print(table)

@@ -14,7 +14,7 @@ from deepzig.engine.prefix import PrefixTree
 from deepzig.engine.request import Branch
 from deepzig.model.cache import PAGE_SIZE, LatentCache
 
-PREFILL_CHUNK = 512  # tokens of a piece of a prompt: enough that each expert's weights serve many of them
+PREFILL_CHUNK = 1024  # tokens of a piece of a prompt: enough that each expert's weights serve many of them
 MAX_RUNNING = 64  # branches that are decoded together
 
 

@@ -17,7 +17,7 @@ from deepzig.model.cache import PAGE_SIZE, LatentCache, Rows
 from deepzig.model.rotary import RotaryEmbedding
 from deepzig.model.workspace import Workspace
 
-KEPT_WORKSPACES = 8  # workspaces that are kept; decoding alternates between few numbers of rows
+KEPT_ROWS = 1280  # of all workspaces that are kept: a large prompt's, or those between which decoding alternates
 
 Observer = Callable[[int, np.ndarray, Workspace], None]  # (layer or -1 for the embedding, hidden (T, D), workspace)
 
@@ -142,6 +142,6 @@ class DeepseekModel:
         key = (rows.n_rows, self._prompt_terms if rows.is_prompt else 0)
         space = self._workspaces.pop(key, None) or Workspace(self.config, *key)
         self._workspaces[key] = space  # most recently used last
-        if len(self._workspaces) > KEPT_WORKSPACES:
+        while len(self._workspaces) > 1 and sum(n_rows for n_rows, _ in self._workspaces) > KEPT_ROWS:
             self._workspaces.pop(next(iter(self._workspaces)))
         return space

@@ -21,7 +21,8 @@ class Linear:
 
     def __call__(self, x: np.ndarray, out: np.ndarray, bf16_terms: int = 0) -> np.ndarray:
         """x f32 (T, K) -> out f32 (T, N), returned. Rows contiguous; row strides are free. bf16_terms as the kernel."""
-        _kernels.linear(x, self.weight, out, bf16_terms=bf16_terms, n_threads=self._n_threads)
+        multiply = _kernels.prompt_linear if bf16_terms else _kernels.linear
+        multiply(x, self.weight, out, bf16_terms=bf16_terms, n_threads=self._n_threads)
         if self.bias is not None:
             out += self.bias
         return out

@@ -51,7 +51,8 @@ class MoE:
     def __call__(self, x: np.ndarray, space: Workspace, out: np.ndarray) -> np.ndarray:
         """x f32 (T, D) -> out f32 (T, D), returned."""
         topk_idx, topk_weight = self.route(x, space)
-        _kernels.experts(
+        multiply = _kernels.prompt_experts if space.bf16_terms else _kernels.experts
+        multiply(
             x,
             topk_idx,
             topk_weight,
