@@ -32,7 +32,8 @@ typedef struct {
 INLINE Way way_for(const Matrix *w, int terms, int64_t rows) {
     Way way = {FLOATS, 0};
 #if defined(__AMX_INT8__)
-    if (takes_digit_tiles(w) && (terms || (rows >= TILES_FROM_ROWS && tiles_equal_rows(w)))) return (Way){DIGIT_TILES_WAY, terms == 1 ? 2 : 3};
+    if (takes_digit_tiles(w) && (terms || (rows >= TILES_FROM_ROWS && tiles_equal_rows(w))))
+        return (Way){DIGIT_TILES_WAY, terms == 1 ? 2 : 3};
 #endif
     if (!terms && takes_fp8_rows(w)) return (Way){FP8_ROWS_WAY, 3};
     if (takes_digits(w)) return (Way){DIGIT_ROWS_WAY, terms == 1 ? 2 : 3};
