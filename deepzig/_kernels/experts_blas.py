@@ -29,10 +29,12 @@ def experts(
     bf16_terms: int = 0,
     n_threads: int,
 ) -> None:
+    need(topk_idx, "topk_idx", np.int32, None, None)
     n_tokens, n_slots = topk_idx.shape
     hidden_size, intermediate_size = weights.hidden_size, weights.intermediate_size
     need(x, "x", np.float32, n_tokens, hidden_size)
     need(topk_weight, "topk_weight", np.float32, n_tokens, n_slots)
+    need_output(scratch, "scratch", None)
     need_output(out, "out", n_tokens, hidden_size)
     if scratch.size < n_tokens * n_slots * hidden_size:
         raise ValueError(f"scratch has {scratch.size} floats, fewer than experts.scratch_size")

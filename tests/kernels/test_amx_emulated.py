@@ -1,4 +1,4 @@
-"""The AMX ways of bf16.h, fp8_rows.h and digit_tiles.h, with their tile instructions in plain C: the arithmetic and the packing.
+"""The AMX ways of bf16.h, fp8_rows.h and digit_tiles.h, with tile instructions in plain C: arithmetic and packing.
 
 On a CPU with AMX the compiled kernels are tested like all others (test_linear.py, test_experts.py); this file says that
 they are right before such a CPU is at hand, wherever there is AVX512-BF16.
