@@ -16,7 +16,7 @@ def test_table_has_a_line_for_each_kernel(run: Run) -> None:
     result = run("kernels")
     assert result.exit_code == 0
     header, *lines = result.stdout.splitlines()
-    assert header.split() == ["kernel", "runs", "available", "forced", "by"]
+    assert header.split() == ["kernel", "runs", "prompts", "available", "forced", "by"]
     assert [line.split()[:2] for line in lines] == [[row.stem, row.runs] for row in _kernels.table()]
 
 
