@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import deepzig
+from deepzig.engine import scheduler
 from deepzig.engine.engine import Engine
 from deepzig.engine.request import Request
 from deepzig.engine.sampling import SamplingParams
-from deepzig.engine.scheduler import PREFILL_CHUNK
 from deepzig.errors import ContextLengthError, NonFiniteLogitsError, RequestError
 from deepzig.model.cache import PAGE_SIZE
 from deepzig.model.deepseek import DeepseekModel
@@ -213,14 +213,17 @@ def test_preempted_branches_come_back_with_the_same_answer(exact_model: Deepseek
     assert engine.stats().preemptions > 0 and held_by_prefixes_alone(engine)
 
 
-def test_short_prompts_are_read_together_and_pieces_do_not_depend_on_company(model: DeepseekModel) -> None:
+def test_short_prompts_are_read_together_and_pieces_do_not_depend_on_company(
+    model: DeepseekModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "PREFILL_CHUNK", 512)
     engine = Engine(model, 8192)
     short = [submit(engine, some_ids(50, seed), greedy(2)) for seed in range(9)]
     long = submit(engine, some_ids(700, 10), greedy(2))
     engine.step()
     assert [request.n_read for request in short] == [50] * 9 and long.n_read == 0
     engine.step()
-    assert long.n_read == PREFILL_CHUNK
+    assert long.n_read == 512
     run_all(engine)
     assert answer(long) == answer_of(Engine(model, 1024), some_ids(700, 10), 2)
 
