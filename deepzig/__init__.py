@@ -14,10 +14,9 @@ from deepzig import errors
 
 if TYPE_CHECKING:
     from deepzig.config import ModelConfig
-    from deepzig.engine.engine import EngineStats
     from deepzig.engine.generation import Generation
     from deepzig.engine.llm import LLM, load
-    from deepzig.engine.results import Choice, GenerationResult, Progress, StreamChunk, Timings
+    from deepzig.engine.results import Choice, EngineStats, GenerationResult, Progress, StreamChunk, Timings
     from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
     from deepzig.engine.trace import Trace
 
@@ -25,7 +24,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Choice": "deepzig.engine.results",
-    "EngineStats": "deepzig.engine.engine",
+    "EngineStats": "deepzig.engine.results",
     "Generation": "deepzig.engine.generation",
     "GenerationResult": "deepzig.engine.results",
     "LLM": "deepzig.engine.llm",

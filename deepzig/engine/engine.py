@@ -6,7 +6,6 @@ several threads. Knows nothing of text or HTTP.
 
 import time
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,30 +15,13 @@ from deepzig.engine.context_shift import KEPT_PAGES, ContextShift
 from deepzig.engine.drafting import block_tables
 from deepzig.engine.prompt_cache import PromptCache
 from deepzig.engine.request import Branch, Request, TokenEvent
+from deepzig.engine.results import EngineStats
 from deepzig.engine.sampling import Sampler, SamplingParams, TokenConstraint, check_finite
 from deepzig.engine.scheduler import MAX_RUNNING, Scheduler
 from deepzig.engine.speculation import Speculator
 from deepzig.errors import ContextLengthError, RequestError
 from deepzig.model.cache import PAGE_SIZE, Rows
 from deepzig.model.deepseek import DeepseekModel, Observer
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """Counts since the model was loaded, and what is held now."""
-
-    n_waiting: int  # branches in the queue
-    n_running: int  # branches that are read or decoded
-    n_pages: int  # of the latent cache
-    n_held_pages: int  # by running branches or kept prefixes
-    n_prefix_pages: int  # by kept prefixes
-    tokens_prompt: int  # of prompts that have been read
-    tokens_cached: int  # of them, taken from an earlier request
-    tokens_decoded: int
-    tokens_drafted: int  # guesses ahead
-    tokens_accepted: int  # of them, chosen by the model too
-    preemptions: int
-    finished: dict[str, int]  # requests by reason: stop, length, cancelled, error
 
 
 class Engine:

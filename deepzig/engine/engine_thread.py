@@ -10,8 +10,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from deepzig.engine.engine import Engine, EngineStats
+from deepzig.engine.engine import Engine
 from deepzig.engine.request import Request
+from deepzig.engine.results import EngineStats
 from deepzig.errors import QueueFullError, RequestError
 
 MAX_WAITING = 1024  # requests that wait

@@ -18,12 +18,12 @@ from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.model_names import find_model
 from deepzig.config import ModelConfig
 from deepzig.engine.defaults import GenerationDefaults
-from deepzig.engine.engine import Engine, EngineStats
+from deepzig.engine.engine import Engine
 from deepzig.engine.engine_thread import EngineThread
 from deepzig.engine.expert_load import ExpertLoad
 from deepzig.engine.generation import Generation
 from deepzig.engine.prompt_cache import PromptCache, hash_of_model
-from deepzig.engine.results import GenerationResult, StreamChunk
+from deepzig.engine.results import EngineStats, GenerationResult, StreamChunk
 from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
 from deepzig.engine.scheduler import MAX_RUNNING, PREFILL_CHUNK
 from deepzig.engine.trace import Trace, trace_text

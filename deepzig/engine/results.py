@@ -1,4 +1,4 @@
-"""What a generation gives back. Made by `generation` and `llm`, read by users, `cli` and `server`."""
+"""What a generation and the engine give back. Made by `generation`, `llm`, `engine`; read by users, `cli`, `server`."""
 
 from dataclasses import dataclass
 
@@ -83,3 +83,21 @@ class Progress:
     prompt_tokens: int
     prompt_tokens_done: int  # read or found in the cache
     cached_tokens: int  # of them, found in the cache
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counts since the model was loaded, and what is held now."""
+
+    n_waiting: int  # branches in the queue
+    n_running: int  # branches that are read or decoded
+    n_pages: int  # of the latent cache
+    n_held_pages: int  # by running branches or kept prefixes
+    n_prefix_pages: int  # by kept prefixes
+    tokens_prompt: int  # of prompts that have been read
+    tokens_cached: int  # of them, taken from an earlier request
+    tokens_decoded: int
+    tokens_drafted: int  # guesses ahead
+    tokens_accepted: int  # of them, chosen by the model too
+    preemptions: int
+    finished: dict[str, int]  # requests by reason: stop, length, cancelled, error

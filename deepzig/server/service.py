@@ -3,9 +3,9 @@
 import threading
 from collections.abc import Callable
 
-from deepzig.engine.engine import EngineStats
 from deepzig.engine.expert_load import ExpertLoad
 from deepzig.engine.llm import LLM
+from deepzig.engine.results import EngineStats
 from deepzig.server.failures import ApiError
 from deepzig.server.metrics import Metrics
 from deepzig.server.run import RunBoard
