@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepzig.cli.options import cache_options, compute_options, json_option, model_folder, model_option
+from deepzig.cli.sampling_options import sampling_options, sampling_params
+from deepzig.cli.statistics import statistics_line
 
 if TYPE_CHECKING:
     from deepzig.engine.llm import LLM
     from deepzig.engine.results import GenerationResult
     from deepzig.engine.sampling import SamplingParams
 
-MODEL_DEFAULT = "[default: the model's]"
 EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
 
 Request = str | list[dict[str, str]]
@@ -31,23 +32,13 @@ Request = str | list[dict[str, str]]
     "-f", "--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Read the prompt from a file."
 )
 @click.option("--chat", is_flag=True, help="Put the prompt through the model's chat template, as a user's message.")
-@click.option("--max-tokens", type=int, metavar="N", help="Most tokens to generate.  [default: 256]")
-@click.option("--temperature", type=float, metavar="T", help=f"0: always the likeliest token.  {MODEL_DEFAULT}")
-@click.option("--top-k", type=int, metavar="K", help=f"Choose among the K likeliest; 0: among all.  {MODEL_DEFAULT}")
-@click.option("--top-p", type=float, metavar="P", help=f"Choose among the likeliest with P together.  {MODEL_DEFAULT}")
-@click.option("--min-p", type=float, metavar="P", help="Leave out tokens less likely than P times the likeliest.")
-@click.option("--repetition-penalty", type=float, metavar="X", help="Above 1: what the text has gets less likely.")
-@click.option("--presence-penalty", type=float, metavar="X", help="Taken from the logits of tokens the answer has.")
-@click.option("--frequency-penalty", type=float, metavar="X", help="The same, for each time that it has them.")
-@click.option("--seed", type=int, metavar="S", help="The same seed gives the same text.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be given several times.")
+@sampling_options(most="256")
 @click.option("--num-beams", type=int, metavar="N", help="Above 1: beam search for the likeliest text; no sampling.")
 @click.option("--length-penalty", type=float, metavar="X", help="Of beams: above 0 favours long texts.  [default: 1.0]")
 @click.option(
     "--early-stopping", type=click.Choice(list(EARLY_STOPPING)), callback=lambda _c, _p, word: EARLY_STOPPING.get(word),
     help="End a beam search with N texts, when better ones are unlikely, or impossible.  [default: false]",
 )  # fmt: skip
-@click.option("--ignore-eos", is_flag=True, help="Go on past the model's end of text.")
 @click.option("--logprobs", type=int, metavar="N", help="With --json: log-probabilities, with the N likeliest.")
 @json_option
 @compute_options
@@ -82,9 +73,8 @@ def generate(
     text = read_prompt(prompt, file)
 
     from deepzig.engine.llm import load
-    from deepzig.engine.sampling import SamplingParams
 
-    params = SamplingParams(**{name: value for name, value in sampling.items() if value not in (None, ())})
+    params = sampling_params(sampling)
     model_folder(model)
     llm = load(
         model,
@@ -157,19 +147,3 @@ def as_object(model: str, prompt: str, result: "GenerationResult") -> dict[str, 
     if result.logprobs is not None:
         shown["logprobs"] = [dataclasses.asdict(entry) for entry in result.logprobs]
     return shown
-
-
-def statistics_line(result: "GenerationResult") -> str:
-    """Tokens and speed of the prompt and of the answer, for people."""
-    timings = result.timings
-    new_tokens = timings.prompt_tokens - timings.cached_tokens
-    return (
-        f"prompt {timings.prompt_tokens} tokens, {_rate(new_tokens, timings.prompt_s)}; "
-        f"first token after {timings.first_token_s:.2f} s; "
-        f"answer {len(result.token_ids)} tokens, {_rate(timings.decode_tokens, timings.decode_s)}"
-        + (f"; {result.n_shifted} old tokens dropped" if result.n_shifted else "")
-    )
-
-
-def _rate(tokens: int, seconds: float) -> str:
-    return f"{tokens / seconds:.1f} tok/s" if seconds > 0 else "- tok/s"
