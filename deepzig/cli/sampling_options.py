@@ -29,7 +29,8 @@ _OPTIONS: tuple[Decorator, ...] = (
 
 def sampling_options(*, most: str) -> Decorator:
     """Add the options that `sampling_params` makes parameters of. most: what --max-tokens is without being given."""
-    limit = click.option("--max-tokens", type=int, metavar="N", help=f"Most tokens to generate.  [default: {most}]")
+    most_help = f"Most tokens to generate.  [default: {most}]"
+    limit: Decorator = click.option("--max-tokens", type=int, metavar="N", help=most_help)
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed((limit, *_OPTIONS)):
