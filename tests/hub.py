@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,9 +16,10 @@ COMMIT = "c" * 40
 
 
 class FakeHub:
-    """Serves one folder as the model `org/tiny`, branch main, tag v1."""
+    """Serves one folder as the model `org/tiny`, or under other names, branch main, tag v1."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, names: Collection[str] = ("org/tiny",)) -> None:
+        self.names = names
         paths = [path for path in directory.rglob("*") if path.is_file()]
         self.files = {str(path.relative_to(directory)): path.read_bytes() for path in paths}
         self.stated_sizes: dict[str, int] = {}  # where they differ from the truth
@@ -47,14 +48,16 @@ class FakeHub:
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = request.path.partition("?")[0]
         self.requests.append((request.command, path, request.headers.get("Range", "")))
-        api = re.fullmatch(r"/api/models/org/tiny/revision/(.+)", path)
-        file = re.fullmatch(r"/org/tiny/resolve/([^/]+)/(.+)", path)
-        if api and api[1] in ("main", "v1", COMMIT):
-            self._send(request, json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": self._siblings()}).encode())
-        elif file and file[1] in ("main", "v1", COMMIT) and file[2] in self.files:
+        name = "/".join(re.sub("^/api/models", "", path).split("/")[1:3])
+        api = re.fullmatch(rf"/api/models/{name}/revision/(.+)", path)
+        file = re.fullmatch(rf"/{name}/resolve/([^/]+)/(.+)", path)
+        is_known = name in self.names
+        if api and is_known and api[1] in ("main", "v1", COMMIT):
+            self._send(request, json.dumps({"id": name, "sha": COMMIT, "siblings": self._siblings()}).encode())
+        elif file and is_known and file[1] in ("main", "v1", COMMIT) and file[2] in self.files:
             self._send_file(request, file[2])
         else:
-            code = "RevisionNotFound" if "/org/tiny/" in path else "RepoNotFound"
+            code = "RevisionNotFound" if is_known else "RepoNotFound"
             self._send(request, b"", 404, {"X-Error-Code": code})
 
     def _siblings(self) -> list[dict[str, object]]:
@@ -90,9 +93,11 @@ class FakeHub:
 
 
 @contextmanager
-def fake_hub(directory: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+def fake_hub(
+    directory: Path, home: Path, monkeypatch: pytest.MonkeyPatch, names: Collection[str] = ("org/tiny",)
+) -> Iterator[FakeHub]:
     """A hub that runs, and huggingface_hub turned to it, with an empty cache in `home`."""
-    hub = FakeHub(directory)
+    hub = FakeHub(directory, names)
     thread = threading.Thread(target=hub.server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     monkeypatch.setenv("HF_ENDPOINT", hub.address)  # for processes; here it was read when the package was imported

@@ -2,15 +2,12 @@
 
 import re
 import runpy
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 import deepzig
-from deepzig.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,42 +54,6 @@ def test_every_variable_is_in_the_table() -> None:
     assert [name for name in sorted(named) if f"`{name}`" not in table] == []
 
 
-def commands_of(document: Path) -> list[str]:
-    """Lines of a document's code that call deepzig."""
-    lines = document.read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.startswith("    deepzig ") or line.startswith("$ deepzig ")]
-
-
-@pytest.mark.parametrize("line", [line for document in DOCUMENTS for line in commands_of(document)])
-def test_commands_in_documents_exist(line: str) -> None:
-    _, command, *arguments = shlex.split(line.removeprefix("$ "), comments=True)
-    assert command in COMMANDS
-    group_context = main.make_context("deepzig", [command], resilient_parsing=True)
-    parsed = main.get_command(group_context, command)
-    assert parsed is not None
-    known = {name for parameter in parsed.params for name in parameter.opts}
-    assert {argument for argument in arguments if re.fullmatch(r"--?[a-z][\w-]*", argument)} <= known
-
-
-README_COMMANDS = commands_of(ROOT / "README.md")
-
-
-@pytest.mark.parametrize("line", [line for line in README_COMMANDS if "-m " not in line and "./" not in line])
-def test_commands_of_the_readme_run_on_the_bundled_model(line: str) -> None:
-    result = CliRunner().invoke(main, shlex.split(line, comments=True)[1:])
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout.strip()
-
-
-def test_python_snippet_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(compile(snippet, "README.md", "exec"), names)
-    result = names["result"]
-    assert result.text and capsys.readouterr().out.count(result.text) == 2
-    assert names["logits"].shape == (3, names["llm"].config.vocab_size)
-
-
 def test_public_names_are_there() -> None:
     assert all(getattr(deepzig, name) is not None for name in deepzig.__all__)
 
@@ -103,7 +64,44 @@ def test_changelog_and_package_agree_on_the_version() -> None:
     assert f'version = "{deepzig.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
+ANCHORED = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+def prose(document: Path) -> str:
+    """A document without its code."""
+    return re.sub(
+        r"^```.*?^```$|^    .*?$|`[^`\n]+`", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+
+
+def anchors(document: Path) -> set[str]:
+    """What GitHub makes of the headings: small letters, words joined by hyphens, no punctuation."""
+    fenceless = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", fenceless, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(document: Path) -> list[str]:
+    broken = []
+    for link, anchor in ANCHORED.findall(prose(document)):
+        target = document.parent / link if link else document
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(f"{link}#{anchor}" if anchor else link)
+    return broken
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_between_documents_lead_somewhere(document: Path) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8"))
-    assert [link for link in links if not (document.parent / link).exists()] == []
+    assert broken_links(document) == []
+
+
+def test_a_link_to_a_missing_file_or_heading_is_found(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("# The `b` page, in short\n```\n# no heading\n```\n", encoding="utf-8")
+    page = tmp_path / "a.md"
+    page.write_text("[a](b.md#the-b-page-in-short) [b](c.md) [c](b.md#no-heading) [d](#nowhere) `[e](f.md)`", "utf-8")
+    assert broken_links(page) == ["c.md", "b.md#no-heading", "#nowhere"]
+
+
+def test_every_page_is_in_the_index() -> None:
+    linked = {link for link, _ in ANCHORED.findall(README)}
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= linked

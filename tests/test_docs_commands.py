@@ -1,0 +1,158 @@
+"""Every command and Python snippet of the documents is run on the bundled model, or stands in NOT_RUN with a reason."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from deepzig.cli import main
+from tests.hub import fake_hub
+from tools.snippets import (
+    BUNDLED,
+    STAND_IN_REPOSITORIES,
+    Snippet,
+    Walk,
+    path_with,
+    prepare,
+    snippets_of,
+    without_shell,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PROGRAMS = {"deepzig", "python", "curl", "make", "pip"}
+LANGUAGES = {"sh", "console", "python", "json", "markdown"}
+
+# Commands that this test does not run, and why. A line ends where its comment begins.
+NOT_RUN = {
+    "pip install .": "installs; make test-install does",
+    ".venv/bin/pip install torch==2.13.0 transformers==5.23.0 gguf": "installs packages of gigabytes",
+    'CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON" '
+    ".venv/bin/pip install llama-cpp-python": "compiles another project",
+    "python -m bench.decode FOLDER --precision fast": "a benchmark of the tree; tests/evaluate and make bench run it",
+}
+
+
+def run_in_process(words: list[str], stdin: bytes) -> "subprocess.CompletedProcess[str]":
+    result = CliRunner().invoke(main, words, input=stdin)
+    return subprocess.CompletedProcess(words, result.exit_code, result.stdout, result.stderr)
+
+
+def is_run(text: str) -> bool:
+    """Whether this test runs a command; what `make` does is run by those who call make."""
+    return text not in NOT_RUN and not text.startswith("make")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_snippets_run_in_order(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = document.read_text(encoding="utf-8")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    prepare(folder, text)
+    monkeypatch.chdir(folder)
+    with fake_hub(BUNDLED, tmp_path / "hub", monkeypatch, set(STAND_IN_REPOSITORIES.findall(text))):
+        monkeypatch.setenv("DEEPZIG_THREADS", "1")  # enough for so small a model; other tests run beside this one
+        environment = path_with(Path(sys.executable).parent) | {"DEEPZIG_THREADS": "1"}
+        with Walk(folder, environment, run_in_process, any_port=True) as walk:
+            for snippet in snippets_of(document):
+                if snippet.language == "python":
+                    walk.python(snippet.text)
+                for command in snippet.commands():
+                    if is_run(command.plain):
+                        walk.command(command)
+
+
+ALL_SNIPPETS = [
+    pytest.param(snippet, id=f"{document.name}:{snippet.line}")
+    for document in DOCUMENTS
+    for snippet in snippets_of(document)
+]
+
+
+@pytest.mark.parametrize("snippet", ALL_SNIPPETS)
+def test_snippets_are_of_a_kind_that_is_checked(snippet: Snippet) -> None:
+    """Nothing escapes the test above by being written another way."""
+    commands = snippet.commands()
+    assert commands or snippet.language in LANGUAGES or not re.search(r"^\W*deepzig ", snippet.text, re.MULTILINE)
+    unknown = {command.plain for command in commands if command.program not in PROGRAMS}
+    assert unknown <= set(NOT_RUN), "indented code is shell; fence other code with its language"
+
+
+def test_what_is_not_run_is_still_in_the_documents() -> None:
+    written = {command.plain for document in DOCUMENTS for s in snippets_of(document) for command in s.commands()}
+    assert set(NOT_RUN) - written == set()
+
+
+def test_targets_of_make_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = [c.plain for document in DOCUMENTS for s in snippets_of(document) for c in s.commands()]
+    asked = {word for text in named if text.startswith("make ") for word in text.split()[1:2]}
+    assert "test" in asked and asked <= targets
+
+
+# ---- the walk itself
+
+
+def snippets(tmp_path: Path, text: str) -> list[Snippet]:
+    document = tmp_path / "page.md"
+    document.write_text(text, encoding="utf-8")
+    return snippets_of(document)
+
+
+def test_indented_fenced_and_console_code_is_found(tmp_path: Path) -> None:
+    page = (
+        "Text:\n\n    deepzig info \\\n      --json   # all of it\n    A=1 deepzig kernels\n\n```python\nx = 1\n```\n"
+    )
+    shell, python, console = snippets(tmp_path, page + "```console\n$ echo a\na\n$ true\n```\n")
+    first, second = shell.commands()
+    assert (first.line, first.plain, first.program) == (3, "deepzig info \\\n  --json", "deepzig")
+    assert (second.line, second.plain, second.program) == (5, "A=1 deepzig kernels", "deepzig")
+    assert (python.line, python.language, python.text) == (8, "python", "x = 1\n")
+    assert [(c.line, c.text, c.expected) for c in console.commands()] == [(11, "echo a", "a\n"), (13, "true", "")]
+
+
+def test_prose_that_is_indented_is_no_code(tmp_path: Path) -> None:
+    assert snippets(tmp_path, "- a list\n    goes on here\n") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("deepzig info --json  # all", (["info", "--json"], b"")),
+        ('deepzig generate "a > b" < in.txt', (["generate", "a > b"], b"input")),
+        ("deepzig info | head", None),
+        ("deepzig info > out.txt", None),
+        ("deepzig generate $PROMPT", None),
+        ("A=1 deepzig info", None),
+        ("echo deepzig", None),
+    ],
+)
+def test_only_what_needs_no_shell_goes_without(text: str, expected: object, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_bytes(b"input")
+    assert without_shell(text, tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("page", "complaint"),
+    [
+        ("\n    false\n", "exit code 1"),
+        ("\n    deepzig generate --nonsense x\n", "No such option"),
+        ("```console\n$ echo a\nb\n```\n", "prints\na"),
+        ("```python\nraise ValueError('no')\n```\n", "ValueError: no"),
+        ("```python\nif 0: print(1)\n```\n", "prints nothing"),
+        ("\n    deepzig serve -m ./nowhere\n", "nowhere"),
+    ],
+)
+def test_what_fails_is_named(page: str, complaint: str, tmp_path: Path) -> None:
+    (snippet,) = snippets(tmp_path, page)
+    with (
+        pytest.raises(AssertionError, match=complaint),
+        Walk(tmp_path, path_with(Path(sys.executable).parent), run_in_process) as walk,
+    ):
+        if snippet.language == "python":
+            walk.python(snippet.text)
+        for command in snippet.commands():
+            walk.command(command)
