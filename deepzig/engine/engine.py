@@ -33,8 +33,9 @@ class Engine:
         self.observer: Observer | None = None  # of every step of the main model
         self._model = model
         self._cache = model.make_cache(n_cache_tokens)
-        self._room = min(model.config.max_position_embeddings, self._cache.n_pages * PAGE_SIZE)
-        self._shift = ContextShift(self._room) if context_shift else None
+        # tokens of a prompt and its answer together
+        self.room = min(model.config.max_position_embeddings, self._cache.n_pages * PAGE_SIZE)
+        self._shift = ContextShift(self.room) if context_shift else None
         self._speculator = Speculator(model, self._cache)
         self._scheduler = Scheduler(self._cache, model.prompt_form, self._draft_length)
         self._news: set[Request] = set()  # requests that this step moved
@@ -70,9 +71,9 @@ class Engine:
         may_shift = self._shift is not None and params.num_beams == 1
         if self._shift is not None and may_shift:
             tokens = self._shift.cut(tokens)
-        if len(tokens) >= self._room:
+        if len(tokens) >= self.room:
             raise ContextLengthError(
-                f"the prompt has {len(tokens)} tokens, but there is room for {self._room}; shorten it"
+                f"the prompt has {len(tokens)} tokens, but there is room for {self.room}; shorten it"
             )
         self._speculator.check(params.speculation)
         for name, number in (("n", params.n), ("num_beams", params.num_beams)):
@@ -83,7 +84,7 @@ class Engine:
             n_prompt=len(tokens),
             params=params,
             eos_token_ids=eos_token_ids,
-            max_length=longest if may_shift else min(longest, self._room),
+            max_length=longest if may_shift else min(longest, self.room),
             n_cut=len(prompt_ids) - len(tokens),
             tenant=tenant,
             priority=priority,
@@ -216,11 +217,11 @@ class Engine:
 
     def _draft_length(self, branch: Branch, n_decoding: int) -> int:
         """Guesses to make; none past the context, since there the oldest tokens must go first."""
-        return min(self._speculator.length(branch, n_decoding), max(0, self._room - len(branch.tokens)))
+        return min(self._speculator.length(branch, n_decoding), max(0, self.room - len(branch.tokens)))
 
     def _make_context(self) -> None:
         """Drop the oldest tokens of texts whose next token has no place in the context."""
-        for branch in [branch for branch in self._scheduler.running if len(branch.tokens) > self._room]:
+        for branch in [branch for branch in self._scheduler.running if len(branch.tokens) > self.room]:
             assert self._shift is not None
             moved = self._scheduler.drop_oldest(branch, KEPT_PAGES, self._shift.dropped_pages)
             first = KEPT_PAGES * PAGE_SIZE

@@ -53,6 +53,29 @@ class Generation:
         request = self._request
         return Progress(self._thread.engine.queue_position(request), request.n_prompt, request.n_read, request.n_cached)
 
+    @property
+    def timings(self) -> Timings | None:
+        """Of what has been read of the answers; None before the first token of each."""
+        request = self._request
+        if request.started is None or request.first_token is None or not all(each.token_ids for each in self._answers):
+            return None
+        return Timings(
+            prompt_tokens=request.n_prompt,
+            cached_tokens=request.n_cached,
+            prompt_s=request.first_token - request.started,
+            first_token_s=request.first_token - self._submitted,
+            decode_tokens=sum(len(answer.token_ids) - 1 for answer in self._answers),
+            decode_s=max(answer.last_token for answer in self._answers) - request.first_token,
+            drafted_tokens=request.n_drafted,
+            accepted_tokens=request.n_accepted,
+            speculation_gain=request.plain_s / request.speculation_s if request.speculation_s else None,
+        )
+
+    @property
+    def n_shifted(self) -> int:
+        """See `GenerationResult`."""
+        return self._request.n_shifted
+
     def cancel(self) -> None:
         """End the request before the next step; does nothing if it is finished."""
         self._thread.cancel(self._request)
@@ -81,7 +104,7 @@ class Generation:
         """Chunks as they come. Closing the iterator cancels the request. Raises as `poll`."""
         try:
             while not self._is_ended:
-                self._wait()
+                self.wait()
                 yield from self.poll()
         finally:
             if not self._is_ended:
@@ -95,21 +118,21 @@ class Generation:
                 return chunk.result
         raise RequestError("the request was cancelled")
 
+    def wait(self, timeout: float | None = None) -> None:
+        """Sleep until there is news, at most `timeout` seconds; when the last was just now, let some gather."""
+        pause = self._woken + WAKE_INTERVAL_S - time.perf_counter()
+        if pause > 0:
+            time.sleep(pause)
+        self._news.wait(timeout)
+        self._news.clear()
+        self._woken = time.perf_counter()
+
     def _hear(self) -> None:
         """Called by the engine's thread when there is something to read."""
         if self._request.is_finished or not self._awaits_end:
             self._news.set()
         if self._on_event is not None:
             self._on_event()
-
-    def _wait(self) -> None:
-        """Sleep until there is news; when the last was just now, let some gather."""
-        pause = self._woken + WAKE_INTERVAL_S - time.perf_counter()
-        if pause > 0:
-            time.sleep(pause)
-        self._news.wait()
-        self._news.clear()
-        self._woken = time.perf_counter()
 
     def _chunk(self, answer: "_Answer", event: TokenEvent) -> StreamChunk:
         text = answer.take(event)
@@ -119,24 +142,11 @@ class Generation:
         if all(each.is_ended for each in self._answers):
             self._is_ended = True
             choices = [each.choice() for each in self._answers]
-            result = GenerationResult(choices, self._timings(), self._request.n_shifted)
+            timings = self.timings
+            assert timings is not None
+            result = GenerationResult(choices, timings, self.n_shifted)
         logprobs = None if event.logprob is None else [event.logprob]
         return StreamChunk(text, [event.token], answer.index, answer.finish_reason, logprobs, result)
-
-    def _timings(self) -> Timings:
-        request = self._request
-        assert request.started is not None and request.first_token is not None
-        return Timings(
-            prompt_tokens=request.n_prompt,
-            cached_tokens=request.n_cached,
-            prompt_s=request.first_token - request.started,
-            first_token_s=request.first_token - self._submitted,
-            decode_tokens=sum(len(answer.token_ids) - 1 for answer in self._answers),
-            decode_s=max(answer.last_token for answer in self._answers) - request.first_token,
-            drafted_tokens=request.n_drafted,
-            accepted_tokens=request.n_accepted,
-            speculation_gain=request.plain_s / request.speculation_s if request.speculation_s else None,
-        )
 
 
 class _Answer:

@@ -193,6 +193,11 @@ class LLM:
         )
         return Generation(self._thread, request, self.tokenizer, submitted, on_event)
 
+    @property
+    def n_context(self) -> int:
+        """Tokens that a prompt and its answer may have together: the model's context, or fewer in a small cache."""
+        return self._thread.engine.room
+
     def stats(self) -> EngineStats:
         """Requests, pages and tokens so far."""
         return self._thread.stats()

@@ -174,3 +174,31 @@ def test_loading_refuses_what_is_no_model(tmp_path: Path) -> None:
         deepzig.load("stories", precision="double")
     with pytest.raises(RequestError, match="n_threads"):
         deepzig.load("stories", n_threads=0)
+
+
+def test_a_cancelled_request_tells_its_timings(stories: deepzig.LLM) -> None:
+    endless = SamplingParams(max_tokens=1000, temperature=0.0, ignore_eos=True)
+    generation = stories.submit("Tom had a red ball.", endless)
+    assert generation.timings is None
+    tokens: list[int] = []
+    while len(tokens) < 5:
+        generation.wait(60)
+        tokens += [token for chunk in generation.poll() for token in chunk.token_ids]
+    generation.cancel()
+    timings = generation.timings
+    assert timings is not None
+    assert (timings.decode_tokens, timings.prompt_tokens) == (len(tokens) - 1, 7)
+    assert timings.decode_s > 0 and generation.n_shifted == 0
+
+
+def test_a_wait_ends_without_news(stories: deepzig.LLM) -> None:
+    generation = stories.submit("Tom", SamplingParams(max_tokens=1))
+    assert generation.result().finish_reason == "length"
+    generation.wait(0.01)
+    assert generation.poll() == []
+
+
+def test_the_context_is_that_of_a_small_cache(stories: deepzig.LLM) -> None:
+    assert stories.n_context == stories.config.max_position_embeddings == 1024
+    with deepzig.load("stories", cache_bytes=1 << 20) as small:
+        assert small.n_context % 64 == 0 and 64 <= small.n_context < 1024
