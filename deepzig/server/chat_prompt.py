@@ -12,6 +12,7 @@ import msgspec
 from deepzig.server.failures import ApiError
 from deepzig.server.requests import ChatRequest, Content, Message, Tool
 from deepzig.server.served_model import ServedModel
+from deepzig.text.chat import thinking_variables
 
 _RESERVED = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
 
@@ -54,7 +55,7 @@ def chat_prompt(
     listed = [msgspec.to_builtins(tool) for tool in tools] if tools else None
     template = model.tool_template if tools else None
     ids = (template or model.chat_template).render_tokens(shown, model.tokenizer, tools=listed, **(variables or {}))
-    in_reasoning = _ends_in_reasoning(model, ids)
+    in_reasoning = model.think_ids is not None and model.think_ids.are_open(ids)
     if prefix is not None:
         in_reasoning = _continue(model, ids, prefix, in_reasoning)
     return ChatPrompt(ids, in_reasoning)
@@ -79,7 +80,7 @@ def template_variables(request: ChatRequest) -> dict[str, Any]:
         if isinstance(variables.get(other), bool):
             variables.setdefault(name, variables[other])
     if thinking is not None:
-        variables |= {"thinking": thinking, "enable_thinking": thinking}
+        variables |= thinking_variables(thinking)
     return variables
 
 
@@ -111,14 +112,6 @@ def plain_text(content: Content | None) -> str | None:
     return "\n".join(part.text for part in content)
 
 
-def _ends_in_reasoning(model: ServedModel, ids: Sequence[int]) -> bool:
-    """Whether the last thinking mark of the prompt opens thoughts."""
-    if model.think_ids is None:
-        return False
-    opened, _ = model.think_ids
-    return next((token == opened for token in reversed(ids) if token in model.think_ids), False)
-
-
 def _continue(model: ServedModel, ids: list[int], prefix: Message, in_reasoning: bool) -> bool:
     """Append the begun answer to `ids`; returns whether thoughts are still open behind it."""
     tokenizer = model.tokenizer
@@ -132,6 +125,6 @@ def _continue(model: ServedModel, ids: list[int], prefix: Message, in_reasoning:
     if not content:
         return in_reasoning
     if in_reasoning and model.think_ids is not None:
-        ids.append(model.think_ids[1])
+        ids.append(model.think_ids.closed)
     ids += tokenizer.encode(content, add_bos=False, allow_special=False)
     return False

@@ -37,7 +37,7 @@ def chat_constraint(model: ServedModel, request: ChatRequest, *, in_reasoning: b
     if not in_reasoning or model.think_ids is None or (inner is None and budget is None):
         return inner
     vocab_size = model.llm.config.vocab_size
-    return grammar.AfterThoughts(model.think_ids[1], model.llm.defaults.eos_token_ids, vocab_size, inner, budget)
+    return grammar.AfterThoughts(model.think_ids.closed, model.llm.defaults.eos_token_ids, vocab_size, inner, budget)
 
 
 @dataclass(frozen=True)

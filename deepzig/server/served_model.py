@@ -10,7 +10,7 @@ from deepzig.checkpoint.names import expected_tensors
 from deepzig.engine.llm import LLM
 from deepzig.model.moe import MoE
 from deepzig.server.replies import ModelMeta, ModelReply
-from deepzig.text.answer_format import THINK_CLOSE, THINK_OPEN, AnswerFormat
+from deepzig.text.answer_format import AnswerFormat, ThinkIds
 from deepzig.text.chat import ChatTemplate
 from deepzig.text.constraint import Grammars
 from deepzig.text.tokenizer import Tokenizer
@@ -62,14 +62,9 @@ class ServedModel:
         return self.llm.config.max_position_embeddings
 
     @cached_property
-    def think_ids(self) -> tuple[int, int] | None:
+    def think_ids(self) -> ThinkIds | None:
         """Token ids of <think> and </think>, if the tokenizer has both."""
-        if self.tokenizer is None:
-            return None
-        ids = self.tokenizer.control_tokens.ids
-        if THINK_OPEN not in ids or THINK_CLOSE not in ids:
-            return None
-        return ids[THINK_OPEN], ids[THINK_CLOSE]
+        return None if self.tokenizer is None else ThinkIds.of_tokenizer(self.tokenizer)
 
     @cached_property
     def grammars(self) -> Grammars | None:

@@ -1,12 +1,17 @@
 """AnswerFormat: how a family of models marks its thoughts and tool calls, read off its chat template.
 
-Made by the server once per model; used by `answer_parser`, `tool_prompt` and `constraint`. The formats are those of the
-chat templates that DeepSeek publishes with V2.5, V3, R1 and R1-0528 (one format) and with V3.1.
+Made by the server and by the chat in the terminal, once per model; used by `answer_parser`, `tool_prompt` and
+`constraint`. The formats are those of the chat templates that DeepSeek publishes with V2.5, V3, R1 and R1-0528 (one
+format) and with V3.1.
 """
 
 # ruff: noqa: RUF001
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from deepzig.text.tokenizer import Tokenizer
 
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
@@ -70,3 +75,20 @@ class AnswerFormat:
         if DEEPSEEK_V3.section_open not in source:
             return cls(has_thinking, None)
         return cls(has_thinking, DEEPSEEK_V3 if "```json" in source else DEEPSEEK_V31)
+
+
+class ThinkIds(NamedTuple):
+    """Token ids of the marks around thoughts."""
+
+    opened: int
+    closed: int
+
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Tokenizer) -> "ThinkIds | None":
+        """None if the tokenizer lacks one of them."""
+        ids = tokenizer.control_tokens.ids
+        return cls(ids[THINK_OPEN], ids[THINK_CLOSE]) if THINK_OPEN in ids and THINK_CLOSE in ids else None
+
+    def are_open(self, ids: Sequence[int]) -> bool:
+        """Whether a prompt ends within thoughts: its last mark opens them."""
+        return next((token == self.opened for token in reversed(ids) if token in self), False)

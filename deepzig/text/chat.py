@@ -59,6 +59,21 @@ class ChatTemplate:
         before = prelude(self.source, tools)
         return ChatTemplate(before + self.source, self._constants) if before else self
 
+    def tells_roles(self) -> bool:
+        """Whether it writes down who speaks. If not, the model has only learned to go on with texts."""
+        end = {"role": "user", "content": "b"}
+        try:
+            texts = [self.render_text([{"role": role, "content": "a"}, end]) for role in ("user", "assistant")]
+        except RequestError:  # it cares for the order of roles
+            return True
+        return texts[0] != texts[1]
+
+    def switches_thinking(self) -> bool:
+        """Whether `thinking_variables` change what it writes."""
+        question = [{"role": "user", "content": "a"}]
+        texts = [self.render_text(question, **thinking_variables(is_on)) for is_on in (True, False)]
+        return texts[0] != texts[1]
+
     def render_text(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -96,6 +111,11 @@ class ChatTemplate:
         stand_ins = _stand_ins(len(chars), used)
         guarded = self._process.render(self._constants, given, chars, stand_ins)
         return _encode_guarded(guarded, str.maketrans(stand_ins, chars), tokenizer)
+
+
+def thinking_variables(is_on: bool) -> dict[str, Any]:
+    """Variables that have a model think or not, under the names that templates use."""
+    return {"thinking": is_on, "enable_thinking": is_on}
 
 
 def _encode_guarded(guarded: str, reveal: dict[int, int], tokenizer: Tokenizer) -> list[int]:

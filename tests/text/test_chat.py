@@ -295,3 +295,18 @@ def test_bundled_model_has_a_template(stories_tokenizer: Tokenizer) -> None:
     assert template is not None and load_tokenizer(directory) is not None
     ids = template.render_tokens([user("Once upon a time")], stories_tokenizer)
     assert ids == stories_tokenizer.encode("Once upon a time")
+
+
+@pytest.mark.parametrize(
+    ("template", "tells", "switches"),
+    [
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", False, False),
+        ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}", True, False),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}{% if enable_thinking %}think{% endif %}", True, True),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}{{ thinking is defined and thinking }}", True, True),
+        ("{% if messages[0].role != 'user' %}{{ raise_exception('alternate') }}{% endif %}Hello", True, False),
+    ],
+)
+def test_what_a_template_can_do(template: str, tells: bool, switches: bool) -> None:
+    found = ChatTemplate(template, {})
+    assert (found.tells_roles(), found.switches_thinking()) == (tells, switches)
