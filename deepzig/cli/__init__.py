@@ -7,14 +7,16 @@ click and must stay that fast.
 
 import importlib
 import io
+import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
 
+from deepzig.cli.command import PROGRAM, Helpful
+from deepzig.cli.messages import on_stderr
 from deepzig.errors import DeepzigError, ResourceError
 
 # The first line of each command's help, here too so that listing the commands imports none of them.
@@ -30,8 +32,14 @@ COMMANDS = {
 INTERRUPTED = 130
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Helpful, click.Group):
     """A click group that imports a command's module when the command runs."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with _one_line_per_failure():
+            return super().make_context(info_name, args, parent, color=_wants_colour(), **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -48,7 +56,7 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _one_line_per_failure(), _one_line_per_warning():
+        with _one_line_per_failure(), on_stderr():
             return super().invoke(ctx)
 
 
@@ -61,22 +69,38 @@ def _one_line_per_failure() -> Iterator[None]:
         _exit(str(error), error.exit_code)
     except MemoryError:
         _exit("not enough memory; take a smaller model or stop other programs", ResourceError.exit_code)
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else PROGRAM.lower()
+        _exit(error.format_message(), error.exit_code, hint=f"Try '{path} --help' for help.")
+    except click.ClickException as error:
+        _exit(error.format_message(), error.exit_code)
     except KeyboardInterrupt:
-        click.echo(err=True)  # the shell's prompt starts on a line of its own
-        raise click.exceptions.Exit(INTERRUPTED) from None
+        _interrupted()
+    except click.Abort as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # while a question was asked
+            _interrupted()
+        raise
 
 
-def _exit(message: str, exit_code: int) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
+def _exit(message: str, exit_code: int, hint: str = "") -> NoReturn:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    if hint:
+        click.echo(hint, err=True)
     raise click.exceptions.Exit(exit_code)
 
 
-@contextmanager
-def _one_line_per_warning() -> Iterator[None]:
-    """Show warnings without the source line that raised them."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_args, **_kwargs: click.echo(f"Warning: {message}", err=True)
-        yield
+def _interrupted() -> NoReturn:
+    click.echo(err=True)  # the shell's prompt starts on a line of its own
+    raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+def _wants_colour() -> bool | None:
+    """What NO_COLOR and FORCE_COLOR say to all styles; None: colours on terminals."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return True if os.environ.get("FORCE_COLOR") else None
 
 
 def _write_any_character() -> None:
@@ -86,13 +110,22 @@ def _write_any_character() -> None:
             stream.reconfigure(errors="replace")
 
 
-@click.group(cls=LazyGroup, context_settings={"auto_envvar_prefix": "DEEPZIG", "help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="deepzig", message="%(prog)s %(version)s")
 def main() -> None:
     """Run the DeepSeek-V3 family of language models on this computer's CPU.
 
-    Answers go to stdout, everything else to stderr. Exit codes: 0 ok, 1 failure while running, 2 wrong usage,
-    3 model or file invalid, 4 not enough memory or disk, 5 network, 130 interrupted.
+    Answers go to stdout, everything else to stderr; without a terminal there are no bars and no colours (NO_COLOR and
+    FORCE_COLOR decide otherwise). `deepzig COMMAND --help` tells more of a command.
+
+    Exit codes: 0 ok, 1 failure while running, 2 wrong usage, 3 model or file invalid, 4 not enough memory or disk,
+    5 network, 130 interrupted.
+
+    \b
+        deepzig generate "Once upon a time"
+        deepzig generate -m deepseek-ai/DeepSeek-V2-Lite-Chat --chat "Why is the sky blue?"
+        deepzig info -m deepseek-ai/DeepSeek-V3
+        deepzig serve -m ./DeepSeek-V2-Lite-Chat
     """
     _write_any_character()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deepzig.cli.command import command
 from deepzig.cli.options import cache_dtype_option, compute_options, json_option, model_folder, model_option
 from deepzig.cli.progress import token_progress
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from deepzig.evaluate.perplexity import Evaluation
 
 
-@click.command()
+@command()
 @model_option
 @click.option("--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
               help="UTF-8; a line <|endoftext|> ends a document.")  # fmt: skip

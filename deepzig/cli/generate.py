@@ -4,6 +4,7 @@ Called by the command line; calls `load` and the LLM of `engine`. Knows nothing 
 """
 
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deepzig.cli.command import Option, command
+from deepzig.cli.messages import note
 from deepzig.cli.options import cache_options, compute_options, json_option, model_folder, model_option
 from deepzig.cli.sampling_options import sampling_options, sampling_params
 from deepzig.cli.statistics import statistics_line
@@ -23,9 +26,10 @@ if TYPE_CHECKING:
 EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
 
 Request = str | list[dict[str, str]]
+_beam_option = functools.partial(click.option, cls=Option, heading="Beam search")
 
 
-@click.command()
+@command()
 @click.argument("prompt", required=False)
 @model_option
 @click.option(
@@ -33,11 +37,11 @@ Request = str | list[dict[str, str]]
 )
 @click.option("--chat", is_flag=True, help="Put the prompt through the model's chat template, as a user's message.")
 @sampling_options(most="256")
-@click.option("--num-beams", type=int, metavar="N", help="Above 1: beam search for the likeliest text; no sampling.")
-@click.option("--length-penalty", type=float, metavar="X", help="Of beams: above 0 favours long texts.  [default: 1.0]")
-@click.option(
+@_beam_option("--num-beams", type=int, metavar="N", help="Above 1: search for the likeliest text; no sampling.")
+@_beam_option("--length-penalty", type=float, metavar="X", help="Above 0 favours long texts.  [default: 1.0]")
+@_beam_option(
     "--early-stopping", type=click.Choice(list(EARLY_STOPPING)), callback=lambda _c, _p, word: EARLY_STOPPING.get(word),
-    help="End a beam search with N texts, when better ones are unlikely, or impossible.  [default: false]",
+    help="End with N texts, when better ones are unlikely, or impossible.  [default: false]",
 )  # fmt: skip
 @click.option("--logprobs", type=int, metavar="N", help="With --json: log-probabilities, with the N likeliest.")
 @json_option
@@ -92,7 +96,7 @@ def generate(
         click.echo(json.dumps(as_object(model, text, result), ensure_ascii=False))
     else:
         result = print_stream(llm, request, params)
-    click.echo(statistics_line(result), err=True)
+    note(statistics_line(result))
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepzig.cli import experts as experts_table
+from deepzig.cli.command import command
 from deepzig.cli.options import json_option, model_folder, model_option
 from deepzig.errors import CheckpointError
 
@@ -49,7 +50,7 @@ class ParameterCount:
     mtp: int  # of the MTP layers, without copies of embedding and head
 
 
-@click.command()
+@command()
 @model_option
 @click.option("--check-tensors", is_flag=True, help="Read all weights and look for NaN and infinity.")
 @click.option("--experts", is_flag=True, help="Show how busy each expert is on the text of --text.")

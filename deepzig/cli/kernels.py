@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deepzig.cli.command import command
+from deepzig.cli.messages import note
 from deepzig.cli.options import json_option
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 UNWRAPPED = 1000  # columns, more than any line has
 
 
-@click.command()
+@command()
 @json_option
 def kernels(as_json: bool) -> None:
     """Show which kernels run on this machine.
@@ -44,10 +46,10 @@ def kernels(as_json: bool) -> None:
         return
     print_table(rows)
     if report.problem:
-        click.echo(f"No compiled kernels: {report.problem}", err=True)
+        note(f"No compiled kernels: {report.problem}")
     for module, reason in report.not_built.items():
         if not report.problem:
-            click.echo(f"Left out of the build: {module}: {reason}", err=True)
+            note(f"Left out of the build: {module}: {reason}")
 
 
 def print_table(rows: "list[KernelRow]") -> None:

@@ -12,36 +12,45 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deepzig.cli.command import EVERYWHERE, Decorator, shared_option
+from deepzig.cli.messages import note
+
 if TYPE_CHECKING:
     from deepzig.checkpoint.hub import Download
 
 BUNDLED_MODEL = "stories"
+MODEL, COMPUTING = "Model", "Computing"  # headings of the help
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+json_option = shared_option(
+    "--json", "as_json", is_flag=True, heading=EVERYWHERE, help="Print one JSON object instead of text."
+)
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
-
-def _model_or_bundled(_ctx: click.Context, _param: click.Parameter, model: str | None) -> str:
+def _model_or_bundled(ctx: click.Context, _param: click.Parameter, model: str | None) -> str:
     if model is None:
-        click.echo(f"Using the bundled model '{BUNDLED_MODEL}'; -m MODEL takes another.", err=True)
+        if not ctx.resilient_parsing:
+            note(f"Using the bundled model '{BUNDLED_MODEL}'; -m MODEL takes another.")
         return BUNDLED_MODEL
     return model
 
 
-def _set_variable(_ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    """What `deepzig.load` reads, too."""
-    if value:
-        os.environ[f"DEEPZIG_{str(param.name).upper()}"] = "1"
+def _set_variable(context: click.Context, option: click.Parameter, is_on: bool) -> None:
+    """What `deepzig.load` reads, too; as it was before, when the command has ended."""
+    if context.resilient_parsing:
+        return
+    variable = f"DEEPZIG_{str(option.name).upper()}"
+    before = os.environ.get(variable, "")
+    os.environ[variable] = "1" if is_on else ""
+    context.call_on_close(lambda: os.environ.update({variable: before}))
 
 
 def hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --yes and --offline, which the command's function need not know."""
     options: list[Decorator] = [
-        click.option("--yes", envvar="DEEPZIG_YES", is_flag=True, is_eager=True, expose_value=False,
-                     callback=_set_variable, help="Download a model of more than 1 GB without asking."),
-        click.option("--offline", envvar="DEEPZIG_OFFLINE", is_flag=True, is_eager=True, expose_value=False,
-                     callback=_set_variable, help="Download nothing."),
+        shared_option("--yes", is_flag=True, is_eager=True, expose_value=False, heading=MODEL,
+                      callback=_set_variable, help="Download a model of more than 1 GB without asking."),
+        shared_option("--offline", is_flag=True, is_eager=True, expose_value=False, heading=MODEL,
+                      callback=_set_variable, help="Download nothing."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -50,10 +59,10 @@ def hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add -m, --yes and --offline."""
-    option = click.option(
+    option = shared_option(
         "-m",
         "--model",
-        envvar="DEEPZIG_MODEL",
+        heading=MODEL,
         callback=_model_or_bundled,
         metavar="MODEL",
         help=f"Folder of a checkpoint, or org/name of the Hugging Face hub. Without it: the bundled '{BUNDLED_MODEL}'.",
@@ -79,25 +88,27 @@ def fetch_asking(download: "Download") -> Path:
     from deepzig.checkpoint.model_names import ASKED_ABOVE, YES, fetch_unasked, is_set
     from deepzig.cli.progress import byte_progress, scaled
 
-    click.echo(f"{download.model}: {scaled(download.nbytes, 'B')} to download to {download.folder}", err=True)
+    what = f"{download.model}: {scaled(download.nbytes, 'B')} to download to {download.folder}"
     is_asked = download.nbytes > ASKED_ABOVE and not is_set(YES) and on_terminal()
-    if is_asked and not click.confirm("Go on?", err=True):
+    if not is_asked:
+        note(what)
+    elif not click.confirm(f"{what}\nGo on?", err=True):
         raise click.Abort
     with byte_progress("fetch") as update:
         return (fetch if is_asked else fetch_unasked)(download, update)
 
 
-threads_option = click.option(
+threads_option = shared_option(
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads that compute. Without it: DEEPZIG_THREADS, else one per physical core.",
+    heading=COMPUTING,
+    help="Threads that compute. Without it: one per physical core.",
 )
 
-
-cache_dtype_option = click.option(
+cache_dtype_option = shared_option(
     "--cache-dtype",
-    envvar="DEEPZIG_CACHE_DTYPE",
+    heading=COMPUTING,
     type=click.Choice(["f32", "int8"]),
     default="f32",
     show_default=True,
@@ -118,16 +129,16 @@ def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what `deepzig.load` takes for the cache of a model that generates."""
     options: list[Decorator] = [
         cache_dtype_option,
-        click.option(
-            "--cache-bytes", envvar="DEEPZIG_CACHE_BYTES", callback=_as_bytes, metavar="SIZE",
+        shared_option(
+            "--cache-bytes", heading=COMPUTING, callback=_as_bytes, metavar="SIZE",
             help="Memory for the latent cache, as 512M or 4G. Without it: a quarter of what is free.",
         ),
-        click.option(
-            "--context-shift", is_flag=True,
+        shared_option(
+            "--context-shift", is_flag=True, heading=COMPUTING,
             help="When the context is full, go on without the oldest tokens behind the first.",
         ),
-        click.option(
-            "--prompt-cache", envvar="DEEPZIG_PROMPT_CACHE", metavar="DIR",
+        shared_option(
+            "--prompt-cache", heading=COMPUTING, metavar="DIR",
             type=click.Path(file_okay=False, path_type=Path),
             help="Keep what was computed of prompts in this folder, for later runs.",
         ),
@@ -141,12 +152,12 @@ def compute_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --threads, --precision and --deterministic, which `deepzig.load` takes too (n_threads)."""
     options: list[Decorator] = [
         threads_option,
-        click.option(
-            "--precision", envvar="DEEPZIG_PRECISION", type=click.Choice(["exact", "fast"]), default="exact",
+        shared_option(
+            "--precision", heading=COMPUTING, type=click.Choice(["exact", "fast"]), default="exact",
             show_default=True, help="'fast' rounds activations to bf16 where that speeds up prompts.",
         ),
-        click.option(
-            "--deterministic", envvar="DEEPZIG_DETERMINISTIC", is_flag=True,
+        shared_option(
+            "--deterministic", heading=COMPUTING, is_flag=True,
             help="The same bits whatever the chunks, the cache and the batch; slower prompts.",
         ),
     ]  # fmt: skip

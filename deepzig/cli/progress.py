@@ -1,14 +1,17 @@
-"""How far a long command is, on stderr: a bar on a terminal, else a plain line now and then. Called by the commands."""
+"""How far a long command is, on stderr: a bar on a terminal, else a plain line now and then; nothing with -q.
+
+Called by the commands; calls `messages`.
+"""
 
 import itertools
 import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
-import click
+from deepzig.cli.messages import is_quiet, note
 
 LINE_EVERY_S = 10.0
 DRAW_EVERY_S = 0.1
@@ -22,18 +25,20 @@ class Update(Protocol):
         """`done` of `total` units, and what else is to be said, what matters most first."""
 
 
-@contextmanager
-def byte_progress(title: str) -> Iterator[Update]:
+def byte_progress(title: str) -> AbstractContextManager[Update]:
     """For work counted in bytes: shows bytes, MB/s and the time left."""
-    with _bar(title, "B") if sys.stderr.isatty() else _lines(title, "B") as update:
-        yield update
+    return _progress(title, "B")
 
 
-@contextmanager
-def token_progress(title: str) -> Iterator[Update]:
+def token_progress(title: str) -> AbstractContextManager[Update]:
     """For work counted in tokens."""
-    with _bar(title, "tokens") if sys.stderr.isatty() else _lines(title, "tokens") as update:
-        yield update
+    return _progress(title, "tokens")
+
+
+def _progress(title: str, unit: str) -> AbstractContextManager[Update]:
+    if is_quiet():
+        return nullcontext(lambda done, total, *details: None)
+    return _bar(title, unit) if sys.stderr.isatty() else _lines(title, unit)
 
 
 @contextmanager
@@ -84,7 +89,7 @@ def _lines(title: str, unit: str) -> Iterator[Update]:
             return
         shown, ended = now, done >= total
         counts = counted(done, total, unit, (done - first) / max(now - started, 1e-9))
-        click.echo(f"{title}: {100 * done // max(total, 1)} %, {', '.join([*counts, *details])}", err=True)
+        note(f"{title}: {100 * done // max(total, 1)} %, {', '.join([*counts, *details])}")
 
     yield update
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deepzig.cli.command import command
+from deepzig.cli.messages import note
 from deepzig.cli.options import hub_options, model_folder, threads_option
 from deepzig.cli.progress import byte_progress, scaled, token_progress
 from deepzig.errors import RequestError
@@ -44,7 +46,7 @@ def parse_includes(_ctx: click.Context, _param: click.Parameter, values: tuple[s
     return tuple((pattern, wanted) for pattern, wanted in pairs)
 
 
-@click.command()
+@command()
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
 @click.option(
@@ -116,7 +118,7 @@ def quantize(
             options = Options(recipe, shard_size, allow_nonfinite, importance)
             result = convert(directory, destination, options, resume=resume, n_threads=n_threads, progress=progress)
         except KeyboardInterrupt:
-            click.echo("Interrupted; finished files stay, --resume goes on.", err=True)
+            note("Interrupted; finished files stay, --resume goes on.")
             raise
     resumed = f", {result.resumed_files} of them finished before" if result.resumed_files else ""
     click.echo(f"{destination}: {scaled(result.nbytes, 'B')} in {result.files} files{resumed}")
@@ -135,5 +137,5 @@ def measure_importance(directory: Path, text_file: Path, n_threads: int) -> "dic
     with token_progress("calibrate") as update:
         found = calibrate(llm, text, progress=update)
     for expert in found.never_used:
-        click.echo(f"No token was sent to {expert}; its scales are searched without statistics.", err=True)
+        note(f"No token was sent to {expert}; its scales are searched without statistics.")
     return found.importance

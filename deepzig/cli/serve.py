@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deepzig.cli.command import command
+from deepzig.cli.messages import note, warn
 from deepzig.cli.options import cache_options, compute_options, model_folder, model_option
 from deepzig.errors import ServerError
 
@@ -16,12 +18,14 @@ if TYPE_CHECKING:
     from deepzig.server.service import Service
 
 
-@click.command()
+@command()
 @model_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
 @click.option(
-    "--api-key", "api_keys", multiple=True, metavar="KEY",
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="N", help="0 takes a free one."
+)
+@click.option(
+    "--api-key", "api_keys", multiple=True, metavar="KEY", hide_input=True,
     help="Key that clients must send; may be repeated. DEEPZIG_SERVE_API_KEY keeps it out of the list of processes.",
 )  # fmt: skip
 @click.option(
@@ -45,7 +49,6 @@ if TYPE_CHECKING:
     help="Thoughts as reasoning_content, left in the content, or in both.",
 )  # fmt: skip
 @click.option("--expert-load", is_flag=True, help="Count which experts are chosen, for /status.")
-@click.option("-v", "--verbose", is_flag=True, help="Log every request.")
 @compute_options
 @cache_options
 def serve(
@@ -61,7 +64,6 @@ def serve(
     shutdown_timeout: float,
     reasoning_format: str,
     expert_load: bool,
-    verbose: bool,
     threads: int | None,
     precision: str,
     deterministic: bool,
@@ -93,7 +95,6 @@ def serve(
         expert_load=expert_load,
         reasoning_format=reasoning_format,
     )
-    logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     service = Service(settings)
     server = Server(service)
@@ -132,12 +133,10 @@ def _announce(service: "Service", port: int) -> None:
     settings, model = service.settings, service.model
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     key = "an API key is needed" if settings.api_keys else "no API key is needed"
-    click.echo(f"Serving {model.id} ({model.n_context} tokens of context) on http://{host}:{port}, {key}.", err=True)
+    note(f"Serving {model.id} ({model.n_context} tokens of context) on http://{host}:{port}, {key}.")
     if settings.insecure and not settings.is_loopback and not settings.api_keys:
-        click.echo("Warning: anybody who reaches this machine can use it (--insecure).", err=True)
+        warn("anybody who reaches this machine can use it (--insecure).")
     authorization = ' -H "Authorization: Bearer KEY"' if settings.api_keys else ""
     body = '{"prompt": "Once upon a time", "max_tokens": 32}'
-    click.echo(
-        f"Try: curl http://{host}:{port}/v1/completions{authorization} -H 'Content-Type: application/json' -d '{body}'",
-        err=True,
-    )
+    url = f"http://{host}:{port}/v1/completions"
+    note(f"Try: curl {url}{authorization} -H 'Content-Type: application/json' -d '{body}'")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from deepzig.cli.command import command
+from deepzig.cli.messages import note
 from deepzig.cli.options import json_option
 from deepzig.cli.progress import byte_progress, scaled
 from deepzig.errors import CheckpointError
@@ -13,7 +15,7 @@ from deepzig.errors import CheckpointError
 SHOWN = 20  # problems
 
 
-@click.command()
+@command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @json_option
 def verify(directory: Path, as_json: bool) -> None:
@@ -48,6 +50,6 @@ def verify(directory: Path, as_json: bool) -> None:
         size = f"{report.tensors} tensors, {scaled(report.nbytes, 'B')} in {report.files} files"
         click.echo(f"{directory}: {size}: {verdict}")
     for remark in report.remarks:
-        click.echo(f"Note: {remark}", err=True)
+        note(f"Note: {remark}")
     if report.problems:
         raise CheckpointError(f"{directory} is not sound: {report.problems[0]}")

@@ -67,7 +67,8 @@ def test_a_terminal_is_asked(
     monkeypatch.setattr("click.confirm", lambda text, err: asked.append(text) or answer)
     result = run("quantize", "org/tiny", str(tmp_path / "out"), "--format", "int8")
     assert (result.exit_code, bool(hub.fetched())) == (exit_code, fetches)
-    assert asked == ["Go on?"]
+    (question,) = asked
+    assert question.startswith("org/tiny: ") and " to download to " in question and question.endswith("\nGo on?")
 
 
 def test_offline_exits_with_5(run: Run, hub: FakeHub) -> None:

@@ -1,0 +1,70 @@
+"""What appears on stderr beside errors: notes of the commands, warnings, log lines; -q and -v choose how much.
+
+Called by the commands (`note`, `warn`), by `command` for -q and -v, by `progress`, and by the command line as a whole,
+which shows what the packages below log or warn of. Levels of `logging` carry it all, since notes come from other
+threads, too. Knows no command.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+NOTE = (logging.INFO + logging.WARNING) // 2
+PREFIXES = {logging.WARNING: "Warning: ", logging.ERROR: "Error: "}
+
+_package = logging.getLogger("deepzig")
+_log = logging.getLogger("deepzig.cli")
+
+
+def note(message: str) -> None:
+    """Tell people what a command does or did; unless -q was given."""
+    _log.log(NOTE, "%s", message)
+
+
+def warn(message: str) -> None:
+    """Tell people what may not be as they think; unless -q was given."""
+    _log.warning("%s", message)
+
+
+def is_quiet() -> bool:
+    """Whether nothing but errors is wanted."""
+    return not _log.isEnabledFor(logging.WARNING)
+
+
+def be_quiet() -> None:
+    """Errors only, of other packages too."""
+    _package.setLevel(logging.ERROR)
+    logging.getLogger().setLevel(logging.ERROR)
+
+
+def be_verbose() -> None:
+    """Whatever deepzig logs: what is loaded, which kernels run, each request."""
+    _package.setLevel(logging.INFO)
+    logging.getLogger().setLevel(logging.WARNING)
+
+
+class _Lines(logging.Handler):
+    """A line each on the stderr of the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(PREFIXES.get(record.levelno, "") + self.format(record), err=True)
+
+
+@contextmanager
+def on_stderr() -> Iterator[None]:
+    """Within this context messages and warnings are shown, the latter without the source line that raised them."""
+    root, handler = logging.getLogger(), _Lines()
+    levels = {logger: logger.level for logger in (root, _package)}
+    root.addHandler(handler)
+    _package.setLevel(NOTE)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_args, **_kwargs: warn(str(message))
+            yield
+    finally:
+        root.removeHandler(handler)
+        for logger, level in levels.items():
+            logger.setLevel(level)
