@@ -9,17 +9,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from deepzig.cgroup import cpu_quota
 from deepzig.errors import RequestError
 
-_CGROUP = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
 
 
 def available_threads() -> int:
     """DEEPZIG_THREADS if set, else the physical cores that this process may use, and no more than OMP_NUM_THREADS.
 
-    Cores are counted within the affinity mask and the CPU quota of the cgroup: a thread without a core of its own makes
-    the others wait for it. Raises RequestError if DEEPZIG_THREADS is no positive number.
+    Cores are counted within the affinity mask and the CPU quota of control groups: a thread without a core of its own
+    makes the others wait for it. Raises RequestError if DEEPZIG_THREADS is no positive number.
     """
     wanted = os.environ.get("DEEPZIG_THREADS", "")
     if wanted:
@@ -54,18 +54,9 @@ def _cores_of_system(n_cpus: int) -> int:
 
 
 def _cgroup_cores() -> int | None:
-    """The CPU quota of the control group in whole cores, rounded up; None without one. Version 2, then version 1."""
-    try:
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
-    except OSError:
-        try:
-            quota = (_CGROUP / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (_CGROUP / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if quota in ("max", "-1"):
-        return None
-    return math.ceil(int(quota) / int(period))
+    """The CPU quota of the control groups in whole cores, rounded up; None without one."""
+    quota = cpu_quota()
+    return None if quota is None else math.ceil(quota)
 
 
 def _openmp_threads() -> int | None:

@@ -15,7 +15,7 @@ def unlimited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Four CPUs with a core each, no quota, no variables."""
     for name in ("DEEPZIG_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(threads, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(threads, "cpu_quota", lambda: None)
     monkeypatch.setattr(threads, "_CPUS", tmp_path / "cpus")
     monkeypatch.setattr(threads, "_usable_cpus", lambda: {0, 1, 2, 3})
     for cpu in range(4):
@@ -47,18 +47,11 @@ def test_without_topology_the_system_is_asked(tmp_path: Path, monkeypatch: pytes
     assert 1 <= threads.available_threads() <= 4
 
 
-@pytest.mark.parametrize(
-    ("quota", "expected"), [("max 100000", 4), ("200000 100000", 2), ("150000 100000", 2), ("1000 100000", 1)]
-)
-def test_cgroup_2_quota(tmp_path: Path, quota: str, expected: int) -> None:
-    write(tmp_path / "cgroup/cpu.max", quota + "\n")
-    assert threads.available_threads() == expected
-
-
-@pytest.mark.parametrize(("quota", "expected"), [("-1", 4), ("300000", 3)])
-def test_cgroup_1_quota(tmp_path: Path, quota: str, expected: int) -> None:
-    write(tmp_path / "cgroup/cpu/cpu.cfs_quota_us", quota + "\n")
-    write(tmp_path / "cgroup/cpu/cpu.cfs_period_us", "100000\n")
+@pytest.mark.parametrize(("quota", "expected"), [(None, 4), (2.0, 2), (1.5, 2), (0.01, 1), (64.0, 4)])
+def test_quota_of_control_groups_is_rounded_up(
+    monkeypatch: pytest.MonkeyPatch, quota: float | None, expected: int
+) -> None:
+    monkeypatch.setattr(threads, "cpu_quota", lambda: quota)
     assert threads.available_threads() == expected
 
 
@@ -83,6 +76,8 @@ def test_deepzig_threads_must_be_a_number(monkeypatch: pytest.MonkeyPatch, value
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two CPUs")
 def test_limit_blas() -> None:
+    import numpy  # noqa: F401 -- it loads the BLAS
+
     def blas_threads() -> set[int]:
         return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
 

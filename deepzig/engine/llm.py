@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
-import psutil
 
 from deepzig import _kernels
 from deepzig.checkpoint.loader import load_weights
@@ -29,6 +28,7 @@ from deepzig.engine.scheduler import MAX_RUNNING, PREFILL_CHUNK
 from deepzig.engine.trace import Trace, trace_text
 from deepzig.engine.whole_text import read_text, score_text, text_rows
 from deepzig.errors import ContextLengthError, RequestError
+from deepzig.memory import available_memory
 from deepzig.model.cache import CACHE_DTYPES, PAGE_SIZE
 from deepzig.model.deepseek import DeepseekModel
 from deepzig.text.chat import ChatTemplate
@@ -316,5 +316,5 @@ def cache_tokens(model: DeepseekModel, cache_bytes: int | None) -> int:
         if cache_bytes < page_bytes:
             raise RequestError(f"cache_bytes {cache_bytes} is below the {page_bytes} that {PAGE_SIZE} tokens take")
         return cache_bytes // page_bytes * PAGE_SIZE
-    affordable = psutil.virtual_memory().available // 4 // page_bytes * PAGE_SIZE
+    affordable = available_memory() // 4 // page_bytes * PAGE_SIZE
     return max(PAGE_SIZE, min(affordable, MAX_RUNNING * model.config.max_position_embeddings))
