@@ -20,11 +20,14 @@ OFFLINE, YES = "DEEPZIG_OFFLINE", "DEEPZIG_YES"
 Fetch = Callable[["Download"], Path]
 
 
-def find_model(model: str | Path, with_weights: bool = True, fetch: Fetch | None = None) -> Path:
+def find_model(
+    model: str | Path, with_weights: bool = True, fetch: Fetch | None = None, offline: bool | None = None
+) -> Path:
     """The folder of a model, fetched from the hub if `model` is a name there and not on this machine.
 
     with_weights  False: config, tokenizer and the like are enough
     fetch         downloads, after asking whom there is to ask; None: `fetch_unasked`
+    offline       download nothing; None: whether DEEPZIG_OFFLINE is set
 
     Raises:
         CheckpointError: `model` is neither a folder nor a name.
@@ -44,16 +47,18 @@ def find_model(model: str | Path, with_weights: bool = True, fetch: Fetch | None
         )
     if found := hub.find(wanted, with_weights):
         return found
-    if is_set(OFFLINE):
+    if is_set(OFFLINE) if offline is None else offline:
         raise NetworkError(f"{wanted} is not on this machine, or not whole; go on without --offline or {OFFLINE}")
     return (fetch or fetch_unasked)(hub.missing(wanted, with_weights))
 
 
-def fetch_unasked(download: "Download", advance: "Advance" = lambda done, total, file: None) -> Path:
-    """Download up to 1 GB, and more if DEEPZIG_YES is set; else RequestError that says how much it is."""
+def fetch_unasked(
+    download: "Download", advance: "Advance" = lambda done, total, file: None, yes: bool | None = None
+) -> Path:
+    """Download up to 1 GB, and more if `yes` (None: if DEEPZIG_YES is set); else RequestError that tells how much."""
     from deepzig.checkpoint import hub
 
-    if download.nbytes > ASKED_ABOVE and not is_set(YES):
+    if download.nbytes > ASKED_ABOVE and not (is_set(YES) if yes is None else yes):
         raise RequestError(
             f"{download.model} is {download.nbytes / 1e9:.1f} GB to download to {download.folder}; "
             f"allow it with --yes or {YES}=1"

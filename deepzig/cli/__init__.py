@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 
 import click
 
-from deepzig.cli.command import PROGRAM, Helpful
+from deepzig.cli.help import Helpful
 from deepzig.cli.messages import on_stderr
+from deepzig.cli.naming import PROGRAM
 from deepzig.errors import DeepzigError, ResourceError
 
 # The first line of each command's help, here too so that listing the commands imports none of them.

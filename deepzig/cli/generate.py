@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepzig.cli.command import Option, command
+from deepzig.cli.command import command
 from deepzig.cli.messages import note
+from deepzig.cli.naming import Option
 from deepzig.cli.options import cache_options, compute_options, json_option, model_folder, model_option
 from deepzig.cli.sampling_options import sampling_options, sampling_params
 from deepzig.cli.statistics import statistics_line

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deepzig.cli import configuration
 from deepzig.cli import experts as experts_table
 from deepzig.cli.command import command
 from deepzig.cli.options import json_option, model_folder, model_option
@@ -56,8 +57,18 @@ class ParameterCount:
 @click.option("--experts", is_flag=True, help="Show how busy each expert is on the text of --text.")
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
               help="UTF-8; a line <|endoftext|> ends a document.")  # fmt: skip
+@click.option("--config", "config_shown", is_flag=True, help="Show all options of all commands, and what sets them.")
 @json_option
-def info(model: str, check_tensors: bool, experts: bool, text: Path | None, as_json: bool) -> None:
+@click.pass_context
+def info(
+    context: click.Context,
+    model: str,
+    check_tensors: bool,
+    experts: bool,
+    text: Path | None,
+    config_shown: bool,
+    as_json: bool,
+) -> None:
     """Show what a model is and what it needs.
 
     config.json is enough: without weights in the folder, what depends on them is left out.
@@ -65,7 +76,11 @@ def info(model: str, check_tensors: bool, experts: bool, text: Path | None, as_j
     \b
         deepzig info -m ./DeepSeek-V3
         deepzig info -m ./DeepSeek-V2-Lite --experts --text article.txt
+        deepzig info --config
     """
+    if config_shown:
+        click.echo(configuration.as_json(context) if as_json else "\n".join(configuration.lines(context)))
+        return
     if experts != (text is not None):
         raise click.UsageError("--experts and --text FILE go together")
     from deepzig.checkpoint.directory import open_checkpoint

@@ -3,7 +3,6 @@
 Calls `model_names` and `hub` for models that must be fetched first.
 """
 
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepzig.cli.command import EVERYWHERE, Decorator, shared_option
 from deepzig.cli.messages import note
+from deepzig.cli.naming import EVERYWHERE, Decorator, shared_option
 
 if TYPE_CHECKING:
     from deepzig.checkpoint.hub import Download
@@ -28,29 +27,28 @@ json_option = shared_option(
 
 def _model_or_bundled(ctx: click.Context, _param: click.Parameter, model: str | None) -> str:
     if model is None:
-        if not ctx.resilient_parsing:
+        if not ctx.resilient_parsing and not ctx.params.get("config_shown"):  # `info --config` needs no model
             note(f"Using the bundled model '{BUNDLED_MODEL}'; -m MODEL takes another.")
         return BUNDLED_MODEL
     return model
 
 
-def _set_variable(context: click.Context, option: click.Parameter, is_on: bool) -> None:
-    """What `deepzig.load` reads, too; as it was before, when the command has ended."""
-    if context.resilient_parsing:
-        return
-    variable = f"DEEPZIG_{str(option.name).upper()}"
-    before = os.environ.get(variable, "")
-    os.environ[variable] = "1" if is_on else ""
-    context.call_on_close(lambda: os.environ.update({variable: before}))
+def _keep(context: click.Context, option: click.Parameter, is_on: bool) -> None:
+    context.meta[f"{__name__}.{option.name}"] = is_on
+
+
+def _is_on(name: str) -> bool:
+    """Whether --yes or --offline holds for the command that runs."""
+    return bool(click.get_current_context().meta.get(f"{__name__}.{name}"))
 
 
 def hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --yes and --offline, which the command's function need not know."""
     options: list[Decorator] = [
-        shared_option("--yes", is_flag=True, is_eager=True, expose_value=False, heading=MODEL,
-                      callback=_set_variable, help="Download a model of more than 1 GB without asking."),
-        shared_option("--offline", is_flag=True, is_eager=True, expose_value=False, heading=MODEL,
-                      callback=_set_variable, help="Download nothing."),
+        shared_option("--yes", is_flag=True, expose_value=False, heading=MODEL,
+                      callback=_keep, help="Download a model of more than 1 GB without asking."),
+        shared_option("--offline", is_flag=True, expose_value=False, heading=MODEL,
+                      callback=_keep, help="Download nothing."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -74,7 +72,7 @@ def model_folder(model: str, with_weights: bool = True) -> Path:
     """The folder of a model. Shows how much there is to download, asks before more than 1 GB, shows how far it is."""
     from deepzig.checkpoint.model_names import find_model
 
-    return find_model(model, with_weights, fetch_asking)
+    return find_model(model, with_weights, fetch_asking, offline=_is_on("offline"))
 
 
 def on_terminal() -> bool:
@@ -85,17 +83,18 @@ def on_terminal() -> bool:
 def fetch_asking(download: "Download") -> Path:
     """Download, on a terminal after asking."""
     from deepzig.checkpoint.hub import fetch
-    from deepzig.checkpoint.model_names import ASKED_ABOVE, YES, fetch_unasked, is_set
+    from deepzig.checkpoint.model_names import ASKED_ABOVE, fetch_unasked
     from deepzig.cli.progress import byte_progress, scaled
 
     what = f"{download.model}: {scaled(download.nbytes, 'B')} to download to {download.folder}"
-    is_asked = download.nbytes > ASKED_ABOVE and not is_set(YES) and on_terminal()
+    may_fetch = _is_on("yes")
+    is_asked = download.nbytes > ASKED_ABOVE and not may_fetch and on_terminal()
     if not is_asked:
         note(what)
     elif not click.confirm(f"{what}\nGo on?", err=True):
         raise click.Abort
     with byte_progress("fetch") as update:
-        return (fetch if is_asked else fetch_unasked)(download, update)
+        return fetch(download, update) if is_asked else fetch_unasked(download, update, yes=may_fetch)
 
 
 threads_option = shared_option(

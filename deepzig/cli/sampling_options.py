@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from deepzig.cli.command import Decorator, shared_option
+from deepzig.cli.naming import Decorator, shared_option
 
 if TYPE_CHECKING:
     from deepzig.engine.sampling import SamplingParams

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import click
 
 from deepzig.cli import main
-from deepzig.cli.command import settable
+from deepzig.cli.naming import settable
 
 
 def all_contexts() -> Iterator[click.Context]:

@@ -13,8 +13,10 @@ from click.core import ParameterSource
 from click.testing import CliRunner, Result
 
 from deepzig.cli import LazyGroup, main
-from deepzig.cli.command import Command, Formatter, command, long_name, path_of, variables_of
+from deepzig.cli.command import Command, command
+from deepzig.cli.help import Formatter
 from deepzig.cli.messages import note, warn
+from deepzig.cli.naming import long_name, path_of, variables_of
 from tests.cli.commands import all_contexts, all_options
 
 Run = Callable[..., Result]
