@@ -49,7 +49,7 @@ def test_folders_stars_and_package_files_are_accounted_for(journey: dict[str, An
 def test_every_variable_is_in_the_table() -> None:
     table = README.partition("## Environment variables\n")[2].partition("\n## ")[0]
     sources = [ROOT / "setup.py", *(ROOT / "deepzig").rglob("*.py")]
-    named = {name for path in sources for name in re.findall(r"DEEPZIG_[A-Z_]*[A-Z]", path.read_text(encoding="utf-8"))}
+    named = {name for path in sources for name in re.findall(r"\bDEEPZIG_[A-Z_]*[A-Z]", path.read_text(encoding="utf-8"))}
     assert "DEEPZIG_ISA" in named
     assert [name for name in sorted(named) if f"`{name}`" not in table] == []
 

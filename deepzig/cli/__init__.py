@@ -29,6 +29,7 @@ COMMANDS = {
     "eval": "Measure how well a model predicts a text.",
     "info": "Show what a model is and what it needs.",
     "kernels": "Show which kernels run on this machine.",
+    "completion": "Print the script that lets a shell complete commands.",
 }
 INTERRUPTED = 130
 

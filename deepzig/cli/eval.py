@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deepzig.cli.command import command
+from deepzig.cli.completion import complete_model
 from deepzig.cli.options import cache_dtype_option, compute_options, json_option, model_folder, model_option
 from deepzig.cli.progress import token_progress
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 @model_option
 @click.option("--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
               help="UTF-8; a line <|endoftext|> ends a document.")  # fmt: skip
-@click.option("--reference", metavar="MODEL", help="Compare predictions with those of this model, too.")
+@click.option("--reference", metavar="MODEL", shell_complete=complete_model,
+              help="Compare predictions with those of this model, too.")  # fmt: skip
 @click.option("--window", type=int, metavar="N", help="Tokens that the model sees.  [default: 2048, or its context]")
 @click.option("--stride", type=int, metavar="N", help="Tokens predicted in each window but the first.  [default: all]")
 @json_option

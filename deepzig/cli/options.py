@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deepzig.cli.completion import complete_model
 from deepzig.cli.messages import note
 from deepzig.cli.naming import EVERYWHERE, Decorator, shared_option
 
@@ -62,6 +63,7 @@ def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
         "--model",
         heading=MODEL,
         callback=_model_or_bundled,
+        shell_complete=complete_model,
         metavar="MODEL",
         help=f"Folder of a checkpoint, or org/name of the Hugging Face hub. Without it: the bundled '{BUNDLED_MODEL}'.",
     )

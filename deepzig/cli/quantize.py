@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deepzig.cli.command import command
+from deepzig.cli.completion import complete_model
 from deepzig.cli.messages import note
 from deepzig.cli.options import hub_options, model_folder, threads_option
 from deepzig.cli.progress import byte_progress, scaled, token_progress
@@ -47,7 +48,7 @@ def parse_includes(_ctx: click.Context, _param: click.Parameter, values: tuple[s
 
 
 @command()
-@click.argument("source", metavar="SRC")
+@click.argument("source", metavar="SRC", shell_complete=complete_model)
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
 @click.option(
     "--format", "wanted", required=True, type=click.Choice(FORMATS), help="int4: routed experts int4, the rest int8."
