@@ -11,7 +11,7 @@ BUILD_INPUTS := setup.py pyproject.toml $(wildcard deepzig/_kernels/*.pyx deepzi
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo build test test-slow test-browser test-api test-soak test-transformers test-install bench check lint sizes clean
+.PHONY: help demo build test test-slow test-browser test-api test-soak test-transformers test-install bench docs check lint sizes clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test-install: $(VENV)/.developed ## install into empty environments: from a whee
 bench: $(VENV)/.developed ## measure kernels and models beside what bounds them; BENCH="--layers 9 --sections model" to choose
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev,bench]"
 	$(BIN)/python -m bench --plot build/roofline.png $(BENCH)
+
+docs: $(VENV)/.developed ## write the references that follow from the code
+	$(BIN)/python tools/cli_reference.py
 
 check: $(VENV)/.developed lint ## lint, types, order of imports, documents in step with the tree
 	$(BIN)/mypy deepzig

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import deepzig
+from deepzig.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,9 +50,21 @@ def test_folders_stars_and_package_files_are_accounted_for(journey: dict[str, An
 def test_every_variable_is_in_the_table() -> None:
     table = README.partition("## Environment variables\n")[2].partition("\n## ")[0]
     sources = [ROOT / "setup.py", *(ROOT / "deepzig").rglob("*.py")]
-    named = {name for path in sources for name in re.findall(r"\bDEEPZIG_[A-Z_]*[A-Z]", path.read_text(encoding="utf-8"))}
+    texts = [path.read_text(encoding="utf-8") for path in sources]
+    named = {name for text in texts for name in re.findall(r"\bDEEPZIG_[A-Z_]*[A-Z]", text)}
     assert "DEEPZIG_ISA" in named
     assert [name for name in sorted(named) if f"`{name}`" not in table] == []
+
+
+def test_cli_reference_is_what_the_help_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("threads = 3\n[serve]\nport = 8081\n", encoding="utf-8")
+    for variable, value in {"COLUMNS": "40", "DEEPZIG_CONFIG": str(tmp_path / "config.toml"), "FORCE_COLOR": "1",
+                            "DEEPZIG_THREADS": "2"}.items():  # fmt: skip
+        monkeypatch.setenv(variable, value)
+    page = runpy.run_path(str(ROOT / "tools" / "cli_reference.py"))["page"]()
+    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert written == page, "docs/cli.md is not what --help says; run `make docs` and commit what it writes"
+    assert all(f"\n## deepzig {name}\n" in written for name in COMMANDS)
 
 
 def test_public_names_are_there() -> None:

@@ -32,6 +32,9 @@ NOT_RUN = {
     ".venv/bin/pip install torch==2.13.0 transformers==5.23.0 gguf": "installs packages of gigabytes",
     'CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON" '
     ".venv/bin/pip install llama-cpp-python": "compiles another project",
+    'eval "$(deepzig completion bash)"': "for an interactive shell; tests/cli/test_cli_completion.py runs it",
+    'eval "$(deepzig completion zsh)"': "for an interactive zsh",
+    "deepzig completion fish | source": "for an interactive fish",
     "python -m bench.decode FOLDER --precision fast": "a benchmark of the tree; tests/evaluate and make bench run it",
 }
 

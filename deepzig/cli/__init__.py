@@ -117,8 +117,8 @@ def _write_any_character() -> None:
 def main() -> None:
     """Run the DeepSeek-V3 family of language models on this computer's CPU.
 
-    Answers go to stdout, everything else to stderr; without a terminal there are no bars and no colours (NO_COLOR and
-    FORCE_COLOR decide otherwise). `deepzig COMMAND --help` tells more of a command.
+    Answers go to stdout, everything else to stderr. Bars are drawn on terminals only; colours too, unless NO_COLOR or
+    FORCE_COLOR is set. `deepzig COMMAND --help` tells more of a command.
 
     Exit codes: 0 ok, 1 failure while running, 2 wrong usage, 3 model or file invalid, 4 not enough memory or disk,
     5 network, 130 interrupted.

@@ -46,7 +46,7 @@ def eval(
     Every window begins with BOS; docs/quantising.md has the rules.
 
     \b
-        deepzig eval -m ./v2-lite-int4 --reference ./DeepSeek-V2-Lite-Chat --text article.txt
+        deepzig eval -m ./v2-lite-int8 --reference ./DeepSeek-V2-Lite-Chat --text article.txt
     """
     from deepzig.engine.llm import load
     from deepzig.evaluate.perplexity import evaluate

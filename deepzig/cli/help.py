@@ -1,6 +1,7 @@
 """How the help of deepzig and of its commands looks: sections, examples, narrow terminals.
 
-Called by `command` and by the command line as a whole, whose classes begin with `Helpful`. Knows no command.
+Called by `command` and by the command line as a whole, whose classes begin with `Helpful`, and by
+tools/cli_reference.py. Knows no command.
 """
 
 import inspect
@@ -50,22 +51,28 @@ class Helpful(click.Command):
 
     context_class = Context
 
+    def description_and_examples(self) -> tuple[str, list[str]]:
+        """The docstring without its examples, and each of them."""
+        description, *blocks = inspect.cleandoc(self.help or "").split("\n\n\b\n")
+        return description, [line.strip() for block in blocks for line in block.splitlines()]
+
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        text, *blocks = inspect.cleandoc(self.help or "").split("\n\n\b\n")
+        description, examples = self.description_and_examples()
         formatter.write_paragraph()
         with formatter.indentation():
-            formatter.write_text(text)
-        if blocks and isinstance(formatter, Formatter):
+            formatter.write_text(description)
+        if examples and isinstance(formatter, Formatter):
             with formatter.section("Examples"):
-                for line in "\n".join(blocks).splitlines():
-                    formatter.write_example(line)
+                for example in examples:
+                    formatter.write_example(example)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {OWN: []}
         for option in self.get_params(ctx):
             if isinstance(option, click.Option) and (record := option.get_help_record(ctx)):
-                default = EVERYWHERE if option is self.get_help_option(ctx) else OWN
-                sections.setdefault(getattr(option, "heading", default), []).append(record)
+                is_last = option is self.get_help_option(ctx) and EVERYWHERE in sections
+                heading = getattr(option, "heading", EVERYWHERE if is_last else OWN)
+                sections.setdefault(heading, []).append(record)
         for heading in sorted(sections, key=lambda heading: heading == EVERYWHERE):
             if sections[heading]:
                 with formatter.section(heading):

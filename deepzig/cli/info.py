@@ -75,7 +75,7 @@ def info(
 
     \b
         deepzig info -m ./DeepSeek-V3
-        deepzig info -m ./DeepSeek-V2-Lite --experts --text article.txt
+        deepzig info -m ./DeepSeek-V2-Lite-Chat --experts --text article.txt
         deepzig info --config
     """
     if config_shown:
