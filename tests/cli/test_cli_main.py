@@ -15,14 +15,26 @@ from deepzig.cli import COMMANDS, LazyGroup, main
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"], ["info", "--help"]])
-def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+def imported_by(arguments: list[str], *names: str) -> list[str]:
+    """Which of these modules a command imports."""
     code = (
         "import sys; from deepzig.cli import main; main(sys.argv[1:], 'deepzig', standalone_mode=False); "
-        "print([name for name in ('numpy', 'numba', 'tokenizers', 'jinja2', 'rich') if name in sys.modules])"
+        f"print(*[name for name in {names!r} if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
+    return done.stdout.splitlines()[-1].split()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    heavy = ("numpy", "numba", "tokenizers", "jinja2", "rich", "starlette", "huggingface_hub", "tomllib", "asyncio")
+    assert imported_by(arguments, *heavy) == []
+
+
+def test_a_story_begins_without_what_it_does_not_need() -> None:
+    heavy = ("numba", "jinja2", "rich", "starlette", "huggingface_hub", "llguidance", "asyncio", "sentencepiece")
+    assert imported_by(["generate", "-m", "stories", "Once", "--max-tokens", "2"], "numpy", *heavy) == ["numpy"]
 
 
 def test_help_lists_the_commands(run: Callable[..., click.testing.Result]) -> None:
