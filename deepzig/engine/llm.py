@@ -3,9 +3,11 @@
 Called by users, `cli` and `server`; calls `generation`, `engine_thread`, `text` and `checkpoint`.
 """
 
+import logging
 import time
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
@@ -34,6 +36,8 @@ from deepzig.model.deepseek import DeepseekModel
 from deepzig.text.chat import ChatTemplate
 from deepzig.text.tokenizer import Tokenizer, load_tokenizer
 from deepzig.threads import available_threads
+
+log = logging.getLogger("deepzig.engine")
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or chat messages
 
@@ -78,6 +82,7 @@ def load(
         raise RequestError(f"cache_dtype {cache_dtype!r} is unknown; use {' or '.join(CACHE_DTYPES)}")
     if n_threads is not None and n_threads < 1:
         raise RequestError(f"n_threads {n_threads} is below 1")
+    started = time.perf_counter()
     directory = find_model(model)
     config = ModelConfig.from_directory(directory)
     defaults = GenerationDefaults.from_directory(directory, config)
@@ -94,7 +99,8 @@ def load(
         deterministic=deterministic,
         cache_dtype=cache_dtype,
     )
-    engine = Engine(network, cache_tokens(network, cache_bytes), context_shift=context_shift)
+    n_tokens = cache_tokens(network, cache_bytes)
+    engine = Engine(network, n_tokens, context_shift=context_shift)
     prompts = None
     if prompt_cache is not None:
         made_for = {
@@ -106,6 +112,7 @@ def load(
         }
         prompts = PromptCache(Path(prompt_cache), made_for)
         engine.restore_prompts(prompts)
+    _log_loaded(directory, network, n_tokens, time.perf_counter() - started)
     return LLM(str(model), network, tokenizer, chat_template, defaults, engine, prompts)
 
 
@@ -318,3 +325,11 @@ def cache_tokens(model: DeepseekModel, cache_bytes: int | None) -> int:
         return cache_bytes // page_bytes * PAGE_SIZE
     affordable = available_memory() // 4 // page_bytes * PAGE_SIZE
     return max(PAGE_SIZE, min(affordable, MAX_RUNNING * model.config.max_position_embeddings))
+
+
+def _log_loaded(directory: Path, network: DeepseekModel, n_tokens: int, seconds: float) -> None:
+    kernels = Counter([*_kernels.ACTIVE.values(), *(f"{label} for prompts" for label in _kernels.FOR_PROMPTS.values())])
+    log.info("kernels: %s", ", ".join(f"{count} {label}" for label, count in kernels.most_common()))
+    config = network.config
+    log.info("%s: %s, %d layers", directory, config.model_type, config.num_hidden_layers)
+    log.info("loaded in %.2f s: %d threads, cache of %d tokens", seconds, network.n_threads, n_tokens)

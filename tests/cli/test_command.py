@@ -186,6 +186,46 @@ def test_quiet_leaves_stderr_empty_and_the_answer_as_it_is(run: Run, arguments: 
     assert quiet.stdout and ("generate" in arguments or quiet.stdout == normal.stdout)
 
 
+def test_verbose_says_what_is_loaded(run: Run) -> None:
+    arguments = ("generate", "-m", "stories", "Once", "--max-tokens", "2", "--threads", "1", "--cache-bytes", "4M")
+    said = run(*arguments, "-v").stderr
+    assert re.search(r"^kernels: \d+ \w+", said, re.MULTILINE)
+    assert re.search(r"bundled/stories: deepseek_v3, \d+ layers$", said, re.MULTILINE)
+    assert re.search(r"^loaded in [\d.]+ s: 1 threads, cache of \d+ tokens$", said, re.MULTILINE)
+    assert "kernels:" not in run(*arguments).stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        ({}, "red\n"),
+        ({"FORCE_COLOR": "1"}, "\x1b[31mred\x1b[0m\n"),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, "red\n"),
+        ({"FORCE_COLOR": "", "NO_COLOR": ""}, "red\n"),
+    ],
+)
+def test_colours_are_as_the_environment_says(environment: dict[str, str], shown: str) -> None:
+    @command()
+    def paints() -> None:
+        click.echo(click.style("red", fg="red"))
+
+    class OnlyPaints(LazyGroup):
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+            return paints
+
+    group = OnlyPaints(name="deepzig", callback=main.callback)
+    neither = {"NO_COLOR": None, "FORCE_COLOR": None}
+    assert CliRunner().invoke(group, ["paints"], env=neither | environment).stdout == shown
+
+
+def test_no_colour_on_a_terminal_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main.make_context("deepzig", ["kernels"]).color is False
+    monkeypatch.delenv("NO_COLOR")
+    assert main.make_context("deepzig", ["kernels"]).color is None
+
+
 def test_quiet_still_shows_errors(run: Run) -> None:
     result = run("info", "-q", "-m", "nowhere")
     assert result.exit_code == 3

@@ -8,6 +8,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from deepzig.cli import progress
+from deepzig.cli.messages import be_quiet, on_stderr
 from deepzig.cli.progress import amount, byte_progress, clock, counted, fitting
 
 TOTAL = 10_600_000  # bytes: small enough that no speed of a test needs an exponent
@@ -52,6 +53,29 @@ def test_a_terminal_shows_what_fits(
     assert "━" in lines[-1] and "…" not in lines[-1]
     assert all(part in lines[-1] for part in there)
     assert not any(part in lines[-1] for part in left_out)
+
+
+def test_forced_colours_draw_no_bar_outside_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys, "stderr", file)
+    with on_stderr(), byte_progress("to int8") as update:
+        update(0, TOTAL)
+        update(TOTAL, TOTAL)
+    (line,) = file.getvalue().splitlines()
+    assert line.startswith("to int8: 100 %, 10.6/10.6 MB")
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_quiet_shows_no_progress(stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    file = stream()
+    monkeypatch.setattr(sys, "stderr", file)
+    with on_stderr():
+        be_quiet()
+        with byte_progress("to int8") as update:
+            update(0, TOTAL)
+            update(TOTAL, TOTAL)
+    assert file.getvalue() == ""
 
 
 def test_what_matters_most_comes_first() -> None:
