@@ -50,6 +50,7 @@ bench: $(VENV)/.developed ## measure kernels and models beside what bounds them;
 
 docs: $(VENV)/.developed ## write the references that follow from the code
 	$(BIN)/python tools/cli_reference.py
+	$(BIN)/python tools/python_reference.py
 
 check: $(VENV)/.developed lint ## lint, types, order of imports, documents in step with the tree
 	$(BIN)/mypy deepzig

@@ -49,15 +49,15 @@ class RopeParameters:
     """Rotary embedding; names of HF's `rope_parameters` (modeling_rope_utils). factor etc. matter for yarn only."""
 
     rope_type: str  # "default" or "yarn"
-    rope_theta: float
-    factor: float = 1.0
-    original_max_position_embeddings: int = 0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    attention_factor: float | None = None
-    truncate: bool = True
+    rope_theta: float  # base of the frequencies
+    factor: float = 1.0  # by which YaRN stretches the context
+    original_max_position_embeddings: int = 0  # context of the training before that
+    beta_fast: float = 32.0  # turns within that context above which a frequency stays as it is
+    beta_slow: float = 1.0  # and below which it is divided by factor
+    mscale: float | None = None  # see cos_sin_factor
+    mscale_all_dim: float | None = None  # see softmax_factor
+    attention_factor: float | None = None  # in place of what follows from mscale
+    truncate: bool = True  # bounds between the frequencies are whole numbers
 
     @property
     def cos_sin_factor(self) -> float:
@@ -85,41 +85,45 @@ def yarn_mscale(scale: float, mscale: float) -> float:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of a DeepSeek-V2/V3-family model. Raises ConfigError when made with values it cannot mean."""
+    """Architecture of a DeepSeek-V2/V3-family model. Fields have the names of config.json.
 
-    model_type: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    moe_intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
+    Raises:
+        ConfigError: when made with values it cannot mean.
+    """
+
+    model_type: str  # "deepseek_v3", "kimi_k2" or "deepseek_v2"
+    vocab_size: int  # rows of embedding and head
+    hidden_size: int  # D
+    intermediate_size: int  # of the dense layers' MLP
+    moe_intermediate_size: int  # I, of an expert
+    num_hidden_layers: int  # L, without MTP layers
+    num_attention_heads: int  # H
     n_shared_experts: int  # 0: none
-    n_routed_experts: int  # 0: every layer is dense
-    num_experts_per_tok: int
-    routed_scaling_factor: float
-    kv_lora_rank: int
-    q_lora_rank: int | None
-    qk_rope_head_dim: int
-    qk_nope_head_dim: int
-    v_head_dim: int
-    n_group: int
-    topk_group: int
-    first_k_dense_replace: int
-    norm_topk_prob: bool
-    max_position_embeddings: int
-    num_nextn_predict_layers: int
+    n_routed_experts: int  # E; 0: every layer is dense
+    num_experts_per_tok: int  # K
+    routed_scaling_factor: float  # on the weights of the chosen experts
+    kv_lora_rank: int  # R
+    q_lora_rank: int | None  # None: queries are not compressed
+    qk_rope_head_dim: int  # P
+    qk_nope_head_dim: int  # N
+    v_head_dim: int  # V
+    n_group: int  # of experts
+    topk_group: int  # groups that a token's experts are chosen from
+    first_k_dense_replace: int  # layers at the beginning without experts
+    norm_topk_prob: bool  # the weights of the chosen experts sum to 1
+    max_position_embeddings: int  # the context, in tokens
+    num_nextn_predict_layers: int  # MTP layers
     scoring_func: str  # "sigmoid" or "softmax"
     topk_method: str  # "noaux_tc", "greedy" or "group_limited_greedy"
-    rope: RopeParameters
-    bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
-    rms_norm_eps: float = 1e-6
-    moe_layer_freq: int = 1
-    rope_interleave: bool = True
-    attention_bias: bool = False
-    tie_word_embeddings: bool = False
-    quantization_config: Mapping[str, Any] | None = field(default=None, compare=False)
+    rope: RopeParameters  # of rope_scaling or rope_parameters
+    bos_token_id: int | None = None  # begins a text
+    eos_token_ids: tuple[int, ...] = ()  # end an answer, unless generation_config.json has others
+    rms_norm_eps: float = 1e-6  # added to the mean square in RMSNorm
+    moe_layer_freq: int = 1  # of that many layers one has experts
+    rope_interleave: bool = True  # rotary pairs are neighbours in the weights
+    attention_bias: bool = False  # projections of attention have biases
+    tie_word_embeddings: bool = False  # the head is the embedding
+    quantization_config: Mapping[str, Any] | None = field(default=None, compare=False)  # as config.json has it
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> "ModelConfig":

@@ -1,14 +1,21 @@
 """The documents say what is there: map of files, commands, snippets, environment variables, changelog."""
 
+import ast
+import math
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import deepzig
+from deepzig.checkpoint.names import expected_tensors
+from deepzig.checkpoint.recipe import INTEGERS, Recipe, is_embedding, is_routed
 from deepzig.cli import COMMANDS
+from deepzig.config import ModelConfig
+from deepzig.model.cache import LatentCache
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,6 +76,76 @@ def test_cli_reference_is_what_the_help_says(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_public_names_are_there() -> None:
     assert all(getattr(deepzig, name) is not None for name in deepzig.__all__)
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "tools" / "python_reference.py"))
+
+
+def test_python_reference_is_what_the_docstrings_say(reference: dict[str, Any]) -> None:
+    assert (ROOT / "docs/python.md").read_text(encoding="utf-8") == reference["render"](), "run make docs"
+
+
+def test_python_reference_has_every_public_name(reference: dict[str, Any]) -> None:
+    assert {*reference["PUBLIC"], "errors", "__version__"} == set(deepzig.__all__)
+
+
+def test_everything_public_is_explained(reference: dict[str, Any]) -> None:
+    page = reference["render"]()
+    assert re.findall(r"^\|.*\|  \|$", page, re.MULTILINE) == []  # fields
+    assert re.findall(r"^```text\n[^`]*```\n\n#|\): $", page, re.MULTILINE) == []  # methods and properties
+    arrays = re.findall(r"-> np.ndarray\n```\n\n(.*)", page) + re.findall(
+        r"^.*`(?:.*\W)?np.ndarray.*`.*$", page, re.MULTILINE
+    )
+    assert len(arrays) > 8
+    assert [text for text in arrays if not re.search(r"\b(f32|i32|i64|bool) \(", text)] == []
+
+
+def messages_in(source: str) -> Iterator[re.Pattern[str]]:
+    """The texts of a module, with anything in the place of what is filled in."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [re.escape(p.value) if isinstance(p, ast.Constant) else ".*" for p in node.values]
+            if sum(len(part) for part in parts if part != ".*") > 12:
+                yield re.compile("".join(parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield re.compile(re.escape(node.value))
+
+
+def test_messages_that_troubleshooting_explains_are_those_of_the_code() -> None:
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    explained = [a or b for a, b in re.findall(r"^- (?:``(.*) ``|`(.*)`)\\$", page, re.MULTILINE)]
+    sources = [path.read_text(encoding="utf-8") for path in [*(ROOT / "deepzig").rglob("*.py"), ROOT / "setup.py"]]
+    patterns = [pattern for source in sources for pattern in messages_in(source)]
+    assert len(explained) > 15
+    assert [message for message in explained if not any(p.fullmatch(message) for p in patterns)] == []
+
+
+V2_LITE = {
+    "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 10944,
+    "moe_intermediate_size": 1408, "num_hidden_layers": 27, "num_attention_heads": 16, "n_shared_experts": 2,
+    "n_routed_experts": 64, "kv_lora_rank": 512, "q_lora_rank": None, "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1, "max_position_embeddings": 163840,
+}  # fmt: skip
+
+
+def test_computed_figures_of_v2_lite() -> None:
+    page = (ROOT / "docs/v2-lite.md").read_text(encoding="utf-8")
+    config = ModelConfig.from_dict(V2_LITE)
+    modules = expected_tensors(config, 0).linear
+    per_token = LatentCache(27, n_pages=0, latent_dim=config.latent_dim).bytes_per_token
+    assert f"cache {per_token / 1000:.0f} kB for each token" in page
+    for format_, label in (("bf16", "bf16, as published"), ("int8", "int8"), ("int4", "int4 mix")):
+        stored = read = 0.0
+        for name, scheme in Recipe(format_).assign(config, modules).items():
+            is_int = scheme.format in INTEGERS
+            width = {"int8": 1.0, "int4": 0.5}[scheme.format] + 2 / scheme.group_size if is_int else 2
+            nbytes = math.prod(modules[name]) * width
+            stored += nbytes
+            read += nbytes * (6 / 64 if is_routed(name) else not is_embedding(name))
+        assert f"| {label} | {stored / 1e9:.1f} | {read / 1e9:.2f} |" in page
+        assert f"| {label} | {' | '.join(f'{speed * 1e9 / read:.0f}' for speed in (25, 50, 80))} |" in page
 
 
 def test_changelog_and_package_agree_on_the_version() -> None:

@@ -1,6 +1,7 @@
 """Every command and Python snippet of the documents is run on the bundled model, or stands in NOT_RUN with a reason."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.hub import fake_hub
 from tools.snippets import (
     BUNDLED,
     STAND_IN_REPOSITORIES,
+    Command,
     Snippet,
     Walk,
     path_with,
@@ -23,19 +25,25 @@ from tools.snippets import (
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-PROGRAMS = {"deepzig", "python", "curl", "make", "pip"}
-LANGUAGES = {"sh", "console", "python", "json", "markdown"}
+PROGRAMS = {"deepzig", "python3", "curl", "make", "chmod"}
+LANGUAGES = {"sh", "console", "python", "json", "markdown", "ini", "nginx", "text"}
 
 # Commands that this test does not run, and why. A line ends where its comment begins.
+INSTALLS = "installs packages; make test-install and make test-readme do"
 NOT_RUN = {
-    "pip install .": "installs; make test-install does",
-    ".venv/bin/pip install torch==2.13.0 transformers==5.23.0 gguf": "installs packages of gigabytes",
+    "pip install .": INSTALLS,
+    "python3 -m venv ~/deepzig-env": INSTALLS,
+    ". ~/deepzig-env/bin/activate": INSTALLS,
+    ".venv/bin/pip install torch==2.13.0 transformers==5.23.0 gguf": "gigabytes of packages",
     'CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON" '
     ".venv/bin/pip install llama-cpp-python": "compiles another project",
     'eval "$(deepzig completion bash)"': "for an interactive shell; tests/cli/test_cli_completion.py runs it",
     'eval "$(deepzig completion zsh)"': "for an interactive zsh",
     "deepzig completion fish | source": "for an interactive fish",
-    "python -m bench.decode FOLDER --precision fast": "a benchmark of the tree; tests/evaluate and make bench run it",
+    "python3 -m bench.decode FOLDER --precision fast": "a benchmark",
+    "hf download deepseek-ai/DeepSeek-V2-Lite-Chat --local-dir ./DeepSeek-V2-Lite-Chat": "a program of huggingface_hub",
+    "sudo systemctl enable --now deepzig": "changes the machine; the unit is tested below",
+    "journalctl -u deepzig -f": "goes on for ever",
 }
 
 
@@ -94,6 +102,34 @@ def test_targets_of_make_exist() -> None:
     named = [c.plain for document in DOCUMENTS for s in snippets_of(document) for c in s.commands()]
     asked = {word for text in named if text.startswith("make ") for word in text.split()[1:2]}
     assert "test" in asked and asked <= targets
+
+
+# ---- files that the documents show
+
+
+def shown(page: str, language: str) -> str:
+    """The one snippet of a language on a page."""
+    (snippet,) = (s for s in snippets_of(ROOT / "docs" / page) if s.language == language)
+    return snippet.text
+
+
+def test_the_systemd_unit_is_sound_and_its_command_serves(tmp_path: Path) -> None:
+    shutil.copytree(BUNDLED, tmp_path / "model")
+    (tmp_path / "keys").write_text("0123456789\n", encoding="utf-8")
+    unit = shown("deployment.md", "ini").replace("/opt/deepzig/bin", str(Path(sys.executable).parent))
+    (command,) = re.findall("^ExecStart=(.*)$", unit, re.MULTILINE)
+    command = command.replace("/srv/models/v2-lite-int8", "model").replace("%d/keys", "keys")
+    variables = dict(re.findall("^Environment=(.*?)=(.*)$", unit, re.MULTILINE))
+    variables = {name: value.replace("%S", str(tmp_path)) for name, value in variables.items()}
+    with Walk(tmp_path, path_with(Path(sys.executable).parent) | variables, any_port=True) as walk:
+        walk.command(Command(1, command))
+    assert (tmp_path / "deepzig").is_dir()  # what DEEPZIG_SERVE_PROMPT_CACHE names
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed: the command was run, the rest of the unit was not checked")
+    (tmp_path / "deepzig.service").write_text(unit, encoding="utf-8")
+    verify = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(tmp_path / "deepzig.service")]
+    done = subprocess.run(verify, capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 # ---- the walk itself

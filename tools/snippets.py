@@ -19,7 +19,7 @@ from typing import Self
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "deepzig/bundled/stories"
-STAND_IN_FOLDERS = ("DeepSeek-V2-Lite-Chat", "DeepSeek-V3")  # as in `-m ./DeepSeek-V3`
+STAND_IN_FOLDERS = ("DeepSeek-V2-Lite-Chat", "DeepSeek-V3", "v2-lite-int8")  # as in `-m ./DeepSeek-V3`
 STAND_IN_TEXTS = {"article.txt": "Once upon a time there was a little cat. The cat liked to sit in the sun.\n"}
 STAND_IN_REPOSITORIES = re.compile(r"deepseek-ai/[\w.-]+")
 DEFAULT_PORT = 8000
@@ -98,7 +98,8 @@ def snippets_of(document: Path) -> list[Snippet]:
 def prepare(folder: Path, text: str) -> None:
     """Put into a folder what the document `text` takes for granted."""
     for name in STAND_IN_FOLDERS:
-        if f"./{name}" in text:
+        is_made = re.search(rf"deepzig quantize \S+ \./{name}\b", text)
+        if f"./{name}" in text and not is_made:
             shutil.copytree(BUNDLED, folder / name)
     for name, content in STAND_IN_TEXTS.items():
         (folder / name).write_text(content, encoding="utf-8")
@@ -125,7 +126,7 @@ class Walk:
 
     def command(self, command: Command) -> None:
         """Run it to its end; a server, until it serves."""
-        if command.program == "deepzig" and " serve" in command.plain:
+        if Path(command.program).name == "deepzig" and " serve" in command.plain:
             self._serve(command.plain)
             return
         text = self._addressed(command.text)
@@ -142,9 +143,8 @@ class Walk:
         assert done.stdout.strip() or "print(" not in text, f"{text}\nprints nothing"
 
     def _run(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            words, cwd=self._folder, env=self._environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
-        )
+        given = {"cwd": self._folder, "env": self._environment, "stdin": subprocess.DEVNULL}
+        return subprocess.run(words, **given, capture_output=True, text=True, timeout=100)
 
     def _addressed(self, text: str) -> str:
         """With servers where they listen. One that no snippet has started yet is `deepzig serve`."""

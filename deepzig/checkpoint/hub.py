@@ -152,6 +152,8 @@ def _bar_of(advance: Advance, done: int, total: int, file: str) -> type[Any]:
     from tqdm.std import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]  # it has no types
+        monitor_interval = 0  # no thread that watches whether it moves
+
         def __init__(self, *_args: Any, initial: int = 0, **_options: Any) -> None:
             super().__init__(disable=True)
             self._reached = done

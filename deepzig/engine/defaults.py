@@ -14,10 +14,10 @@ from deepzig.errors import ConfigError, RequestError
 class GenerationDefaults:
     """A model's own sampling parameters and end-of-sequence tokens."""
 
-    eos_token_ids: frozenset[int]
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    eos_token_ids: frozenset[int]  # any of them ends an answer
+    temperature: float = 1.0  # as in `SamplingParams`
+    top_k: int = 0  # as there
+    top_p: float = 1.0  # as there
 
     @classmethod
     def from_directory(cls, directory: Path, config: ModelConfig) -> "GenerationDefaults":

@@ -10,7 +10,10 @@ from deepzig.model.workspace import Workspace
 
 
 class ExpertLoad:
-    """Counts in the engine's thread; reading from another gives the state of some recent step."""
+    """How often each expert was chosen since `LLM.count_experts`, for all requests together.
+
+    It counts in the engine's thread; reading from another gives the state of some recent step.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         self._n_experts = config.n_routed_experts

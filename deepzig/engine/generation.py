@@ -21,7 +21,11 @@ WAKE_INTERVAL_S = 0.004
 
 
 class Generation:
-    """A request's answers, as they come. Read by one thread at a time, with `poll`, `result` or as an iterator."""
+    """A request's answers, as they come. Made by `LLM.submit`.
+
+    Read by one thread at a time, with `poll`, `result` or as an iterator of `StreamChunk`; closing the iterator cancels
+    the request.
+    """
 
     def __init__(
         self,

@@ -74,7 +74,9 @@ def load(
 
     Raises:
         ConfigError, CheckpointError, TokenizerError: a file of the model cannot be used; nothing is half-loaded.
+        RequestError: an argument is unknown or out of range, or nobody agreed to a download of more than 1 GB.
         NetworkError: the model cannot be fetched.
+        ResourceError: the disk has no room for the download.
     """
     if precision not in ("exact", "fast"):
         raise RequestError(f"precision {precision!r} is unknown; use exact or fast")
@@ -117,7 +119,19 @@ def load(
 
 
 class LLM:
-    """A loaded model. Made by `load`. Calls from several threads are served together, by one thread of its own."""
+    """A loaded model. Made by `load`. Calls from several threads are served together, by one thread of its own.
+
+    A prompt is text, which is continued as it is (after a BOS token if the tokenizer says so); or token ids; or a list
+    of messages, as in [{"role": "user", "content": "Hello"}], which go through the model's chat template.
+
+    Attributes:
+        name: what `load` was given.
+        config: a `ModelConfig`.
+        tokenizer: a `Tokenizer`; None if the folder has none, then prompts are token ids.
+        chat_template: a `ChatTemplate`; None if the folder has none.
+        defaults: `GenerationDefaults`, for what `SamplingParams` leave open.
+        model: the network, not part of the public interface.
+    """
 
     def __init__(
         self,
@@ -146,20 +160,27 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """End the engine's thread; unfinished requests fail, and later ones are refused. Writes the prompt cache."""
+        """End the engine's thread; unfinished requests fail, and later ones are refused. Writes the prompt cache.
+
+        A `with` block does it at its end, and so does the end of the program.
+        """
         self._finalizer()
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> GenerationResult:
-        """Answer a prompt: text (continued as it is), token ids, or chat messages (put through the template).
+        """Answer a prompt.
 
         Raises:
             RequestError, ContextLengthError: the prompt or the parameters cannot be served.
+            TokenizerError: the chat template fails.
             NonFiniteLogitsError: the model produced NaN.
         """
         return self.submit(prompt, params).result()
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
-        """The same, piece by piece; the texts of a choice's pieces make up its text. Raises as `generate`."""
+        """The same, piece by piece: the texts of a choice's pieces make up its text, and the last piece has the result.
+
+        Closing the iterator cancels the request. Raises as `generate`.
+        """
         return iter(self.submit(prompt, params))
 
     def submit(
@@ -183,6 +204,7 @@ class LLM:
 
         Raises:
             RequestError, ContextLengthError: the prompt or the parameters cannot be served.
+            TokenizerError: the chat template fails.
             QueueFullError: too many requests wait.
         """
         submitted = time.perf_counter()
@@ -216,7 +238,14 @@ class LLM:
         return load
 
     def encode(self, prompt: Prompt) -> np.ndarray:
-        """Token ids i32 (S,) of a prompt, checked against the vocabulary and the context."""
+        """Token ids i32 (S,) of a prompt, checked against the vocabulary and the context.
+
+        Raises:
+            RequestError: the prompt is empty, has ids outside the vocabulary, or needs a tokenizer or template that the
+                model lacks.
+            ContextLengthError: it is longer than the context.
+            TokenizerError: the chat template fails.
+        """
         token_ids = self._token_ids(prompt)
         if not len(token_ids):
             raise RequestError("the prompt has no tokens; give at least one")
@@ -233,9 +262,12 @@ class LLM:
         """Full forward: f32 (T, vocab_size), row t predicting token t + 1.
 
         Args:
-            token_ids: (T,).
+            token_ids: T of them.
             chunk_size: tokens that go through the layers at a time.
             attention: "absorbed" or "expanded" to force one form; None picks the cheaper.
+
+        Raises:
+            RequestError: there are no token ids, they are outside the vocabulary, or `attention` is unknown.
         """
         if attention not in (None, "absorbed", "expanded"):
             raise RequestError(f"attention {attention!r} is unknown; use absorbed or expanded")
@@ -264,7 +296,11 @@ class LLM:
         return entries
 
     def mtp_logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        """First MTP layer over a whole text: f32 (T - 1, vocab_size), row t predicting token t + 2."""
+        """First MTP layer over a whole text of T tokens: f32 (T - 1, vocab_size), row t predicting token t + 2.
+
+        Raises:
+            RequestError: the checkpoint has no MTP layer, there are no token ids, or they are outside the vocabulary.
+        """
         if not self.model.mtp_layers:
             raise RequestError("this checkpoint has no MTP layer")
         ids = self._checked_ids(token_ids)
@@ -278,7 +314,11 @@ class LLM:
         return self._thread.call(read)
 
     def trace(self, prompt: Prompt) -> Trace:
-        """What every layer does with a text, in one chunk: hidden states and norms, router choices, expert load."""
+        """What every layer does with a text, in one chunk: hidden states and norms, router choices, expert load.
+
+        Raises:
+            RequestError: as `encode`.
+        """
         ids = self._checked_ids(prompt)
         return self._thread.call(lambda: trace_text(self.model, ids))
 

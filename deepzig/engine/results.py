@@ -9,7 +9,7 @@ from deepzig.engine.sampling import TokenLogprob
 class Timings:
     """Where the time of a request went; times in seconds."""
 
-    prompt_tokens: int
+    prompt_tokens: int  # of the prompt, BOS and chat template included
     cached_tokens: int  # of the prompt, taken from an earlier request
     prompt_s: float  # from leaving the queue to the first token
     first_token_s: float  # from the call to the first token
@@ -24,11 +24,11 @@ class Timings:
 class Choice:
     """One of the answers to a prompt, without the prompt."""
 
-    index: int
+    index: int  # from 0
     text: str  # empty if the model has no tokenizer
     token_ids: list[int]  # with the end-of-sequence token, if that ended the answer
     finish_reason: str  # "stop" (end of sequence, stop string or complete constraint) or "length"
-    logprobs: list[TokenLogprob] | None
+    logprobs: list[TokenLogprob] | None  # one for each token, where asked for
     score: float | None = None  # of a beam search: sum of log-probabilities / length ** length_penalty
 
 
@@ -36,30 +36,28 @@ class Choice:
 class GenerationResult:
     """A finished request: `n` choices. text, token_ids, finish_reason and logprobs are those of the first."""
 
-    choices: list[Choice]
-    timings: Timings
-    n_shifted: int = (
-        0  # with context_shift: tokens, the oldest but the first, that gave way because the context was full
-    )
+    choices: list[Choice]  # of a beam search best first
+    timings: Timings  # of the whole request
+    n_shifted: int = 0  # with context_shift: old tokens that gave way because the context was full
 
     @property
     def text(self) -> str:
-        """See `Choice`."""
+        """`text` of the first choice."""
         return self.choices[0].text
 
     @property
     def token_ids(self) -> list[int]:
-        """See `Choice`."""
+        """`token_ids` of the first choice."""
         return self.choices[0].token_ids
 
     @property
     def finish_reason(self) -> str:
-        """See `Choice`."""
+        """`finish_reason` of the first choice."""
         return self.choices[0].finish_reason
 
     @property
     def logprobs(self) -> list[TokenLogprob] | None:
-        """See `Choice`."""
+        """`logprobs` of the first choice."""
         return self.choices[0].logprobs
 
 
@@ -67,8 +65,8 @@ class GenerationResult:
 class StreamChunk:
     """A piece of a choice: one token and the text that became certain with it."""
 
-    text: str
-    token_ids: list[int]
+    text: str  # empty while a character is not whole, or a stop string may be beginning
+    token_ids: list[int]  # one token
     index: int = 0  # of the choice
     finish_reason: str | None = None  # set on the choice's last chunk
     logprobs: list[TokenLogprob] | None = None  # of token_ids, where asked for
@@ -80,7 +78,7 @@ class Progress:
     """How far a request is."""
 
     queue_position: int  # 0: running or finished
-    prompt_tokens: int
+    prompt_tokens: int  # of the prompt, BOS and chat template included
     prompt_tokens_done: int  # read or found in the cache
     cached_tokens: int  # of them, found in the cache
 
@@ -91,13 +89,13 @@ class EngineStats:
 
     n_waiting: int  # branches in the queue
     n_running: int  # branches that are read or decoded
-    n_pages: int  # of the latent cache
+    n_pages: int  # of the latent cache, 64 tokens each
     n_held_pages: int  # by running branches or kept prefixes
     n_prefix_pages: int  # by kept prefixes
     tokens_prompt: int  # of prompts that have been read
     tokens_cached: int  # of them, taken from an earlier request
-    tokens_decoded: int
+    tokens_decoded: int  # of answers
     tokens_drafted: int  # guesses ahead
     tokens_accepted: int  # of them, chosen by the model too
-    preemptions: int
+    preemptions: int  # times that a request had to leave its pages to a more urgent one
     finished: dict[str, int]  # requests by reason: stop, length, cancelled, error

@@ -20,25 +20,28 @@ MOST_DRAFT_TOKENS = 8
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose tokens and when to stop. Raises RequestError when made with values it cannot mean.
+    """How to choose tokens and when to stop.
 
-    temperature, top_p and top_k: None takes the model's generation_config.json, else 1.0, 1.0 and off. temperature 0 is
-    greedy. Order: penalties, logit_bias, temperature, top_k, top_p, min_p (HF generation/logits_process.py).
+    temperature, top_p and top_k: None takes the model's generation_config.json, else 1.0, 1.0 and off. The order is
+    penalties, logit_bias, temperature, top_k, top_p, min_p (HF generation/logits_process.py).
+
+    Raises:
+        RequestError: when made with values it cannot mean.
     """
 
-    max_tokens: int = 256
-    temperature: float | None = None
-    top_k: int | None = None  # 0: off
-    top_p: float | None = None
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0  # on tokens of prompt and answer
-    presence_penalty: float = 0.0  # on tokens of the answer
-    frequency_penalty: float = 0.0  # on tokens of the answer, times their count
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None
-    stop: Sequence[str] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None  # most likely tokens to report beside the chosen one
+    max_tokens: int = 256  # most tokens of an answer, at least 1
+    temperature: float | None = None  # from 0, which takes the likeliest token always
+    top_k: int | None = None  # draw among the k likeliest tokens; 0: among all
+    top_p: float | None = None  # draw among the likeliest tokens that have this probability together; in (0, 1]
+    min_p: float = 0.0  # leave out tokens with less than this share of the likeliest one's probability; in [0, 1]
+    repetition_penalty: float = 1.0  # divides positive logits of tokens in prompt and answer, multiplies negative ones
+    presence_penalty: float = 0.0  # taken from the logits of tokens in the answer
+    frequency_penalty: float = 0.0  # taken from the logits of tokens in the answer, times their count
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> what is added to its logit
+    seed: int | None = None  # from 0; the same seed gives the same answer. None: another one each time
+    stop: Sequence[str] = ()  # the answer ends before the first of these texts
+    ignore_eos: bool = False  # go on past the end-of-sequence token
+    logprobs: int | None = None  # report log-probabilities, with this number of likeliest tokens. None: do not
     speculation: str = "auto"  # guessing tokens ahead, which changes speed alone: auto, off, mtp or ngram
     draft_tokens: int = 3  # guesses at once; auto makes fewer where that is faster
     n: int = 1  # answers to the same prompt; of a beam search the best n
@@ -103,8 +106,8 @@ def _check_integer(name: str, value: int | None, least: int) -> None:
 class TokenLogprob:
     """A chosen token with its log-probability under the model's own distribution, and the most likely tokens."""
 
-    token_id: int
-    logprob: float
+    token_id: int  # the chosen token
+    logprob: float  # natural logarithm
     top: tuple[tuple[int, float], ...]  # (token id, log-probability), most likely first
 
 

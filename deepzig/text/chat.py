@@ -27,6 +27,9 @@ class ChatTemplate:
 
     Control tokens such as `<think>` count only where the template itself writes them; in messages, tools and variables
     they are plain text.
+
+    Attributes:
+        source: the template as it stands in the folder.
     """
 
     def __init__(self, source: str, names: Mapping[str, str]) -> None:
@@ -84,7 +87,8 @@ class ChatTemplate:
     ) -> str:
         """The prompt as text, the same as HF's `apply_chat_template(tokenize=False)`.
 
-        For people to read: control tokens written by users look like the template's. Raises as `render_tokens`.
+        For people to read: control tokens written by users look like the template's. Arguments and errors are those of
+        `render_tokens`.
         """
         given = _checked(messages, tools, add_generation_prompt, variables)
         return self._process.render(self._constants, given)
@@ -101,8 +105,16 @@ class ChatTemplate:
         """The prompt as token ids. Where no user text spells a control token they are
         `tokenizer.encode(self.render_text(...), add_bos=False)`.
 
-        `variables` are further names for the template (`thinking=True`). Raises TokenizerError if the template fails or
-        exceeds its time, memory or output; RequestError if it refuses the messages or they are no JSON.
+        Args:
+            messages: as in [{"role": "user", "content": "Hello"}]; JSON values only.
+            tokenizer: the model's.
+            add_generation_prompt: end with what tells the model that it is its turn.
+            tools: functions that the model may call, in OpenAI's form.
+            variables: further names for the template, as in thinking=True.
+
+        Raises:
+            TokenizerError: the template fails, or exceeds its time, memory or output.
+            RequestError: the template refuses the messages, or they are no JSON values.
         """
         given = _checked(messages, tools, add_generation_prompt, variables)
         control_tokens = tokenizer.control_tokens

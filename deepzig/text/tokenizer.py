@@ -64,8 +64,13 @@ def load_tokenizer(directory: Path) -> "Tokenizer | None":
 class Tokenizer:
     """Text to token ids and back. Immutable and safe to share between threads.
 
-    `special_tokens` (text -> id) are those that decode leaves out; `control_tokens.ids` are those that only a template
-    may write. DeepSeek-V3's `<think>` is in the second, not in the first.
+    Attributes:
+        vocab_size: how many token ids the tokenizer has; the model's head may have more rows.
+        bos_token_id, eos_token_id: None if there is none.
+        special_tokens: text -> id of those that decode leaves out.
+        control_tokens: `control_tokens.ids` (text -> id) are those that only a template may write. DeepSeek-V3's
+            `<think>` is one of these, not of the special ones.
+        strips_leading_space: encode puts a space before a text, so decode takes one away.
     """
 
     def __init__(self, backend: Backend, config: TokenizerConfig) -> None:
@@ -94,9 +99,14 @@ class Tokenizer:
     def encode(self, text: str, add_bos: bool | None = None, allow_special: bool = True) -> list[int]:
         """Token ids of `text`.
 
-        `add_bos` None follows the tokenizer's own rule: add_bos_token in tokenizer_config.json, else what the tokenizer
-        file itself does. With `allow_special` false, text that spells a control token is encoded as plain text. Raises
-        RequestError if the text has a lone surrogate, or if BOS is asked for and there is none.
+        Args:
+            text: any Unicode text.
+            add_bos: None follows the tokenizer's own rule: add_bos_token in tokenizer_config.json, else what the
+                tokenizer file itself does.
+            allow_special: False encodes text that spells a control token as plain text.
+
+        Raises:
+            RequestError: the text has a lone surrogate, or BOS is asked for and there is none.
         """
         try:
             text.encode()
@@ -116,7 +126,11 @@ class Tokenizer:
         return [self.bos_token_id, *ids]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises RequestError for an unknown id."""
+        """Text of `ids`; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves special tokens out.
+
+        Raises:
+            RequestError: an id is unknown.
+        """
         kept = [token_id for token_id in ids if not (skip_special and self.is_special(token_id))]
         content = b"".join(map(self.token_bytes, kept))
         if self.strips_leading_space and content.startswith(b" "):
@@ -124,7 +138,11 @@ class Tokenizer:
         return content.decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The exact bytes of one token, often no whole characters. Raises RequestError for an unknown id."""
+        """The exact bytes of one token, often no whole characters.
+
+        Raises:
+            RequestError: the id is unknown.
+        """
         content = self._added.get(operator.index(token_id))
         if content is None and token_id >= 0:
             content = self._backend.token_bytes(operator.index(token_id))
