@@ -16,7 +16,7 @@ from bench import gemm, kernels, model, peers, tables
 from bench.machine import Limits, better, describe, limits
 from bench.plot import roofline
 from bench.synthetic import FORMATS, default_directory
-from bench.tables import Table
+from deepzig.cli.tables import Table
 from deepzig.errors import DeepzigError
 from deepzig.threads import available_threads
 
@@ -160,6 +160,7 @@ def _run_section(name: str, options: Options) -> tuple[dict[str, Any], list[Tabl
     made = [*outcome.tables(better(before, after)), tables.limits_table(name, before, after)]
     for table in made:
         table.print()
+        click.echo()
     return {"before": asdict(before), "after": asdict(after), "values": outcome.values}, made
 
 

@@ -1,23 +1,23 @@
 """What this machine is and what it can do at most: the bounds that every figure of the bench stands beside.
 
 `limits` is called before and after each section, and within it by `decode`, which runs as a process of its own. Calls
-`peaks` for arithmetic and a Numba loop for memory. Knows no kernels but the names of those picked.
+`peaks` for arithmetic, a Numba loop for memory, and `deepzig.evaluate.machine` for names.
 """
 
 import os
-import platform
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 
+import deepzig
 from bench.peaks import bf16_peak, fp32_peak, sgemm_peak
 from bench.timing import best_seconds
+from deepzig.evaluate.machine import describe_machine, describe_software, now
 
 BUFFER_BYTES = 1 << 30  # far beyond any cache that a virtual machine may be granted
 REPEATS = 5
@@ -86,35 +86,13 @@ def _read_rates(n_threads: int) -> tuple[float, float]:
 
 def describe(n_threads: int) -> dict[str, Any]:
     """CPU, memory, threads, kernels picked, versions and date: what every result is labelled with."""
-    import psutil
-
-    import deepzig
-    from deepzig import _kernels
-
     return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "cpu": cpu_name(),
-        "cores": psutil.cpu_count(logical=False),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "date": now(),
+        **describe_machine(),
         "threads": n_threads,
-        "kernels": dict(_kernels.ACTIVE),
-        "forced": {name: os.environ[name] for name in ("DEEPZIG_ISA", "DEEPZIG_KERNEL") if name in os.environ},
+        **describe_software(),
         "deepzig": deepzig.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
     }
-
-
-def cpu_name() -> str:
-    """As the system gives it, with family and model, since virtual machines often name the maker only."""
-    try:
-        info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", info, re.MULTILINE))
-    if "model name" not in fields:
-        return platform.machine()
-    return f"{fields['model name'].strip()} (family {fields.get('cpu family')}, model {fields.get('model')})"
 
 
 def anonymous_bytes() -> int:

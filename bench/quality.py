@@ -16,11 +16,11 @@ import click
 import deepzig
 from bench.machine import describe
 from bench.model import decode_process
-from bench.tables import Table
 from deepzig.checkpoint.convert import Options, convert
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.recipe import Recipe
 from deepzig.checkpoint.schemes import CHANNEL
+from deepzig.cli.tables import Table
 from deepzig.config import ModelConfig
 from deepzig.engine.llm import LLM
 from deepzig.errors import DeepzigError

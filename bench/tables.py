@@ -1,39 +1,13 @@
-"""Results as tables: for the terminal with rich, for the README as Markdown. Called by `__main__`; measures nothing."""
+"""Results as tables, which show themselves. Called by `__main__`; measures nothing."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from bench.gemm import Alternation, Gemm
 from bench.kernels import KernelTime
 from bench.machine import Limits
 from bench.model import ModelRun
 from bench.peers import PeerRun
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, a head and rows of the same length."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def markdown(self) -> str:
-        """With the first column to the left and the others to the right."""
-        lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)], *self.rows]
-        return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-    def print(self) -> None:
-        """To stdout."""
-        from rich.console import Console
-        from rich.table import Table as RichTable
-
-        table = RichTable(title=self.title, title_justify="left", box=None, pad_edge=False)
-        for index, name in enumerate(self.head):
-            table.add_column(name, justify="right" if index else "left", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*row)
-        Console(width=160).print(table, "")
+from deepzig.cli.tables import Table
 
 
 def limits_table(section: str, before: Limits, after: Limits) -> Table:
