@@ -11,7 +11,8 @@ Called by every other package; calls nothing. Each message is one line: what hap
     │   ├── ContextLengthError   2   prompt and answer do not fit the context
     │   └── QueueFullError       2   too many requests are waiting
     ├── ServerError              2   the server cannot be started as asked
-    ├── NetworkError             5   the hub cannot be reached, refuses, or has no such model
+    ├── ReportError              3   a file of results is none, or two cannot be compared
+    ├── NetworkError             5   a hub or server cannot be reached, refuses, or has no such model
     ├── KernelError              1   DEEPZIG_ISA or DEEPZIG_KERNEL forces what this machine cannot run
     ├── NonFiniteLogitsError     1   the model produced NaN or infinity
     └── ResourceError            4   not enough memory or disk
@@ -68,8 +69,14 @@ class ServerError(DeepzigError):
     exit_code = 2
 
 
+class ReportError(DeepzigError):
+    """Results of `deepzig bench` cannot be used."""
+
+    exit_code = 3
+
+
 class NetworkError(DeepzigError):
-    """A model cannot be fetched."""
+    """A model cannot be fetched, or a server does not answer."""
 
     exit_code = 5
 

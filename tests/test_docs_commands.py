@@ -44,7 +44,11 @@ NOT_RUN = {
     "hf download deepseek-ai/DeepSeek-V2-Lite-Chat --local-dir ./DeepSeek-V2-Lite-Chat": "a program of huggingface_hub",
     "sudo systemctl enable --now deepzig": "changes the machine; the unit is tested below",
     "journalctl -u deepzig -f": "goes on for ever",
+    "deepzig bench serve https://llm.example/v1 --endpoint chat --rate 2 --json": "needs a server elsewhere",
 }
+
+# A thread is enough for so small a model, beside other tests; benches need not be sure of their figures here.
+IN_SHORT = {"DEEPZIG_THREADS": "1", "DEEPZIG_BENCH_REPETITIONS": "1", "DEEPZIG_BENCH_SERVE_REQUESTS": "2"}
 
 
 def run_in_process(words: list[str], stdin: bytes) -> "subprocess.CompletedProcess[str]":
@@ -65,8 +69,9 @@ def test_snippets_run_in_order(document: Path, tmp_path: Path, monkeypatch: pyte
     prepare(folder, text)
     monkeypatch.chdir(folder)
     with fake_hub(BUNDLED, tmp_path / "hub", monkeypatch, set(STAND_IN_REPOSITORIES.findall(text))):
-        monkeypatch.setenv("DEEPZIG_THREADS", "1")  # enough for so small a model; other tests run beside this one
-        environment = path_with(Path(sys.executable).parent) | {"DEEPZIG_THREADS": "1"}
+        for name, value in IN_SHORT.items():
+            monkeypatch.setenv(name, value)
+        environment = path_with(Path(sys.executable).parent) | IN_SHORT
         with Walk(folder, environment, run_in_process, any_port=True) as walk:
             for snippet in snippets_of(document):
                 if snippet.language == "python":

@@ -126,7 +126,7 @@ class Walk:
 
     def command(self, command: Command) -> None:
         """Run it to its end; a server, until it serves."""
-        if Path(command.program).name == "deepzig" and " serve" in command.plain:
+        if re.search(r"\bdeepzig serve\b", command.plain):
             self._serve(command.plain)
             return
         text = self._addressed(command.text)

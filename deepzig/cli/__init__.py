@@ -27,6 +27,7 @@ COMMANDS = {
     "quantize": "Convert a checkpoint to another format.",
     "verify": "Check a checkpoint, byte by byte.",
     "eval": "Measure how well a model predicts a text.",
+    "bench": "Measure how fast a model, a server or a change is.",
     "info": "Show what a model is and what it needs.",
     "kernels": "Show which kernels run on this machine.",
     "completion": "Print the script that lets a shell complete commands.",

@@ -26,12 +26,18 @@ json_option = shared_option(
 )
 
 
-def _model_or_bundled(ctx: click.Context, _param: click.Parameter, model: str | None) -> str:
+def model_or_bundled(model: str | None) -> str:
+    """The model that was named, else the bundled one, which is said."""
     if model is None:
-        if not ctx.resilient_parsing and not ctx.params.get("config_shown"):  # `info --config` needs no model
-            note(f"Using the bundled model '{BUNDLED_MODEL}'; -m MODEL takes another.")
+        note(f"Using the bundled model '{BUNDLED_MODEL}'; -m MODEL takes another.")
         return BUNDLED_MODEL
     return model
+
+
+def _model_or_bundled(ctx: click.Context, _param: click.Parameter, model: str | None) -> str | None:
+    """Of commands that run; a group does not know yet whether it needs one, and `info --config` needs none."""
+    is_idle = ctx.resilient_parsing or isinstance(ctx.command, click.Group) or ctx.params.get("config_shown")
+    return model if is_idle else model_or_bundled(model)
 
 
 def _keep(context: click.Context, option: click.Parameter, is_on: bool) -> None:
@@ -126,14 +132,20 @@ def _as_bytes(_ctx: click.Context, param: click.Parameter, size: str | None) -> 
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
 
 
+cache_bytes_option = shared_option(
+    "--cache-bytes",
+    heading=COMPUTING,
+    callback=_as_bytes,
+    metavar="SIZE",
+    help="Memory for the latent cache, as 512M or 4G. Without it: a quarter of what is free.",
+)
+
+
 def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what `deepzig.load` takes for the cache of a model that generates."""
     options: list[Decorator] = [
         cache_dtype_option,
-        shared_option(
-            "--cache-bytes", heading=COMPUTING, callback=_as_bytes, metavar="SIZE",
-            help="Memory for the latent cache, as 512M or 4G. Without it: a quarter of what is free.",
-        ),
+        cache_bytes_option,
         shared_option(
             "--context-shift", is_flag=True, heading=COMPUTING,
             help="When the context is full, go on without the oldest tokens behind the first.",

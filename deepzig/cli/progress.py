@@ -35,6 +35,13 @@ def token_progress(title: str) -> AbstractContextManager[Update]:
     return _progress(title, "tokens")
 
 
+def step_progress(title: str) -> AbstractContextManager[Update]:
+    """For steps that are timed: on a terminal alone, and drawn between the steps, so as to take no time of theirs."""
+    if is_quiet() or not sys.stderr.isatty():
+        return nullcontext(lambda done, total, *details: None)
+    return _bar(title, "steps", between_updates=False)
+
+
 def _progress(title: str, unit: str) -> AbstractContextManager[Update]:
     if is_quiet():
         return nullcontext(lambda done, total, *details: None)
@@ -42,7 +49,7 @@ def _progress(title: str, unit: str) -> AbstractContextManager[Update]:
 
 
 @contextmanager
-def _bar(title: str, unit: str) -> Iterator[Update]:
+def _bar(title: str, unit: str, between_updates: bool = True) -> Iterator[Update]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.table import Column
@@ -61,7 +68,7 @@ def _bar(title: str, unit: str) -> Iterator[Update]:
             return Text(fitting([*counts, *task.fields["details"]], room))
 
     columns = (TextColumn(title), BarColumn(bar_width=None), Counts(Column(no_wrap=True)))
-    with Progress(*columns, console=console, expand=True) as bars:
+    with Progress(*columns, console=console, expand=True, auto_refresh=between_updates) as bars:
         task = bars.add_task(title, total=None, details=())
         drawn = 0.0
 
@@ -70,7 +77,7 @@ def _bar(title: str, unit: str) -> Iterator[Update]:
             now = time.perf_counter()
             if done == total or now - drawn >= DRAW_EVERY_S:
                 drawn = now
-                bars.update(task, completed=done, total=total, details=details)
+                bars.update(task, completed=done, total=total, details=details, refresh=not between_updates)
 
         yield update
 
@@ -95,7 +102,9 @@ def _lines(title: str, unit: str) -> Iterator[Update]:
 
 
 def counted(done: int, total: int, unit: str, rate: float) -> list[str]:
-    """How much of how much, the time left unless that is unknown or none, and units a second."""
+    """How much of how much; unless it is steps, which differ, the time left if there is any, and units a second."""
+    if unit == "steps":
+        return [amount(done, total, unit)]
     left = [clock((total - done) / rate)] if rate > 0 and done < total else []
     return [amount(done, total, unit), *left, f"{scaled(rate, unit)}/s"]
 

@@ -1,0 +1,221 @@
+"""`deepzig bench`: how fast a model reads prompts and decodes here; `compare` and `serve` are its subcommands.
+
+Called by the command line; calls `evaluate.speed` and `bench_output`.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from deepzig.cli.bench_compare import compare
+from deepzig.cli.bench_output import form_options, machine_line, number, show_report
+from deepzig.cli.bench_serve import serve
+from deepzig.cli.command import group
+from deepzig.cli.options import (
+    cache_bytes_option,
+    cache_dtype_option,
+    compute_options,
+    model_folder,
+    model_option,
+    model_or_bundled,
+)
+from deepzig.cli.progress import scaled, step_progress
+from deepzig.cli.tables import Table
+
+if TYPE_CHECKING:
+    from deepzig.engine.llm import LLM
+    from deepzig.evaluate.reports import Report
+    from deepzig.evaluate.speed import SpeedTest
+
+
+def _numbers(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+    """Numbers of an option that takes several, with commas or one at a time; 0 alone is none of them."""
+    parts = [part.strip() for value in values for part in value.split(",")]
+    for part in parts:
+        if not (part.isascii() and part.isdigit()):
+            raise click.BadParameter(f"{part!r} is no number; give some as in 1,2,4", param=param)
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+def numbers_option(name: str, target: str, default: str, text: str) -> Callable[..., Any]:
+    """An option that takes several numbers."""
+    return click.option(
+        name, target, multiple=True, default=(default,), show_default=True, callback=_numbers, metavar="N[,N]",
+        help=text,
+    )  # fmt: skip
+
+
+@group(invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
+@model_option
+@numbers_option("--prompt", "prompts", "512", "Lengths of prompts to read, in tokens; 0: none.")
+@numbers_option("--decode", "answers", "64", "Lengths of answers to decode, in tokens; 0: none.")
+@numbers_option("--depth", "depths", "0", "Tokens that are in the cache already, before prompt or answer.")
+@numbers_option("--concurrency", "concurrencies", "1", "Requests at once; the speed is that of all together.")
+@click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True, metavar="N",
+              help="How often each is measured, after a warm-up.")  # fmt: skip
+@form_options
+@compute_options
+@cache_dtype_option
+@cache_bytes_option
+@click.pass_context
+def bench(
+    context: click.Context,
+    model: str | None,
+    prompts: tuple[int, ...],
+    answers: tuple[int, ...],
+    depths: tuple[int, ...],
+    concurrencies: tuple[int, ...],
+    repetitions: int,
+    form: str | None,
+    threads: int | None,
+    precision: str,
+    deterministic: bool,
+    cache_dtype: str,
+    cache_bytes: int | None,
+) -> None:
+    """Measure how fast a model, a server or a change is.
+
+    Without a COMMAND: how many tokens a second of prompts a model reads (pp512: a prompt of 512), and how many it
+    decodes (tg64: 64 after the first), as mean and standard deviation. Behind @ stand tokens in the cache, behind x
+    requests at once. Prompts are random tokens; answers are greedy, without guesses ahead. Ctrl-C ends with what has
+    been measured.
+
+    \b
+        deepzig bench -m ./DeepSeek-V2-Lite-Chat
+        deepzig bench --prompt 128 --decode 32 --depth 0,256 --concurrency 1,4
+        deepzig bench --json > before.json
+    """
+    if context.invoked_subcommand is not None:
+        _refuse_own_options(context)
+        return
+    from deepzig.engine.llm import load
+    from deepzig.evaluate.speed import check_room
+
+    model = model_or_bundled(model)
+    tests = list(_tests(prompts, answers, depths, concurrencies))
+    if not tests:
+        raise click.UsageError("nothing to measure; give --prompt or --decode above 0")
+    directory = model_folder(model)
+    settings = {
+        "precision": precision, "deterministic": deterministic, "cache_dtype": cache_dtype, "repetitions": repetitions
+    }  # fmt: skip
+    with load(
+        model, n_threads=threads, precision=precision, deterministic=deterministic, cache_dtype=cache_dtype,
+        cache_bytes=cache_bytes,
+    ) as llm:  # fmt: skip
+        check_room(llm, tests)
+        samples: dict[SpeedTest, list[float]] = {}
+        try:
+            _measure(llm, tests, repetitions, samples)
+        except KeyboardInterrupt:
+            if samples:
+                _show(form, _report(llm, directory, samples, settings, is_complete=False))
+            raise
+        _show(form, _report(llm, directory, samples, settings, is_complete=True))
+
+
+def _refuse_own_options(context: click.Context) -> None:
+    """A subcommand knows nothing of the options before it."""
+    for option in context.command.params:
+        given = context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+        if given and option.expose_value:
+            raise click.UsageError(f"{max(option.opts, key=len)} is for a model; behind {context.invoked_subcommand} "
+                                   "stand options of its own", context)  # fmt: skip
+
+
+def _tests(
+    prompts: tuple[int, ...], answers: tuple[int, ...], depths: tuple[int, ...], concurrencies: tuple[int, ...]
+) -> "Iterator[SpeedTest]":
+    from deepzig.evaluate.speed import SpeedTest
+
+    for concurrency in concurrencies:
+        for depth in depths:
+            yield from (SpeedTest("prompt", n, depth, concurrency) for n in prompts if n)
+            yield from (SpeedTest("decode", n, depth, concurrency) for n in answers if n)
+
+
+def _measure(
+    llm: "LLM", tests: "list[SpeedTest]", repetitions: int, samples: "dict[SpeedTest, list[float]]"
+) -> None:
+    """Into `samples`, which holds what has come if this is interrupted."""
+    from deepzig.evaluate.speed import measure
+
+    names = [f"{test.name}" for test in tests for _ in range(repetitions + 1)]
+    with step_progress("bench") as update:
+        update(0, len(names), names[0])
+        for done, (test, rate) in enumerate(measure(llm, tests, repetitions), 1):
+            if rate is not None:
+                samples.setdefault(test, []).append(rate)
+            update(done, len(names), *names[done : done + 1])
+
+
+def _report(
+    llm: "LLM",
+    directory: Path,
+    samples: "dict[SpeedTest, list[float]]",
+    settings: dict[str, Any],
+    *,
+    is_complete: bool,
+) -> "Report":
+    from dataclasses import asdict
+
+    from deepzig.evaluate.figures import Figure
+    from deepzig.evaluate.machine import describe_machine, describe_software
+    from deepzig.evaluate.reports import new_report
+
+    figures = [Figure(test.name, "tok/s", rates, details=asdict(test)) for test, rates in samples.items()]
+    return new_report(
+        "deepzig bench",
+        machine={**describe_machine(), "threads": llm.model.n_threads, **describe_software()},
+        model=_describe_model(llm, directory),
+        settings=settings,
+        figures=figures,
+        counts={},
+        is_complete=is_complete,
+    )
+
+
+def _describe_model(llm: "LLM", directory: Path) -> dict[str, Any]:
+    from collections import Counter
+
+    from deepzig.checkpoint.directory import open_checkpoint
+    from deepzig.cli.info import count_parameters, stored
+
+    found = stored(open_checkpoint(directory), llm.config)
+    formats: Counter[str] = Counter()
+    for sizes in found["formats"].values():
+        formats.update(sizes)
+    return {
+        "name": llm.name,
+        "model_type": llm.config.model_type,
+        "parameters": count_parameters(llm.config).total,
+        "bytes": found["bytes"],
+        "formats": dict(formats),
+    }
+
+
+def _show(form: str | None, report: "Report") -> None:
+    from deepzig.evaluate.reports import in_short
+
+    model, machine, settings = report.model, report.machine, report.settings
+    formats = sorted(model["formats"], key=model["formats"].get, reverse=True)
+    prompts = "".join(f", prompts {label}" for label in sorted(set(machine["kernels_for_prompts"].values())))
+    lines = [
+        ("model", f"{model['name']}, {model['parameters'] / 1e9:.3g} billion parameters, "
+                  f"{scaled(model['bytes'], 'B')}: {', '.join(formats)}"),
+        machine_line(machine),
+        ("computing", f"{machine['threads']} threads, kernels {in_short(machine['kernels'])}{prompts}, "
+                      f"precision {settings['precision']}, cache {settings['cache_dtype']}"),
+    ]  # fmt: skip
+    rows = [
+        [figure.name, *(number(value, "tok/s") for value in (figure.mean, figure.deviation)), str(len(figure.samples))]
+        for figure in report.figures
+    ]
+    show_report(form, report, lines, Table("", ["test", "tok/s", "±", "runs"], rows))
+
+
+bench.add_command(compare)
+bench.add_command(serve)

@@ -1,0 +1,176 @@
+"""One streamed answer of an OpenAI-compatible server, and when its pieces came.
+
+Called by `http_load`; calls httpx2. Streams are read leniently, since servers differ: usage may be missing or come in
+every chunk, chunks may hold a role or nothing, comments keep connections alive, and not all end with [DONE].
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from time import perf_counter
+from typing import Any
+
+import httpx2
+import msgspec
+
+DONE = b"[DONE]"
+MESSAGE_CHARS = 200  # of a server's error
+MAX_ERROR_BYTES = 1 << 16
+
+
+class AnswerFailedError(Exception):
+    """There is no whole answer; the message says why, alike for alike reasons, so that they can be counted."""
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None  # DeepSeek's name, and others'
+    reasoning: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    text: str | None = None  # of completions
+    delta: _Delta | None = None  # of chats
+    finish_reason: str | None = None
+
+    @property
+    def has_text(self) -> bool:
+        delta = self.delta or _Delta()
+        return bool(self.text or delta.content or delta.reasoning_content or delta.reasoning)
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+@dataclass
+class Answer:
+    """Times are those of perf_counter."""
+
+    asked: float
+    text_times: list[float] = field(default_factory=list)  # of chunks with text
+    ended: float = 0.0
+    prompt_tokens: int | None = None  # None: the server did not say
+    answer_tokens: int | None = None
+    is_finished: bool = False  # a chunk said why it ended, or the stream that it is done
+
+    @property
+    def n_tokens(self) -> int:
+        """As the server counts, else chunks with text."""
+        return len(self.text_times) if self.answer_tokens is None else self.answer_tokens
+
+    def take(self, data: bytes, now: float) -> None:
+        """An event of the stream. Raises AnswerFailedError if it is an error, or not what OpenAI's API knows."""
+        if data.strip() == DONE:
+            self.is_finished = True
+            return
+        try:
+            chunk = msgspec.json.decode(data, type=_Chunk)
+        except msgspec.MsgspecError as error:
+            raise AnswerFailedError(f"a chunk that cannot be read: {error}") from error
+        if chunk.error is not None:
+            raise AnswerFailedError(f"an error within the stream: {_message(chunk.error)}")
+        for choice in chunk.choices or ():
+            if choice.has_text:
+                self.text_times.append(now)
+            self.is_finished |= choice.finish_reason is not None
+        if chunk.usage is not None and chunk.usage.completion_tokens is not None:  # the last one counts all
+            self.prompt_tokens = chunk.usage.prompt_tokens
+            self.answer_tokens = chunk.usage.completion_tokens
+
+
+class EventParser:
+    """Server-sent events: bytes in, the data of each event out. Splits at line feeds alone, as JSON may hold other
+    characters that Python takes for the end of a line."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        """Events that became whole."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            yield from self._line(line.removesuffix(b"\r"))
+
+    def finish(self) -> Iterator[bytes]:
+        """The last event, if the stream ended without the empty line behind it."""
+        yield from self._line(self._rest)
+        yield from self._line(b"")
+
+    def _line(self, line: bytes) -> Iterator[bytes]:
+        if line.startswith(b"data:"):
+            self._data.append(line[5:].removeprefix(b" "))
+        elif not line and self._data:
+            yield b"\n".join(self._data)
+            self._data.clear()
+
+
+async def ask(client: httpx2.AsyncClient, path: str, body: dict[str, Any], timeout_s: float) -> Answer:
+    """Send a request and read its stream to the end.
+
+    Raises:
+        AnswerFailedError: no connection, a status other than 200, no stream, or one that ends too early.
+    """
+    answer = Answer(asked=perf_counter())
+    try:
+        async with asyncio.timeout(timeout_s), client.stream("POST", path, json=body) as response:
+            await _check(response)
+            await _read(response, answer)
+    except TimeoutError:
+        raise AnswerFailedError(f"no whole answer within {timeout_s:g} s") from None
+    except httpx2.ConnectError as error:
+        raise AnswerFailedError(f"no connection: {error}") from error
+    except httpx2.HTTPError as error:
+        raise AnswerFailedError(f"the connection broke off: {error or type(error).__name__}") from error
+    answer.ended = perf_counter()
+    if not answer.is_finished:
+        raise AnswerFailedError("the stream ended before the answer")
+    return answer
+
+
+async def _check(response: httpx2.Response) -> None:
+    if response.status_code != HTTPStatus.OK:
+        content = b""
+        async for piece in response.aiter_bytes():
+            content = (content + piece)[:MAX_ERROR_BYTES]
+        raise AnswerFailedError(f"HTTP {response.status_code}: {error_message(content)}")
+    kind = response.headers.get("content-type", "")
+    if not kind.startswith("text/event-stream"):
+        raise AnswerFailedError(f"not a stream of events but {kind[:MESSAGE_CHARS] or 'something without a type'}")
+
+
+async def _read(response: httpx2.Response, answer: Answer) -> None:
+    parser = EventParser()
+    async for piece in response.aiter_bytes():
+        now = perf_counter()
+        for data in parser.feed(piece):
+            answer.take(data, now)
+    for data in parser.finish():
+        answer.take(data, perf_counter())
+
+
+def error_message(content: bytes) -> str:
+    """Of the body of a failed request, as OpenAI's API words it; else the body itself, cut."""
+    try:
+        return _message(msgspec.json.decode(content))
+    except msgspec.MsgspecError:
+        return " ".join(content.decode(errors="replace").split())[:MESSAGE_CHARS] or "no reason given"
+
+
+def _message(error: Any) -> str:
+    """The innermost `message`, `detail` or `error` of an object, in one line."""
+    while isinstance(error, dict):
+        inner = next((error[key] for key in ("error", "message", "detail") if error.get(key)), None)
+        if inner is None:
+            break
+        error = inner
+    return " ".join(str(error).split())[:MESSAGE_CHARS]

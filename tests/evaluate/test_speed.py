@@ -1,0 +1,102 @@
+"""Speed of a model: what is submitted to the engine, what is refused, and that nothing is left behind."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import deepzig
+from deepzig.errors import RequestError
+from deepzig.evaluate.speed import SpeedTest, check_room, measure
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[deepzig.LLM]:
+    with deepzig.load("stories", cache_bytes=4 << 20) as model:
+        yield model
+
+
+@pytest.mark.parametrize(
+    ("test", "name"),
+    [
+        (SpeedTest("prompt", 512), "pp512"),
+        (SpeedTest("decode", 64, depth=4096), "tg64 @4096"),
+        (SpeedTest("decode", 8, depth=16, concurrency=4), "tg8 @16 x4"),
+    ],
+)
+def test_names(test: SpeedTest, name: str) -> None:
+    assert test.name == name
+
+
+@pytest.mark.parametrize("wrong", [{"n_tokens": 0}, {"depth": -1}, {"concurrency": 0}, {"concurrency": 65}])
+def test_what_cannot_be_measured_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(RequestError, match="cannot be"):
+        SpeedTest(**{"kind": "decode", "n_tokens": 8, **wrong})  # type: ignore[arg-type]
+
+
+def test_samples_come_test_by_test(llm: deepzig.LLM) -> None:
+    tests = [SpeedTest("prompt", 8), SpeedTest("decode", 4, concurrency=2)]
+    found = list(measure(llm, tests, 2))
+    assert [test for test, _ in found] == [tests[0]] * 3 + [tests[1]] * 3
+    assert [rate is None for _, rate in found] == [True, False, False] * 2
+    assert all(rate > 0 for _, rate in found if rate is not None)
+
+
+def submitted(llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch, test: SpeedTest) -> list[tuple[Any, Any, Any]]:
+    """Prompt, parameters and timings of each request of a test's two runs, after its warm-up."""
+    seen: list[tuple[Any, Any, Any]] = []
+    submit = llm.submit
+    with monkeypatch.context() as patch:
+        patch.setattr(llm, "submit", lambda *given: seen.append((*given, submit(*given))) or seen[-1][2])
+        samples = measure(llm, [test], 2)
+        next(samples)
+        n_warm_up = len(seen)
+        list(samples)
+    assert n_warm_up == test.concurrency
+    return [(prompt, params, generation.timings) for prompt, params, generation in seen[n_warm_up:]]
+
+
+def test_a_prompt_is_read_behind_its_context(llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = submitted(llm, monkeypatch, SpeedTest("prompt", 24, depth=100, concurrency=2))
+    assert len(requests) == 4
+    for prompt, params, timings in requests:
+        assert len(prompt) == 124 and params.max_tokens == 1
+        assert timings.cached_tokens == 100
+    contexts = {tuple(prompt[:100]) for prompt, _, _ in requests}
+    assert len(contexts) == 2  # each request has its own, in both runs
+    assert len({tuple(prompt[100:]) for prompt, _, _ in requests}) == 4  # and new tokens
+
+
+def test_an_answer_follows_its_context(llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = submitted(llm, monkeypatch, SpeedTest("decode", 6, depth=70))
+    assert [len(prompt) for prompt, _, _ in requests] == [71, 71]
+    for _, params, timings in requests:
+        assert timings.cached_tokens == 70 and timings.decode_tokens == 6
+        assert params.temperature == 0 and params.ignore_eos and params.speculation == "off"
+
+
+def test_room_is_looked_at_before_anything_runs(llm: deepzig.LLM) -> None:
+    fits = SpeedTest("decode", 64)
+    with pytest.raises(RequestError, match="context holds 1024"):
+        next(measure(llm, [fits, SpeedTest("prompt", 1024)], 1))
+    check_room(llm, [SpeedTest("prompt", 1022)])
+    with pytest.raises(RequestError, match="cache-bytes"):
+        check_room(llm, [SpeedTest("decode", 64, depth=900, concurrency=64)])
+
+
+def test_a_run_that_is_interrupted_leaves_nothing_running(
+    llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = measure(llm, [SpeedTest("decode", 900, concurrency=2)], 1)
+    next(samples)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deepzig.engine.generation.Generation.result", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(samples)
+    done = llm.generate([5, 6, 7], deepzig.SamplingParams(max_tokens=2))
+    assert done.token_ids and llm.stats().n_running == llm.stats().n_waiting == 0
+    assert llm.stats().finished["cancelled"] == 2
