@@ -55,7 +55,7 @@ def test_a_token_without_text_is_only_itself(stories_tokenizer: Tokenizer) -> No
     assert resumed([letter, letter], [letter, beyond, letter], stories_tokenizer) == [letter, letter]
 
 
-@pytest.mark.parametrize("text", ["你好，世界。 yes", "straße 😀 naïve"])
+@pytest.mark.parametrize("text", ["你好，世界。 yes", "straße 😀 naïve"])  # noqa: RUF001
 def test_characters_in_several_tokens(stories_tokenizer: Tokenizer, text: str) -> None:
     ids = stories_tokenizer.encode(text)
     assert resumed(ids, ids[:-1], stories_tokenizer) == ids
