@@ -25,7 +25,7 @@ from tools.snippets import (
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-PROGRAMS = {"deepzig", "python3", "curl", "make", "chmod"}
+PROGRAMS = {"deepzig", "python3", "curl", "make", "chmod", "llm"}
 LANGUAGES = {"sh", "console", "python", "json", "markdown", "ini", "nginx", "text"}
 
 # Commands that this test does not run, and why. A line ends where its comment begins.
@@ -34,6 +34,7 @@ NOT_RUN = {
     "pip install .": INSTALLS,
     "python3 -m venv ~/deepzig-env": INSTALLS,
     ". ~/deepzig-env/bin/activate": INSTALLS,
+    'pip install ".[llm]"': INSTALLS,
     ".venv/bin/pip install torch==2.13.0 transformers==5.23.0 gguf": "gigabytes of packages",
     'CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON" '
     ".venv/bin/pip install llama-cpp-python": "compiles another project",
@@ -71,7 +72,7 @@ def test_snippets_run_in_order(document: Path, tmp_path: Path, monkeypatch: pyte
     with fake_hub(BUNDLED, tmp_path / "hub", monkeypatch, set(STAND_IN_REPOSITORIES.findall(text))):
         for name, value in IN_SHORT.items():
             monkeypatch.setenv(name, value)
-        environment = path_with(Path(sys.executable).parent) | IN_SHORT
+        environment = path_with(Path(sys.executable).parent) | IN_SHORT | {"LLM_USER_PATH": str(tmp_path / "llm")}
         with Walk(folder, environment, run_in_process, any_port=True) as walk:
             for snippet in snippets_of(document):
                 if snippet.language == "python":
