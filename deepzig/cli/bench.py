@@ -22,7 +22,7 @@ from deepzig.cli.options import (
     model_option,
     model_or_bundled,
 )
-from deepzig.cli.progress import scaled, step_progress
+from deepzig.cli.progress import scaled, timed_progress
 from deepzig.cli.tables import Table
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _measure(
     from deepzig.evaluate.speed import measure
 
     names = [f"{test.name}" for test in tests for _ in range(repetitions + 1)]
-    with step_progress("bench") as update:
+    with timed_progress("bench", "runs") as update:
         update(0, len(names), names[0])
         for done, (test, rate) in enumerate(measure(llm, tests, repetitions), 1):
             if rate is not None:

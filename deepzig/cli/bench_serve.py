@@ -10,7 +10,7 @@ import click
 from deepzig.cli.bench_output import form_options, number, show_report
 from deepzig.cli.command import command
 from deepzig.cli.messages import warn
-from deepzig.cli.progress import step_progress
+from deepzig.cli.progress import timed_progress
 from deepzig.cli.tables import Table
 from deepzig.errors import NetworkError
 
@@ -77,7 +77,7 @@ def serve(
     plan = LoadPlan(requests, prompt_tokens, max_tokens, concurrency, rate, ignore_eos, timeout)
     result = LoadResult()
     try:
-        with step_progress("bench") as update:
+        with timed_progress("bench", "requests") as update:
 
             def on_change() -> None:
                 failed = result.errors.total()

@@ -15,6 +15,7 @@ from deepzig.cli.messages import is_quiet, note
 
 LINE_EVERY_S = 10.0
 DRAW_EVERY_S = 0.1
+ALIKE = ("B", "tokens")  # units that take about the same time each
 NARROWEST_BAR = 4  # columns
 
 
@@ -35,11 +36,11 @@ def token_progress(title: str) -> AbstractContextManager[Update]:
     return _progress(title, "tokens")
 
 
-def step_progress(title: str) -> AbstractContextManager[Update]:
-    """For steps that are timed: on a terminal alone, and drawn between the steps, so as to take no time of theirs."""
+def timed_progress(title: str, unit: str) -> AbstractContextManager[Update]:
+    """For work that is timed: on a terminal alone, and drawn between its units, so as to take no time of theirs."""
     if is_quiet() or not sys.stderr.isatty():
         return nullcontext(lambda done, total, *details: None)
-    return _bar(title, "steps", between_updates=False)
+    return _bar(title, unit, between_updates=False)
 
 
 def _progress(title: str, unit: str) -> AbstractContextManager[Update]:
@@ -56,6 +57,7 @@ def _bar(title: str, unit: str, between_updates: bool = True) -> Iterator[Update
     from rich.text import Text
 
     console = Console(stderr=True)
+    console.width -= len("^C")  # which terminals show at its end: within the line, so that it is drawn over
 
     class Counts(ProgressColumn):
         """One column, since rich makes all columns narrower alike until none can be read."""
@@ -102,8 +104,8 @@ def _lines(title: str, unit: str) -> Iterator[Update]:
 
 
 def counted(done: int, total: int, unit: str, rate: float) -> list[str]:
-    """How much of how much; unless it is steps, which differ, the time left if there is any, and units a second."""
-    if unit == "steps":
+    """How much of how much; of what is alike, too, the time left unless that is unknown or none, and units a second."""
+    if unit not in ALIKE:
         return [amount(done, total, unit)]
     left = [clock((total - done) / rate)] if rate > 0 and done < total else []
     return [amount(done, total, unit), *left, f"{scaled(rate, unit)}/s"]

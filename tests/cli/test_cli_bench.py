@@ -122,7 +122,7 @@ def test_an_interrupt_ends_with_what_was_measured() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its_end, start_new_session=True) as process:
         os.close(its_end)
         drawn = b""
-        while not re.search(rb" [1-9]\d+/18002 steps pp8", drawn):
+        while not re.search(rb" [1-9]\d+/18002 runs pp8", drawn):
             drawn += os.read(terminal, 1000)
         process.send_signal(signal.SIGINT)
         assert process.stdout is not None
