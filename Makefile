@@ -11,7 +11,7 @@ BUILD_INPUTS := setup.py pyproject.toml $(wildcard deepzig/_kernels/*.pyx deepzi
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo build test test-slow test-browser test-api test-soak test-transformers test-install bench docs check lint sizes clean
+.PHONY: help demo build test test-slow test-browser test-api test-soak test-transformers test-install test-readme bench docs check lint sizes clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test-soak: $(VENV)/.developed ## ten thousand requests to one server: memory and
 
 test-install: $(VENV)/.developed ## install into empty environments: from a wheel, and without a compiler
 	$(BIN)/python tools/install_matrix.py
+
+test-readme: $(VENV)/.developed ## type all of README.md, letter by letter, in an empty environment
+	$(BIN)/python -m tools.readme_in_empty_venv
 
 bench: $(VENV)/.developed ## measure kernels and models beside what bounds them; BENCH="--layers 9 --sections model" to choose
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev,bench]"

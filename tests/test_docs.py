@@ -55,7 +55,8 @@ def test_folders_stars_and_package_files_are_accounted_for(journey: dict[str, An
 
 
 def test_every_variable_is_in_the_table() -> None:
-    table = README.partition("## Environment variables\n")[2].partition("\n## ")[0]
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    table = page.partition("## All variables\n")[2].partition("\n## ")[0]
     sources = [ROOT / "setup.py", *(ROOT / "deepzig").rglob("*.py")]
     texts = [path.read_text(encoding="utf-8") for path in sources]
     named = {name for text in texts for name in re.findall(r"\bDEEPZIG_[A-Z_]*[A-Z]", text)}

@@ -32,6 +32,7 @@ LANGUAGES = {"sh", "console", "python", "json", "markdown", "ini", "nginx", "tex
 INSTALLS = "installs packages; make test-install and make test-readme do"
 NOT_RUN = {
     "pip install .": INSTALLS,
+    "pip install openai": INSTALLS,
     "python3 -m venv ~/deepzig-env": INSTALLS,
     ". ~/deepzig-env/bin/activate": INSTALLS,
     'pip install ".[llm]"': INSTALLS,

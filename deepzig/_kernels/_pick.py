@@ -85,7 +85,8 @@ def build_report() -> BuildReport:
     """Reads `_build.json`, which each build leaves beside the kernels."""
     path = Path(__file__).with_name("_build.json")
     if not path.exists():
-        return BuildReport("nothing was compiled: install deepzig with pip or run make build", {})
+        source = path.parent.parent.parent
+        return BuildReport(f"nothing is compiled in {source}: leave it for an installed deepzig, or run make build", {})
     report = json.loads(path.read_text(encoding="utf-8"))
     return BuildReport(report["problem"], report["not_built"])
 
