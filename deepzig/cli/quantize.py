@@ -4,7 +4,9 @@ Called by the command line; calls `checkpoint.convert`, and `evaluate.calibratio
 weights are rounded.
 """
 
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ import click
 from deepzig.cli.command import command
 from deepzig.cli.completion import complete_model
 from deepzig.cli.messages import note
-from deepzig.cli.options import hub_options, model_folder, threads_option
+from deepzig.cli.options import hub_options, json_option, model_folder, threads_option
 from deepzig.cli.progress import byte_progress, scaled, token_progress
 from deepzig.errors import RequestError
 
@@ -72,6 +74,7 @@ def parse_includes(_ctx: click.Context, _param: click.Parameter, values: tuple[s
 @click.option("--allow-nonfinite", is_flag=True, help="Go on when weights hold NaN or infinity.")
 @click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", callback=parse_size,
               help="Of a file of weights.")  # fmt: skip
+@json_option
 @hub_options
 @threads_option
 def quantize(
@@ -85,6 +88,7 @@ def quantize(
     resume: bool,
     allow_nonfinite: bool,
     shard_size: int,
+    as_json: bool,
     threads: int | None,
 ) -> None:
     """Convert a checkpoint to another format.
@@ -121,6 +125,9 @@ def quantize(
         except KeyboardInterrupt:
             note("Interrupted; finished files stay, --resume goes on.")
             raise
+    if as_json:
+        click.echo(json.dumps({"destination": str(destination), "format": wanted, **asdict(result)}))
+        return
     resumed = f", {result.resumed_files} of them finished before" if result.resumed_files else ""
     click.echo(f"{destination}: {scaled(result.nbytes, 'B')} in {result.files} files{resumed}")
 

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 import deepzig
 from bench.convert import measure
 from deepzig.checkpoint.safe_files import LOCK_FILE
+from deepzig.cli.progress import scaled
 from deepzig.errors import CheckpointError
 
 Run = Callable[..., Result]
@@ -55,6 +56,14 @@ def test_every_format_is_written_and_loads(run: Run, source: Path, tmp_path: Pat
     assert result.stdout.startswith(f"{tmp_path / 'out'}: ") and result.stdout.count("\n") == 1
     assert np.isfinite(deepzig.load(tmp_path / "out").logits([1, 2, 3])).all()
     assert run("verify", str(tmp_path / "out")).exit_code == 0
+
+
+def test_the_result_as_json(run: Run, source: Path, tmp_path: Path) -> None:
+    result = run("quantize", str(source), str(tmp_path / "out"), "--format", "int8", "--json")
+    shown = json.loads(result.stdout)
+    assert (shown["destination"], shown["format"], shown["resumed_files"]) == (str(tmp_path / "out"), "int8", 0)
+    text = run("quantize", str(source), str(tmp_path / "again"), "--format", "int8").stdout
+    assert text == f"{tmp_path / 'again'}: {scaled(shown['nbytes'], 'B')} in {shown['files']} files\n"
 
 
 def test_progress_is_plain_lines_without_a_terminal(run: Run, source: Path, tmp_path: Path) -> None:
@@ -233,6 +242,7 @@ KILLED_AT_THE_THIRD_FILE = """
 import os, signal, sys
 from deepzig.checkpoint import convert
 from deepzig.cli import main
+from deepzig.cli.progress import scaled
 
 def record_of(path, n_tensors, original=convert.record_of, seen=[]):
     seen.append(path)
