@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import deepzig
+from deepzig._kernels import REGISTRY
+from deepzig._kernels._isa import ISA_NAMES
 from deepzig.checkpoint.names import expected_tensors
 from deepzig.checkpoint.recipe import INTEGERS, Recipe, is_embedding, is_routed
 from deepzig.cli import COMMANDS
@@ -101,6 +103,21 @@ def test_everything_public_is_explained(reference: dict[str, Any]) -> None:
     )
     assert len(arrays) > 8
     assert [text for text in arrays if not re.search(r"\b(f32|i32|i64|bool) \(", text)] == []
+
+
+def test_the_page_on_kernels_has_all_of_them() -> None:
+    page = (ROOT / "docs/kernels.md").read_text(encoding="utf-8")
+    section = page.partition("## The kernels\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(\w+)`", section)) == set(REGISTRY)
+    assert f"{len(REGISTRY)} kernels" in page
+    sets = page.partition("## Instruction sets\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", sets, re.MULTILINE) == list(ISA_NAMES)
+    compiled = {
+        row[0]: set(re.findall(r"`(\w+)`", row[1])) for row in re.findall(r"^\| `(\w+)` .*\| (.*) \|$", sets, re.M)
+    }
+    for name, named in compiled.items():
+        actual = {stem for stem, kernel in REGISTRY.items() if name in kernel.isas}
+        assert actual == ((set(REGISTRY) - named) if name in ("plain", "avx2", "avx512") else named), name
 
 
 def messages_in(source: str) -> Iterator[re.Pattern[str]]:
