@@ -16,6 +16,7 @@ from tools.snippets import BUNDLED, ROOT, STAND_IN_REPOSITORIES, Walk, path_with
 
 README = ROOT / "README.md"
 INSTALL = "pip install ."
+PATIENCE_S = 1800  # it compiles all kernels
 
 
 def main() -> None:
@@ -29,7 +30,8 @@ def main() -> None:
         folder.mkdir()
         prepare(folder, text)
         environment = path_with(home / "bin") | {"HF_ENDPOINT": hub.address, "HF_HOME": str(Path(work) / "hub")}
-        with Walk(clone, environment) as in_clone, Walk(folder, environment) as elsewhere:
+        in_clone = Walk(clone, environment, patience_s=PATIENCE_S)
+        with Walk(folder, environment, patience_s=PATIENCE_S) as elsewhere:
             is_installed = False
             for snippet in snippets_of(README):
                 if snippet.language == "python":

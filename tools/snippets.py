@@ -109,9 +109,18 @@ class Walk:
     """Runs snippets one after the other in a folder. What fails is an AssertionError that names the line."""
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, str], in_process: InProcess | None = None, any_port: bool = False
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        in_process: InProcess | None = None,
+        any_port: bool = False,
+        patience_s: float = 100,
     ) -> None:
-        """in_process runs what needs no shell; any_port gives servers a free port and lets later snippets call it."""
+        """in_process runs what needs no shell; any_port gives servers a free port and lets later snippets call it.
+
+        A command that takes longer than patience_s is a subprocess.TimeoutExpired.
+        """
+        self._patience_s = patience_s
         self._folder, self._environment = folder, dict(environment)
         self._in_process, self._any_port = in_process, any_port
         self._servers: dict[int, subprocess.Popen[bytes]] = {}  # by the port of the document
@@ -144,7 +153,7 @@ class Walk:
 
     def _run(self, *words: str) -> "subprocess.CompletedProcess[str]":
         given = {"cwd": self._folder, "env": self._environment, "stdin": subprocess.DEVNULL}
-        return subprocess.run(words, **given, capture_output=True, text=True, timeout=100)
+        return subprocess.run(words, **given, capture_output=True, text=True, timeout=self._patience_s)
 
     def _addressed(self, text: str) -> str:
         """With servers where they listen. One that no snippet has started yet is `deepzig serve`."""
