@@ -20,6 +20,7 @@ from bench.machine import limits
 from bench.synthetic import Synthetic, default_directory, ensure
 from bench.timing import best_seconds
 from deepzig.engine.results import GenerationResult
+from deepzig.evaluate.speed import greedy
 from deepzig.model.cache import PAGE_SIZE, Rows
 from deepzig.threads import available_threads
 
@@ -208,11 +209,6 @@ class EngineBench:
 
     def _same_tokens(self, seed: int, count: int) -> list[int]:
         return np.random.default_rng(seed).integers(2, self.llm.config.vocab_size, count).tolist()
-
-
-def greedy(answer_tokens: int) -> deepzig.SamplingParams:
-    """Without guesses, so that the figure is that of the batch alone."""
-    return deepzig.SamplingParams(answer_tokens, temperature=0.0, ignore_eos=True, speculation="off")
 
 
 def measure(part: str, directory: Path) -> Iterator[Figure]:

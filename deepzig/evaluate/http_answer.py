@@ -127,10 +127,10 @@ async def ask(client: httpx2.AsyncClient, path: str, body: dict[str, Any], timeo
             await _read(response, answer)
     except TimeoutError:
         raise AnswerFailedError(f"no whole answer within {timeout_s:g} s") from None
-    except httpx2.ConnectError as error:
-        raise AnswerFailedError(f"no connection: {error}") from error
+    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        raise AnswerFailedError(f"no connection: {reason_of(error)}") from error
     except httpx2.HTTPError as error:
-        raise AnswerFailedError(f"the connection broke off: {error or type(error).__name__}") from error
+        raise AnswerFailedError(f"the connection broke off: {reason_of(error)}") from error
     answer.ended = perf_counter()
     if not answer.is_finished:
         raise AnswerFailedError("the stream ended before the answer")
@@ -156,6 +156,11 @@ async def _read(response: httpx2.Response, answer: Answer) -> None:
             answer.take(data, now)
     for data in parser.finish():
         answer.take(data, perf_counter())
+
+
+def reason_of(error: httpx2.HTTPError) -> str:
+    """Some have no message."""
+    return str(error) or type(error).__name__
 
 
 def error_message(content: bytes) -> str:

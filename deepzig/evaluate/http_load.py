@@ -17,7 +17,7 @@ import httpx2
 
 from deepzig.errors import NetworkError, RequestError
 from deepzig.evaluate.figures import Figure
-from deepzig.evaluate.http_answer import Answer, AnswerFailedError, ask, error_message
+from deepzig.evaluate.http_answer import Answer, AnswerFailedError, ask, error_message, reason_of
 
 WORDS = (  # one token each in most vocabularies
     "the and was to a it he she they you we said for in on with that but not had saw one day so very big little old "
@@ -26,6 +26,7 @@ WORDS = (  # one token each in most vocabularies
 )
 FEW_WORDS = 8
 WARM_UP_TOKENS = 4
+CONNECT_TIMEOUT_S = 10.0
 PATHS = {"completions": "/completions", "chat": "/chat/completions"}
 
 
@@ -148,8 +149,9 @@ async def _run(target: Target, plan: LoadPlan, result: LoadResult, on_change: Ca
     if target.api_key:
         headers["authorization"] = f"Bearer {target.api_key}"
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    timeout = httpx2.Timeout(plan.timeout_s, connect=CONNECT_TIMEOUT_S)
     async with httpx2.AsyncClient(
-        base_url=target.base_url, headers=headers, timeout=plan.timeout_s, limits=limits
+        base_url=target.base_url, headers=headers, timeout=timeout, limits=limits
     ) as client:
         result.model = target.model or await _first_model(client)
         load = _Load(client, target.endpoint, plan, result)
@@ -168,7 +170,7 @@ async def _first_model(client: httpx2.AsyncClient) -> str:
             raise NetworkError(f"{response.url}: {reason}; check the URL and the key, or give --model")
         return str(response.json()["data"][0]["id"])
     except httpx2.HTTPError as error:
-        raise NetworkError(f"{client.base_url} cannot be reached ({error}); is the server running?") from error
+        raise NetworkError(f"{client.base_url} cannot be reached ({reason_of(error)}); does it run?") from error
     except (ValueError, LookupError, TypeError) as error:
         raise NetworkError(f"{client.base_url} does not say which model it has; give --model") from error
 

@@ -4,10 +4,11 @@ import json
 import time
 from collections.abc import Callable, Iterator
 
+import httpx2
 import pytest
 
 from deepzig.errors import NetworkError, RequestError
-from deepzig.evaluate.http_answer import Answer, AnswerFailedError, EventParser, error_message
+from deepzig.evaluate.http_answer import Answer, AnswerFailedError, EventParser, error_message, reason_of
 from deepzig.evaluate.http_load import LoadPlan, LoadResult, Target, run
 from tests.odd_server import DONE, Asked, OddServer, Reply, event, odd_server, text, usage
 
@@ -266,7 +267,7 @@ def test_plans_that_are_none(wrong: dict[str, int]) -> None:
 
 def test_nobody_there(server: OddServer) -> None:
     server.http.server_close()
-    with pytest.raises(NetworkError, match="is the server running"):
+    with pytest.raises(NetworkError, match="does it run"):
         load(server)
 
 
@@ -285,6 +286,10 @@ def test_no_model_to_ask_for(
     monkeypatch.setattr(Asked, "do_GET", reply)
     with pytest.raises(NetworkError, match=message):
         load(server)
+
+
+def test_an_error_without_a_message_is_named() -> None:
+    assert reason_of(httpx2.ReadError("")) == "ReadError" and reason_of(httpx2.ReadError("reset")) == "reset"
 
 
 def test_a_refused_first_request_ends_it(server: OddServer) -> None:
