@@ -20,6 +20,7 @@ from bench.machine import Limits, anonymous_bytes, better, limits
 from bench.timing import best_seconds
 from deepzig._kernels.weight import Weight
 from deepzig.checkpoint.loader import load_weights
+from deepzig.checkpoint.sizes import active_share, tensor_group
 from deepzig.config import ModelConfig
 from deepzig.engine.whole_text import text_rows
 from deepzig.model.cache import LatentCache
@@ -95,14 +96,10 @@ def warm(directory: Path) -> None:
 
 
 def active_weights(config: ModelConfig, linear: dict[str, Weight]) -> Iterator[tuple[Weight, float]]:
-    """The weights that a decode step reads, and how often: 1, or K / E for a routed expert; no embedding, no MTP."""
-    chosen = config.num_experts_per_tok / max(1, config.n_routed_experts)
+    """The weights that a decode step reads, and how much of each: 1, or K / E for a routed expert."""
     for module, weight in linear.items():
-        parts = module.split(".")
-        is_mtp = parts[:2] == ["model", "layers"] and int(parts[2]) >= config.num_hidden_layers
-        if is_mtp or module == "model.embed_tokens":
-            continue
-        yield weight, chosen if "experts" in parts else 1.0
+        if share := active_share(config, tensor_group(module, config)):
+            yield weight, share
 
 
 def prefill_flops(config: ModelConfig, linear: dict[str, Weight], n_tokens: int) -> float:

@@ -41,6 +41,8 @@ _FAMILY_ROUTING = {
     "kimi_k2": ("sigmoid", ("noaux_tc",)),
     "deepseek_v2": ("softmax", ("greedy", "group_limited_greedy")),
 }
+_FAMILY_NAMES = {"deepseek_v3": "DeepSeek-V3", "kimi_k2": "Kimi-K2", "deepseek_v2": "DeepSeek-V2"}
+_PLAIN_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 SUPPORTED = "deepseek_v3 (V3, R1, V3.1, Moonlight), kimi_k2 and deepseek_v2 (V2, V2-Lite, V2.5, Coder-V2)"
 
 
@@ -124,6 +126,7 @@ class ModelConfig:
     attention_bias: bool = False  # projections of attention have biases
     tie_word_embeddings: bool = False  # the head is the embedding
     quantization_config: Mapping[str, Any] | None = field(default=None, compare=False)  # as config.json has it
+    plain_format: str = field(default="bf16", compare=False)  # of what is not quantised, as dtype says
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> "ModelConfig":
@@ -173,6 +176,7 @@ class ModelConfig:
             "bos_token_id": values.get("bos_token_id") if _is_int(values.get("bos_token_id")) else None,
             "eos_token_ids": _token_ids(values.get("eos_token_id")),
             "quantization_config": raw.get("quantization_config") or raw.get("compression_config"),
+            "plain_format": _PLAIN_FORMATS.get(str(raw.get("dtype") or raw.get("torch_dtype")), "bf16"),
         }
         return cls(model_type=model_type, rope=_rope_parameters(raw, checked["max_position_embeddings"]), **checked)
 
@@ -212,6 +216,11 @@ class ModelConfig:
             )
         if self.topk_method == "noaux_tc" and n_experts // n_group < 2:
             raise ConfigError("noaux_tc scores a group by its two best experts; n_group leaves only one a group")
+
+    @property
+    def family(self) -> str:
+        """What people call models of this model_type."""
+        return f"{_FAMILY_NAMES[self.model_type]} family ({self.model_type})"
 
     @property
     def qk_head_dim(self) -> int:

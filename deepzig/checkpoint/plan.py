@@ -154,11 +154,12 @@ def _matrix(source: Checkpoint, module: str, weight: Weight, scheme: Scheme) -> 
     if scheme == KEEP:
         entries = tuple((name, source.info(name).dtype, source.info(name).shape) for name in copied)
     else:
-        entries = tuple((f"{module}.{suffix}", dtype, shape) for suffix, dtype, shape in _layout(weight.shape, scheme))
+        tensors = stored_tensors(weight.shape, scheme)
+        entries = tuple((f"{module}.{suffix}", dtype, shape) for suffix, dtype, shape in tensors)
     return _item(source, module, scheme, weight, copied, entries)
 
 
-def _layout(shape: tuple[int, int], scheme: Scheme) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def stored_tensors(shape: tuple[int, int], scheme: Scheme) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Suffix, dtype and shape of the tensors that store a matrix (N, K); the codes first."""
     n_rows, n_columns = shape
     if scheme.format in PLAIN:

@@ -1,17 +1,20 @@
-"""What a converted checkpoint's config.json says of its weights; the opposite direction of `schemes`.
+"""What a converted checkpoint's config.json says of its weights, module by module, and how to read it again.
 
-Called by `plan`; calls `recipe`. compressed-tensors matches modules by names and by regular expressions, DeepSeek's fp8
-is declared for the whole model. Knows names, no tensors.
+Called by `plan`, and by `sizes` where there are no tensors to ask; calls `recipe` and `schemes`. compressed-tensors
+matches modules by names and by regular expressions, DeepSeek's fp8 is declared for the whole model. Knows names, no
+tensors.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from deepzig.checkpoint.recipe import INTEGERS, Scheme, is_routed
+from deepzig.checkpoint.reader import shown
+from deepzig.checkpoint.recipe import INTEGERS, KEEP, Scheme, is_embedding, is_head, is_routed, is_router
 from deepzig.checkpoint.rounding import FP8_BLOCK
-from deepzig.checkpoint.schemes import CHANNEL
+from deepzig.checkpoint.schemes import CHANNEL, declared_integer
+from deepzig.errors import CheckpointError
 
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 _DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
@@ -90,3 +93,44 @@ def _any_number(module: str) -> str:
 
 def _any_expert(module: str) -> str:
     return re.sub(r"\\\.experts\\\.\d+", r"\\.experts\\.\\d+", re.escape(module))
+
+
+def integer_schemes(declared: Mapping[str, Any], modules: Iterable[str]) -> dict[str, Scheme]:
+    """The schemes that a quantization_config with integers gives to modules; KEEP for those that it leaves alone.
+
+    declared  one that `schemes.declared_scheme` takes
+
+    Raises CheckpointError if it names modules in a way that cannot be.
+    """
+    groups = [
+        (_matcher(group.get("targets", ["Linear"])), Scheme(f"int{bits}", group_size))
+        for group in (declared.get("config_groups") or {}).values()
+        if group.get("weights") is not None
+        for bits, group_size in [declared_integer(group["weights"])]
+    ]
+    is_ignored = _matcher(declared.get("ignore") or [])
+    if declared.get("quant_method") == "w8a8_int8":
+        groups, is_ignored = [(_matcher(["Linear"]), Scheme("int8", CHANNEL))], is_head
+    return {
+        module: KEEP if is_ignored(module) else next((scheme for fits, scheme in groups if fits(module)), KEEP)
+        for module in modules
+    }
+
+
+def _matcher(listed: Any) -> Callable[[str], bool]:
+    """Whether a module is one of `listed`, as compressed-tensors has it: classes, names, or "re:" and what fits the
+    beginning of a name."""
+    if not isinstance(listed, list) or not all(isinstance(target, str) for target in listed):
+        raise CheckpointError(f"config.json quantises {shown(listed)}, which is no list of modules; fetch it again")
+    patterns = [target.removeprefix("re:") for target in listed if target.startswith("re:")]
+    try:
+        pattern = re.compile("|".join(f"(?:{each})" for each in patterns) or r"(?!)")
+    except re.error as error:
+        raise CheckpointError(f"config.json quantises {shown(patterns)}, which is no pattern ({error})") from error
+    names, has_class = set(listed), "Linear" in listed
+
+    def fits(module: str) -> bool:
+        is_of_class = has_class and not is_embedding(module) and not is_router(module)
+        return is_of_class or module in names or pattern.match(module) is not None
+
+    return fits

@@ -1,7 +1,7 @@
 """What `quantization_config` of config.json declares about weights; refuses schemes that deepzig does not compute.
 
-Called by `formats` and `loader`; calls nothing but the errors. Knows no tensors: `formats` reads from them how each
-weight is stored, and asks here only whether that contradicts the config.
+Called by `formats`, `loader` and `sizes`; calls nothing but the errors. Knows no tensors: `formats` reads from them how
+each weight is stored, and asks here only whether that contradicts the config.
 """
 
 from collections.abc import Mapping
@@ -91,7 +91,7 @@ def _declared_integers(config: Mapping[str, Any]) -> frozenset[tuple[int, int]]:
             raise CheckpointError("a config group of config.json is no object; fetch it again")
         _check_storage_format(group)
         if group.get("weights") is not None:
-            integers.add(_declared_integer(group["weights"]))
+            integers.add(declared_integer(group["weights"]))
     return frozenset(integers)
 
 
@@ -100,7 +100,7 @@ def _check_storage_format(config: Mapping[str, Any]) -> None:
         raise _refused(f"compressed-tensors {shown(config['format'])}")
 
 
-def _declared_integer(weights: Any) -> tuple[int, int]:
+def declared_integer(weights: Any) -> tuple[int, int]:
     """Bits and group size of one group. A missing strategy follows from group_size, as in compressed-tensors."""
     if not isinstance(weights, Mapping):
         raise CheckpointError("weights of a config group of config.json is no object; fetch it again")

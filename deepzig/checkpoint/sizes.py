@@ -1,0 +1,180 @@
+"""How large a model is: its parameters, the formats of its matrices, their bytes, and those that a token reads.
+
+Called by `engine.llm`, `deepzig info` and the bench; calls `names`, `recipe` and, where there are no weights yet,
+`quantization_config`. Config and headers are enough: it reads no values. Knows nothing of memory and speed.
+"""
+
+import functools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from deepzig.checkpoint.loader import ModelWeights
+from deepzig.checkpoint.names import EMBEDDING, HEAD, Expected, expected_tensors
+from deepzig.checkpoint.plan import stored_tensors
+from deepzig.checkpoint.quantization_config import integer_schemes
+from deepzig.checkpoint.reader import DTYPES
+from deepzig.checkpoint.recipe import INTEGERS, KEEP, Recipe, Scheme
+from deepzig.checkpoint.schemes import GROUP_SIZES, declared_scheme
+from deepzig.config import ModelConfig
+
+ROUTED, EMBEDDINGS, MTP = "routed experts", "embedding", "MTP"
+# First match wins. MTP layers are told apart by their number, before these.
+GROUPS = (
+    (".mlp.experts.", ROUTED),
+    (".mlp.shared_experts.", "shared experts"),
+    (".mlp.gate_proj", "dense layers"),
+    (".mlp.up_proj", "dense layers"),
+    (".mlp.down_proj", "dense layers"),
+    (".mlp.gate", "router"),
+    ("norm", "norms"),
+    (".self_attn.", "attention"),
+    (EMBEDDING, EMBEDDINGS),
+    (HEAD, "head"),
+)
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters, from config.json."""
+
+    total: int  # of the main model
+    active: int  # read for each token: without the experts that it is not sent to, and without the embedding
+    mtp: int  # of the MTP layers, without copies of embedding and head
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Bytes of a model's tensors."""
+
+    formats: dict[str, dict[str, int]]  # group -> format of its matrices -> bytes
+    nbytes: int  # of all tensors
+    bytes_per_token: int  # weights that decoding a token reads
+
+
+class _Matrix(NamedTuple):
+    format: str
+    nbytes: int
+
+
+def count_parameters(config: ModelConfig) -> ParameterCount:
+    """Sizes of all the tensors that the config asks for, added up."""
+    expected = expected_tensors(config, config.num_nextn_predict_layers)
+    copies = _copies(expected)
+    stored: Counter[str] = Counter()
+    active = 0.0
+    for name, shape in [*expected.linear.items(), *expected.vector.items()]:
+        size, group = math.prod(shape), tensor_group(name, config)
+        active += size * active_share(config, group)
+        stored[group] += 0 if name in copies else size
+    return ParameterCount(stored.total() - stored[MTP], round(active), stored[MTP])
+
+
+def tensor_group(name: str, config: ModelConfig) -> str:
+    """The part of the model that a module or tensor belongs to, as `deepzig info` calls it."""
+    parts = name.split(".")
+    if parts[1:2] == ["layers"] and int(parts[2]) >= config.num_hidden_layers:
+        return MTP
+    return next(group for part, group in GROUPS if part in name)
+
+
+def active_share(config: ModelConfig, group: str) -> float:
+    """How much of a group decoding a token reads: all, K / E of the routed experts, no embedding and no MTP."""
+    if group in (EMBEDDINGS, MTP):
+        return 0.0
+    return config.num_experts_per_tok / config.n_routed_experts if group == ROUTED else 1.0
+
+
+def stored_size(config: ModelConfig, weights: ModelWeights) -> ModelSize:
+    """Of weights that are there."""
+    matrices, copies, seen = {}, set(), set()
+    for module, weight in weights.linear.items():
+        matrices[module] = _Matrix(_label(weight.format, weight.group_size, weight.shape[1]), weight.nbytes)
+        if id(weight) in seen:
+            copies.add(module)
+        seen.add(id(weight))
+    return _size(config, matrices, copies, sum(vector.nbytes for vector in weights.vector.values()))
+
+
+def declared_size(config: ModelConfig) -> ModelSize:
+    """Of a checkpoint of which there is only config.json, as its publisher stores it: MTP layers with copies of
+    embedding and head. Raises CheckpointError for a quantisation that deepzig does not compute."""
+    expected = expected_tensors(config, config.num_nextn_predict_layers)
+    copies = {HEAD} if config.tie_word_embeddings else set()
+    schemes = declared_schemes(config, expected.linear)
+    return _size_of_schemes(config, expected, schemes, copies)
+
+
+def converted_size(config: ModelConfig, recipe: Recipe, *, with_mtp: bool = True) -> ModelSize:
+    """Of what `deepzig quantize` would make of the model. with_mtp: it has the MTP layers that the config names."""
+    expected = expected_tensors(config, config.num_nextn_predict_layers if with_mtp else 0)
+    copies = _copies(expected)
+    chosen = recipe.assign(config, {name: shape for name, shape in expected.linear.items() if name not in copies})
+    schemes = {}
+    for module in expected.linear:
+        source = module
+        while source in copies:
+            source = expected.alias[source]
+        schemes[module] = Scheme(config.plain_format) if chosen[source] == KEEP else chosen[source]
+    return _size_of_schemes(config, expected, schemes, copies)
+
+
+def declared_schemes(config: ModelConfig, modules: Mapping[str, tuple[int, int]]) -> dict[str, Scheme]:
+    """How config.json says that modules, with their (N, K), are stored. Raises as `declared_size`."""
+    declared, plain = declared_scheme(config.quantization_config), Scheme(config.plain_format)
+    if declared is None or config.quantization_config is None:
+        return dict.fromkeys(modules, plain)
+    if declared.block_format:  # int8 in blocks has the bytes of fp8
+        chosen = Recipe("fp8").assign(config, modules)
+    else:
+        chosen = integer_schemes(config.quantization_config, modules)
+    return {module: plain if scheme == KEEP else scheme for module, scheme in chosen.items()}
+
+
+def _copies(expected: Expected) -> set[str]:
+    """Modules that need no weight of their own; of two that are tied, the head."""
+    return {module for module in expected.alias if module != EMBEDDING}
+
+
+def _size_of_schemes(
+    config: ModelConfig, expected: Expected, schemes: Mapping[str, Scheme], copies: set[str]
+) -> ModelSize:
+    matrices = {}
+    for module, scheme in schemes.items():
+        shape = expected.linear[module]
+        label = _label(scheme.format, scheme.group_size or shape[1], shape[1])
+        matrices[module] = _Matrix(label, _bytes_of(shape, scheme))
+    vector_bytes = sum(  # in bf16 but for the router's bias, as DeepSeek stores them
+        math.prod(shape) * (4 if name.endswith("e_score_correction_bias") else 2)
+        for name, shape in expected.vector.items()
+    )
+    return _size(config, matrices, copies, vector_bytes)
+
+
+@functools.cache  # most matrices of a model have the shape of many others
+def _bytes_of(shape: tuple[int, int], scheme: Scheme) -> int:
+    """Codes and scales; an integer matrix has its shape beside them, in 16 bytes that nobody reads again."""
+    tensors = stored_tensors(shape, scheme)
+    return sum(math.prod(size) * DTYPES[dtype].itemsize for name, dtype, size in tensors if name != "weight_shape")
+
+
+def _size(config: ModelConfig, matrices: Mapping[str, _Matrix], copies: set[str], vector_bytes: int) -> ModelSize:
+    groups: dict[str, Counter[str]] = defaultdict(Counter)
+    read = 0.0
+    for module, matrix in matrices.items():
+        group = tensor_group(module, config)
+        read += matrix.nbytes * active_share(config, group)
+        if module not in copies:
+            groups[group][matrix.format] += matrix.nbytes
+    nbytes = vector_bytes + sum(formats.total() for formats in groups.values())
+    return ModelSize({group: dict(formats) for group, formats in groups.items()}, nbytes, round(read))
+
+
+def _label(weight_format: str, group_size: int, n_columns: int) -> str:
+    """A format as people read it: "bf16", "int8 g128", or "int8 row" with one scale a row of any length."""
+    if weight_format not in INTEGERS:
+        return weight_format
+    is_row = group_size == n_columns and group_size not in GROUP_SIZES
+    return f"{weight_format} row" if is_row else f"{weight_format} g{group_size}"
