@@ -1,4 +1,6 @@
-"""How much memory there is for us. Called by `engine`; knows nothing of what it is for."""
+"""How much memory there is for us. Called by `engine` and `deepzig info`; knows nothing of what it is for."""
+
+import sys
 
 import psutil
 
@@ -10,3 +12,15 @@ def available_memory() -> int:
     free = psutil.virtual_memory().available
     limit = free_memory()
     return free if limit is None else min(free, limit)
+
+
+def allocatable_memory() -> int:
+    """Bytes that this process can allocate: `available_memory`, and no more than RLIMIT_AS (ulimit -v) leaves."""
+    if sys.platform == "win32":
+        return available_memory()
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return available_memory()
+    return max(0, min(available_memory(), limit - psutil.Process().memory_info().vms))

@@ -1,7 +1,9 @@
-"""Limits of control groups, on trees of files as both versions lay them."""
+"""Limits of control groups, on trees of files as both versions lay them; what they leave of memory."""
 
+import resource
 from pathlib import Path
 
+import psutil
 import pytest
 
 from deepzig import cgroup, memory
@@ -97,3 +99,19 @@ def test_available_memory_is_within_both_limits(groups: Path, limit: str, is_tig
     lay(groups, "0::/\n", {"memory.max": limit, "memory.current": "0\n"})
     assert (memory.available_memory() == 4096) == is_tighter
     assert memory.available_memory() > 0
+
+
+def test_a_limit_of_addresses_counts_for_what_is_allocated(groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = psutil.Process().memory_info().vms
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (used + (64 << 20), resource.RLIM_INFINITY))
+    assert 0 < memory.allocatable_memory() <= 128 << 20 < memory.available_memory()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1, 1))
+    assert memory.allocatable_memory() == 0
+
+
+def test_without_a_limit_of_addresses_what_is_available_can_be_allocated(
+    groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    lay(groups, "0::/\n", {"memory.max": "4096\n", "memory.current": "0\n"})
+    assert memory.allocatable_memory() == 4096

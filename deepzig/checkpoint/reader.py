@@ -8,6 +8,7 @@ Format: u64 length of the header, the header (JSON), then the tensors without ho
 (https://github.com/huggingface/safetensors#format).
 """
 
+import errno
 import json
 import math
 import mmap
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from deepzig.errors import CheckpointError
+from deepzig.errors import CheckpointError, ResourceError
 
 MAX_HEADER_BYTES = 100_000_000  # as the safetensors library
 MAX_TENSORS = 300_000  # Kimi-K2 in one file, three tensors a matrix, would have 211,000
@@ -63,6 +64,7 @@ class SafetensorsFile:
 
     Raises:
         CheckpointError: the file cannot be read, is truncated, or its header is not what the format allows.
+        ResourceError: the process may not map so much.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -70,6 +72,11 @@ class SafetensorsFile:
         try:
             raw_header, self._bytes = _map(self.path)
         except (OSError, ValueError) as error:  # ValueError: it shrank between its opening and its mapping
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise ResourceError(
+                    f"no address space to map {self.path}, {self.path.stat().st_size / 1e9:.1f} GB; raise the limit "
+                    "(ulimit -v, RLIMIT_AS)"
+                ) from error
             raise CheckpointError(f"cannot read {self.path} ({error}); fetch it again") from error
         header = parse_json_object(raw_header, f"the header of {self.path}")
         self.metadata = _metadata(header.pop("__metadata__", {}), self.path)

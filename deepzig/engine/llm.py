@@ -17,21 +17,22 @@ import numpy as np
 from deepzig import _kernels
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.model_names import find_model
+from deepzig.checkpoint.sizes import stored_size
 from deepzig.config import ModelConfig
 from deepzig.engine.defaults import GenerationDefaults
 from deepzig.engine.engine import Engine
 from deepzig.engine.engine_thread import EngineThread
 from deepzig.engine.expert_load import ExpertLoad
 from deepzig.engine.generation import Generation
+from deepzig.engine.memory_need import cache_tokens
 from deepzig.engine.prompt_cache import PromptCache, hash_of_model
 from deepzig.engine.results import EngineStats, GenerationResult, StreamChunk
 from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
-from deepzig.engine.scheduler import MAX_RUNNING, PREFILL_CHUNK
+from deepzig.engine.scheduler import PREFILL_CHUNK
 from deepzig.engine.trace import Trace, trace_text
 from deepzig.engine.whole_text import read_text, score_text, text_rows
 from deepzig.errors import ContextLengthError, RequestError
-from deepzig.memory import available_memory
-from deepzig.model.cache import CACHE_DTYPES, PAGE_SIZE
+from deepzig.model.cache import CACHE_DTYPES
 from deepzig.model.deepseek import DeepseekModel
 from deepzig.text.chat import ChatTemplate
 from deepzig.text.tokenizer import Tokenizer, load_tokenizer
@@ -76,7 +77,8 @@ def load(
         ConfigError, CheckpointError, TokenizerError: a file of the model cannot be used; nothing is half-loaded.
         RequestError: an argument is unknown or out of range, or nobody agreed to a download of more than 1 GB.
         NetworkError: the model cannot be fetched.
-        ResourceError: the disk has no room for the download.
+        ResourceError: the disk has no room for the download, or memory none for cache and work. Weights that exceed
+            memory are a StreamingWarning: they are read from disk again and again.
     """
     if precision not in ("exact", "fast"):
         raise RequestError(f"precision {precision!r} is unknown; use exact or fast")
@@ -93,6 +95,8 @@ def load(
     weights = load_weights(directory, config, strict=strict)
     if problem := _kernels.build_report().problem:
         warnings.warn(f"no compiled kernels, running on Numba: {problem}", RuntimeWarning, stacklevel=2)
+    size = stored_size(config, weights)
+    n_tokens = cache_tokens(config, size, cache_bytes, cache_dtype, with_mtp=weights.has_mtp)
     network = DeepseekModel(
         config,
         weights,
@@ -101,7 +105,6 @@ def load(
         deterministic=deterministic,
         cache_dtype=cache_dtype,
     )
-    n_tokens = cache_tokens(network, cache_bytes)
     engine = Engine(network, n_tokens, context_shift=context_shift)
     prompts = None
     if prompt_cache is not None:
@@ -350,21 +353,6 @@ def _close(thread: EngineThread, prompts: PromptCache | None) -> None:
     thread.close()
     if prompts is not None:
         thread.engine.save_prompts(prompts)
-
-
-def cache_tokens(model: DeepseekModel, cache_bytes: int | None) -> int:
-    """Tokens that the cache gets room for, in whole pages; cache_bytes as in `load`.
-
-    Raises:
-        RequestError: cache_bytes are fewer than a page takes.
-    """
-    page_bytes = PAGE_SIZE * model.make_cache(0).bytes_per_token
-    if cache_bytes is not None:
-        if cache_bytes < page_bytes:
-            raise RequestError(f"cache_bytes {cache_bytes} is below the {page_bytes} that {PAGE_SIZE} tokens take")
-        return cache_bytes // page_bytes * PAGE_SIZE
-    affordable = available_memory() // 4 // page_bytes * PAGE_SIZE
-    return max(PAGE_SIZE, min(affordable, MAX_RUNNING * model.config.max_position_embeddings))
 
 
 def _log_loaded(directory: Path, network: DeepseekModel, n_tokens: int, seconds: float) -> None:

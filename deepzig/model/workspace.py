@@ -43,6 +43,11 @@ class Workspace:
         self._config = config
         self._mla_scratch = floats(0)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all arrays; in proportion to n_rows until `mla_scratch` grows."""
+        return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
+
     def mla_scratch(self, longest: int) -> np.ndarray:
         """f32 scratch of `mla_decode` for at most `longest` cached rows; grows by doubling."""
         needed = mla_scratch_size(self.n_rows, self._config.num_attention_heads, self._config.kv_lora_rank, longest)

@@ -1,5 +1,6 @@
 """SafetensorsFile on bytes made by hand: what it hands out, and that every malformed file is a CheckpointError."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from deepzig.checkpoint import reader
 from deepzig.checkpoint.reader import DTYPES, SafetensorsFile
-from deepzig.errors import CheckpointError
+from deepzig.errors import CheckpointError, ResourceError
 
 
 def entry(dtype: Any = "U8", shape: Any = (4,), offsets: Any = (0, 4)) -> dict[str, Any]:
@@ -248,3 +249,12 @@ def test_fuzz_valid_file_with_bytes_replaced(tmp_path: Path, place: int, replace
 @given(st.dictionaries(st.text(max_size=3), JSON, max_size=3), st.binary(max_size=8))
 def test_fuzz_headers_of_valid_json(tmp_path: Path, header: dict[str, Any], data: bytes) -> None:
     opens_or_is_refused(tmp_path, file_bytes(header, data))
+
+
+def test_a_limit_of_addresses_is_told_apart_from_a_bad_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(reader.mmap, "mmap", refuse)
+    with pytest.raises(ResourceError, match=r"no address space to map .*ulimit -v"):
+        open_bytes(tmp_path, file_bytes({}))

@@ -1,0 +1,122 @@
+"""What a model needs of memory, and what happens where there is less: loading refuses, or warns that weights stream.
+
+Called by `llm`, `deepzig info` and the table of docs/big-models.md, so that all three do one arithmetic; calls `model`
+for the sizes of what it allocates.
+
+Weights are maps of their files: they take memory as far as there is some, and the rest is read again when it is needed.
+Cache and work are memory of the process: without them nothing goes.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+from deepzig.checkpoint.sizes import ModelSize
+from deepzig.config import ModelConfig
+from deepzig.engine.scheduler import MAX_RUNNING
+from deepzig.errors import RequestError, ResourceError
+from deepzig.memory import allocatable_memory, available_memory
+from deepzig.model.attention import KEY_TILE
+from deepzig.model.cache import PAGE_SIZE, LatentCache
+from deepzig.model.deepseek import KEPT_ROWS
+from deepzig.model.workspace import Workspace
+
+
+class StreamingWarning(UserWarning):
+    """The weights exceed the memory there is, and are read from disk again and again."""
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes, by what they are for."""
+
+    weights: int  # of files, mapped
+    cache: int  # of the latent cache, when it is full
+    work: int  # arrays of a step
+
+    @property
+    def own(self) -> int:
+        """What the process allocates."""
+        return self.cache + self.work
+
+    @property
+    def nbytes(self) -> int:
+        """With all weights in memory, which speed asks for."""
+        return self.weights + self.own
+
+
+def memory_need(
+    config: ModelConfig, size: ModelSize, n_tokens: int, cache_dtype: str = "f32", *, with_mtp: bool = True
+) -> MemoryNeed:
+    """Of a model with a cache for n_tokens. with_mtp: the checkpoint has the MTP layers that the config names."""
+    n_pages = -(-n_tokens // PAGE_SIZE)
+    cache = n_pages * PAGE_SIZE * cache_bytes_per_token(config, cache_dtype, with_mtp=with_mtp)
+    return MemoryNeed(size.nbytes, cache, work_bytes(config))
+
+
+def cache_bytes_per_token(config: ModelConfig, cache_dtype: str = "f32", *, with_mtp: bool = True) -> int:
+    """Bytes of a token's rows in the latent cache: R + P values for each layer."""
+    n_layers = config.num_hidden_layers + (config.num_nextn_predict_layers if with_mtp else 0)
+    return LatentCache(n_layers, 0, config.latent_dim, cache_dtype).bytes_per_token
+
+
+def work_bytes(config: ModelConfig) -> int:
+    """At most, of the arrays that steps use: workspaces, keys and values of a tile, logits of all that are decoded."""
+    workspaces = KEPT_ROWS * Workspace(config, 1, bf16_terms=0).nbytes
+    expanded = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
+    floats = KEY_TILE * expanded + MAX_RUNNING * config.vocab_size
+    return workspaces + 4 * floats
+
+
+def bytes_read_per_token(config: ModelConfig, size: ModelSize, n_tokens: int, cache_dtype: str = "f32") -> int:
+    """What decoding a token reads: weights, and the rows of the n_tokens before it in all layers."""
+    return size.bytes_per_token + n_tokens * cache_bytes_per_token(config, cache_dtype, with_mtp=False)
+
+
+def cache_tokens(
+    config: ModelConfig, size: ModelSize, cache_bytes: int | None, cache_dtype: str, *, with_mtp: bool
+) -> int:
+    """Tokens that the cache of a model to be loaded gets room for, in whole pages; cache_bytes as in `llm.load`.
+
+    Raises:
+        RequestError: cache_bytes are fewer than a page takes.
+        ResourceError: there is not enough memory for cache and work, whatever is done with the weights.
+    """
+    page_bytes = PAGE_SIZE * cache_bytes_per_token(config, cache_dtype, with_mtp=with_mtp)
+    if cache_bytes is None:
+        most = min(available_memory() // 4, allocatable_memory() - work_bytes(config)) // page_bytes
+        n_tokens = PAGE_SIZE * max(1, min(most, MAX_RUNNING * config.max_position_embeddings // PAGE_SIZE))
+    elif cache_bytes < page_bytes:
+        raise RequestError(f"cache_bytes {cache_bytes} is below the {page_bytes} that {PAGE_SIZE} tokens take")
+    else:
+        n_tokens = cache_bytes // page_bytes * PAGE_SIZE
+    need = memory_need(config, size, n_tokens, cache_dtype, with_mtp=with_mtp)
+    _refuse_beyond(allocatable_memory(), need)
+    _warn_beyond(available_memory(), need, size.bytes_per_token)
+    return n_tokens
+
+
+def _refuse_beyond(room: int, need: MemoryNeed) -> None:
+    if need.own <= room:
+        return
+    left = (room - need.work) >> 20
+    advice = f"take a smaller cache, --cache-bytes {left}M" if left > 0 else "stop others, or take a smaller model"
+    raise ResourceError(
+        f"the model needs {_shown(need.own)} beside its weights: cache {_shown(need.cache)} + work "
+        f"{_shown(need.work)}; {_shown(room)} are free for it; {advice}"
+    )
+
+
+def _warn_beyond(room: int, need: MemoryNeed, bytes_per_token: int) -> None:
+    if need.weights + need.work <= room:  # the cache takes memory only as it fills
+        return
+    warnings.warn(
+        f"weights of {_shown(need.weights)} + work {_shown(need.work)} exceed the {_shown(room)} of memory that are "
+        f"free: weights stream from disk, up to {_shown(bytes_per_token)} for each token; deepzig info shows what "
+        "other formats need",
+        StreamingWarning,
+        stacklevel=4,
+    )
+
+
+def _shown(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
