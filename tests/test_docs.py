@@ -210,6 +210,12 @@ def test_a_link_to_a_missing_file_or_heading_is_found(tmp_path: Path) -> None:
     assert broken_links(page) == ["c.md", "b.md#no-heading", "#nowhere"]
 
 
+def test_sizes_of_published_models_are_those_that_info_computes() -> None:
+    table = runpy.run_path(str(ROOT / "tools" / "model_sizes.py"))["table"]()
+    written = (ROOT / "docs" / "big-models.md").read_text(encoding="utf-8")
+    assert table in written, "put what `python tools/model_sizes.py` prints into docs/big-models.md"
+
+
 def test_every_page_is_in_the_index() -> None:
     linked = {link for link, _ in ANCHORED.findall(README)}
     assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= linked

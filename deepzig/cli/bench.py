@@ -182,17 +182,17 @@ def _describe_model(llm: "LLM", directory: Path) -> dict[str, Any]:
     from collections import Counter
 
     from deepzig.checkpoint.directory import open_checkpoint
-    from deepzig.cli.info import count_parameters, stored
+    from deepzig.checkpoint.loader import load_weights
+    from deepzig.checkpoint.sizes import count_parameters, stored_size
 
-    found = stored(open_checkpoint(directory), llm.config)
     formats: Counter[str] = Counter()
-    for sizes in found["formats"].values():
+    for sizes in stored_size(llm.config, load_weights(directory, llm.config)).formats.values():
         formats.update(sizes)
     return {
         "name": llm.name,
         "model_type": llm.config.model_type,
         "parameters": count_parameters(llm.config).total,
-        "bytes": found["bytes"],
+        "bytes": sum(path.stat().st_size for path in open_checkpoint(directory).files),
         "formats": dict(formats),
     }
 

@@ -1,14 +1,14 @@
-"""`deepzig info`: what a model is, and what of it lies in a folder.
+"""`deepzig info`: what a model is, what it needs, and what of it lies in a folder.
 
-Called by the command line; calls `config`, `checkpoint`, `text` and, for --experts, `experts`; without that it computes
-nothing with the weights. Answers from config.json alone where there are no weights yet, so that one can ask before a
-long download.
+Called by the command line; calls `config`, `checkpoint`, `text`, `engine.memory_need` and, for --experts, `experts`;
+without that it computes nothing with the weights. Answers from config.json alone where there are no weights yet, so
+that one can ask before a long download. `info_lines` prints.
 """
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,42 +17,26 @@ import click
 from deepzig.cli import configuration
 from deepzig.cli import experts as experts_table
 from deepzig.cli.command import command
-from deepzig.cli.options import json_option, model_folder, model_option
-from deepzig.errors import CheckpointError
+from deepzig.cli.info_lines import print_lines
+from deepzig.cli.options import cache_dtype_option, json_option, model_folder, model_option
+from deepzig.errors import CheckpointError, ContextLengthError
 
 if TYPE_CHECKING:
     from deepzig.checkpoint.directory import Checkpoint
-    from deepzig.checkpoint.loader import ModelWeights
+    from deepzig.checkpoint.sizes import ModelSize
     from deepzig.config import ModelConfig
 
 SLAB = 1 << 22  # elements that are looked at together
-
-# First match wins. MTP layers are told apart by their number, before these.
-GROUPS = (
-    (".mlp.experts.", "routed experts"),
-    (".mlp.shared_experts.", "shared experts"),
-    (".mlp.gate_proj", "dense layers"),
-    (".mlp.up_proj", "dense layers"),
-    (".mlp.down_proj", "dense layers"),
-    (".mlp.gate", "router"),
-    ("norm", "norms"),
-    (".self_attn.", "attention"),
-    ("model.embed_tokens", "embedding"),
-    ("lm_head", "head"),
-)
-
-
-@dataclass(frozen=True)
-class ParameterCount:
-    """Numbers of parameters, from config.json."""
-
-    total: int  # of the main model
-    active: int  # read for each token: without the experts that it is not sent to, and without the embedding
-    mtp: int  # of the MTP layers, without copies of embedding and head
+CONTEXT = 4096  # tokens, unless the model's context is shorter
+CONVERSIONS = ("int8", "int4")  # formats of `deepzig quantize` that are compared
+COMPARED_UP_TO = 1.05  # times the bytes it has now; int8 of a model in fp8 is a little larger
 
 
 @command()
 @model_option
+@click.option("--context", "n_tokens", type=click.IntRange(min=1), metavar="N",
+              help=f"Tokens that memory and speed are stated for.  [default: {CONTEXT}, or the model's if less]")
+@cache_dtype_option
 @click.option("--check-tensors", is_flag=True, help="Read all weights and look for NaN and infinity.")
 @click.option("--experts", is_flag=True, help="Show how busy each expert is on the text of --text.")
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
@@ -63,6 +47,8 @@ class ParameterCount:
 def info(
     context: click.Context,
     model: str,
+    n_tokens: int | None,
+    cache_dtype: str,
     check_tensors: bool,
     experts: bool,
     text: Path | None,
@@ -71,9 +57,14 @@ def info(
 ) -> None:
     """Show what a model is and what it needs.
 
-    config.json is enough: without weights in the folder, what depends on them is left out.
+    config.json is enough: without weights in the folder, sizes are computed from what it declares. A name of the hub
+    fetches no weights.
+
+    The speed is a bound: bytes that a token reads, over what memory gave this moment. Decoding of large models has
+    reached 0.8 to 0.9 of it (docs/performance.md).
 
     \b
+        deepzig info -m deepseek-ai/DeepSeek-V3 --context 32768
         deepzig info -m ./DeepSeek-V3
         deepzig info -m ./DeepSeek-V2-Lite-Chat --experts --text article.txt
         deepzig info --config
@@ -84,17 +75,29 @@ def info(
     if experts != (text is not None):
         raise click.UsageError("--experts and --text FILE go together")
     from deepzig.checkpoint.directory import open_checkpoint
+    from deepzig.checkpoint.sizes import declared_size
     from deepzig.config import ModelConfig
 
     directory = model_folder(model, with_weights=check_tensors or experts)
     config = ModelConfig.from_directory(directory)
-    described = {"model": model, **architecture(config), "kernels": kernels_in_use()}
+    described = {"model": model, **architecture(config)}
     if check_tensors or any(directory.glob("*.safetensors")):
         checkpoint = open_checkpoint(directory)
-        described |= stored(checkpoint, config)
+        size, with_mtp = stored(checkpoint, config)
+        described |= {
+            "files": len(checkpoint.files),
+            "bytes": sum(path.stat().st_size for path in checkpoint.files),
+            "mtp_stored": with_mtp,
+        }
         if check_tensors:
             described["non_finite"] = list(non_finite_tensors(checkpoint))
+    else:
+        size, with_mtp = declared_size(config), True
+        described["bytes"] = size.nbytes
+    described["formats"] = size.formats
+    described |= needs(config, size, context_of(config, n_tokens), cache_dtype, with_mtp=with_mtp)
     described |= texts(directory)
+    described["kernels"] = kernels_in_use()
     load = experts_table.expert_load(model, text) if text is not None else None
     if as_json:
         click.echo(json.dumps(described | ({"expert_load": experts_table.as_object(load)} if load else {})))
@@ -108,7 +111,10 @@ def info(
 
 def architecture(config: "ModelConfig") -> dict[str, Any]:
     """What follows from config.json."""
+    from deepzig.checkpoint.sizes import count_parameters
+
     return {
+        "family": config.family,
         "model_type": config.model_type,
         "layers": config.num_hidden_layers,
         "moe_layers": sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers)),
@@ -118,68 +124,77 @@ def architecture(config: "ModelConfig") -> dict[str, Any]:
         "shared_experts": config.n_shared_experts,
         "context": config.max_position_embeddings,
         "parameters": asdict(count_parameters(config)),
-        "cache_bytes_per_1k_tokens": 1000 * cache_bytes_per_token(config),
     }
 
 
-def count_parameters(config: "ModelConfig") -> ParameterCount:
-    """Sizes of all the tensors that the config asks for, added up."""
-    from deepzig.checkpoint.names import expected_tensors
-
-    expected = expected_tensors(config, config.num_nextn_predict_layers)
-    sizes: Counter[str] = Counter()
-    for name, (rows, columns) in expected.linear.items():
-        if name == "model.embed_tokens" or name not in expected.alias:
-            sizes[tensor_group(name, config)] += rows * columns
-    for name, (size,) in expected.vector.items():
-        sizes[tensor_group(name, config)] += size
-    mtp = sizes.pop("MTP", 0)
-    active = sizes.total() - sizes["embedding"]
-    if config.n_routed_experts:
-        idle = config.n_routed_experts - config.num_experts_per_tok
-        active -= sizes["routed experts"] * idle // config.n_routed_experts
-    return ParameterCount(sizes.total(), active, mtp)
+def context_of(config: "ModelConfig", asked: int | None) -> int:
+    """The tokens that are asked for, CONTEXT or what there is. Raises ContextLengthError."""
+    longest = config.max_position_embeddings
+    if asked is not None and asked > longest:
+        raise ContextLengthError(f"--context {asked} is above the {longest} tokens of the model; take less")
+    return asked or min(CONTEXT, longest)
 
 
-def cache_bytes_per_token(config: "ModelConfig") -> int:
-    """Bytes of a token's rows in the latent cache: R + P values for each layer, MTP layers included."""
-    from deepzig.model.cache import LatentCache
-
-    n_layers = config.num_hidden_layers + config.num_nextn_predict_layers
-    return LatentCache(n_layers, n_pages=0, latent_dim=config.latent_dim).bytes_per_token
-
-
-def tensor_group(name: str, config: "ModelConfig") -> str:
-    """The part of the model that a module or tensor belongs to, as `deepzig info` calls it."""
-    parts = name.split(".")
-    if parts[1:2] == ["layers"] and int(parts[2]) >= config.num_hidden_layers:
-        return "MTP"
-    return next(group for part, group in GROUPS if part in name)
-
-
-def stored(checkpoint: "Checkpoint", config: "ModelConfig") -> dict[str, Any]:
-    """What lies in the folder. Raises CheckpointError if it is not what config.json asks for."""
+def stored(checkpoint: "Checkpoint", config: "ModelConfig") -> tuple["ModelSize", bool]:
+    """Size of what lies in the folder, and whether it has MTP layers. Raises CheckpointError if it is not what
+    config.json asks for."""
     from deepzig.checkpoint.loader import load_weights
+    from deepzig.checkpoint.sizes import stored_size
 
     weights = load_weights(checkpoint.directory, config)
+    return stored_size(config, weights), weights.has_mtp
+
+
+def needs(
+    config: "ModelConfig", size: "ModelSize", context: int, cache_dtype: str, *, with_mtp: bool
+) -> dict[str, Any]:
+    """Memory and speed, as it is and in other formats."""
+    from deepzig.checkpoint.recipe import Recipe
+    from deepzig.checkpoint.sizes import converted_size
+    from deepzig.engine.memory_need import bytes_read_per_token, cache_bytes_per_token, memory_need
+    from deepzig.engine.read_speed import read_bandwidth
+    from deepzig.memory import allocatable_memory, available_memory
+    from deepzig.threads import available_threads
+
+    available, allocatable = available_memory(), allocatable_memory()
+    bandwidth = read_bandwidth(available_threads())
+
+    def form(name: str, size: "ModelSize") -> dict[str, Any]:
+        need = memory_need(config, size, context, cache_dtype, with_mtp=with_mtp)
+        read = bytes_read_per_token(config, size, context, cache_dtype)
+        return {
+            "format": name,
+            "bytes": size.nbytes,
+            "memory": {"weights": need.weights, "cache": need.cache, "work": need.work, "needed": need.nbytes},
+            "bytes_per_token": read,
+            "tokens_per_s_at_most": bandwidth / read,  # with all of it in memory
+            "in_memory": need.nbytes <= available,
+            "can_run": need.own <= allocatable,
+        }
+
+    own_format, most = main_format(size), COMPARED_UP_TO * size.nbytes
+    converted = {
+        name: converted_size(config, Recipe(name), with_mtp=with_mtp) for name in CONVERSIONS if name != own_format
+    }
     return {
-        "files": len(checkpoint.files),
-        "bytes": sum(path.stat().st_size for path in checkpoint.files),
-        "formats": stored_formats(weights, config),
-        "mtp_stored": weights.has_mtp,
+        "cache_dtype": cache_dtype,
+        "cache_bytes_per_1k_tokens": 1000 * cache_bytes_per_token(config, cache_dtype, with_mtp=with_mtp),
+        "stated_context": context,
+        "available": available,
+        "allocatable": allocatable,
+        "bandwidth": bandwidth,
+        "as_it_is": form(own_format, size),
+        "conversions": [form(name, new) for name, new in converted.items() if new.nbytes < most],
     }
 
 
-def stored_formats(weights: "ModelWeights", config: "ModelConfig") -> dict[str, dict[str, int]]:
-    """Group -> weight format -> bytes of its matrices. What several modules share counts for the first."""
-    groups: dict[str, Counter[str]] = defaultdict(Counter)
-    seen = set()
-    for name, weight in weights.linear.items():
-        if id(weight) not in seen:
-            seen.add(id(weight))
-            scaled = f" g{weight.group_size}" if weight.format in ("int8", "int4") else ""
-            groups[tensor_group(name, config)][weight.format + scaled] += weight.nbytes
-    return {group: dict(formats) for group, formats in groups.items()}
+def main_format(size: "ModelSize") -> str:
+    """The format that most bytes have, without group sizes."""
+    totals: Counter[str] = Counter()
+    for formats in size.formats.values():
+        for name, nbytes in formats.items():
+            totals[name.split()[0]] += nbytes
+    return totals.most_common(1)[0][0]
 
 
 def non_finite_tensors(checkpoint: "Checkpoint") -> Iterator[str]:
@@ -216,54 +231,3 @@ def kernels_in_use() -> str:
     if report.not_built:
         return f"{shown}; {len(report.not_built)} modules were left out of the build, `deepzig kernels` tells why"
     return shown
-
-
-def print_lines(described: dict[str, Any]) -> None:
-    """For people: a name and a value a line."""
-    for name, value in _lines(described):
-        click.echo(f"{name:<18} {value}")
-
-
-def _lines(described: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    parameters = described["parameters"]
-    yield "model", described["model"]
-    yield "model type", described["model_type"]
-    yield "layers", f"{described['layers']}, {described['moe_layers']} of them with experts"
-    if described["experts"]:
-        yield "experts", (f"{described['experts_per_token']} of {described['experts']} for each token, "
-                          f"and {described['shared_experts']} shared")  # fmt: skip
-    yield "parameters", f"{_scaled(parameters['total'])}, {_scaled(parameters['active'])} of them read for each token"
-    yield "MTP layers", _mtp(described)
-    yield "context", f"{described['context']} tokens"
-    yield "cache", f"{_scaled(described['cache_bytes_per_1k_tokens'])}B for 1000 tokens"
-    if "files" in described:
-        yield "weights", f"{_scaled(described['bytes'])}B, files: {described['files']}"
-        for group, formats in described["formats"].items():
-            yield f"  {group}", ", ".join(f"{name} {_scaled(size)}B" for name, size in formats.items())
-    else:
-        yield "weights", "none in the folder"
-    yield "tokenizer", _present(described["tokenizer"])
-    yield "chat template", _present(described["chat_template"])
-    yield "kernels", described["kernels"]
-    if "non_finite" in described:
-        yield "NaN or infinity", f"in {len(described['non_finite'])} tensors"
-
-
-def _mtp(described: dict[str, Any]) -> str:
-    if not described["mtp_layers"]:
-        return "none"
-    counted = f"{described['mtp_layers']}, {_scaled(described['parameters']['mtp'])} parameters more"
-    return counted if described.get("mtp_stored", True) else f"{counted}, not stored here"
-
-
-def _present(there: bool) -> str:
-    return "yes" if there else "none in the folder"
-
-
-def _scaled(number: float) -> str:
-    """A number with three digits and a decimal prefix: 12.6 M."""
-    for prefix in ("", "k", "M", "G"):
-        if number < 999.5:
-            return f"{number:.3g} {prefix}"
-        number /= 1000
-    return f"{number:.3g} T"

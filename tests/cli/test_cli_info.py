@@ -1,7 +1,6 @@
 """`deepzig info`: the arithmetic of config.json, and what it finds in folders with and without weights."""
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +12,12 @@ import pytest
 import safetensors.numpy
 from click.testing import Result
 
-from deepzig.checkpoint.directory import open_checkpoint
-from deepzig.checkpoint.names import expected_tensors
-from deepzig.cli.info import ParameterCount, cache_bytes_per_token, count_parameters, tensor_group
-from deepzig.config import ModelConfig
-from deepzig.model.cache import PAGE_SIZE, LatentCache
+from deepzig.checkpoint.sizes import ParameterCount
 
 Run = Callable[..., Result]
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
-PUBLISHED = {  # billions, as the model cards round them: total, activated
-    "deepseek_v3": (671, 37),
-}
+V3 = Path(__file__).resolve().parent.parent / "published" / "DeepSeek-V3"
+GB = 10**9
 
 
 def shown(result: Result) -> dict[str, Any]:
@@ -32,56 +26,73 @@ def shown(result: Result) -> dict[str, Any]:
     return dict(json.loads(result.stdout))
 
 
-@pytest.mark.parametrize("model_type", PUBLISHED)
-def test_parameters_are_those_of_the_model_card(model_type: str) -> None:
-    count = count_parameters(ModelConfig.from_dict({"model_type": model_type}))
-    assert (round(count.total / 1e9), round(count.active / 1e9)) == PUBLISHED[model_type]
-    assert 11e9 < count.mtp < 12e9
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A machine of 64 GB that reads 100 GB/s; machine(4 * GB) has other memory."""
+
+    def set_memory(available: int, allocatable: int | None = None) -> None:
+        monkeypatch.setattr("deepzig.memory.available_memory", lambda: available)
+        monkeypatch.setattr("deepzig.memory.allocatable_memory", lambda: allocatable or available)
+
+    set_memory(64 * GB)
+    monkeypatch.setattr("deepzig.engine.read_speed.read_bandwidth", lambda n_threads: 100e9)
+    return set_memory
 
 
-@pytest.mark.parametrize("folder", ["v2_lite", "v3_classic", "v3_yarn", "moonlight", "kimi_k2"])
-def test_parameters_are_the_values_in_the_files(folder: str) -> None:
-    config = ModelConfig.from_directory(GOLDEN / folder)
-    stored = open_checkpoint(GOLDEN / folder).infos
-    sizes = {name: math.prod(info.shape) for name, info in stored.items() if not name.endswith("_scale_inv")}
-    assert count_parameters(config).total == sum(
-        size for name, size in sizes.items() if tensor_group(name, config) != "MTP"
-    )
+def lines_of(result: Result) -> dict[str, str]:
+    """What the text says, by its first column."""
+    assert result.exit_code == 0, result.stderr
+    return {line[:18].strip(): line[18:].strip() for line in result.stdout.splitlines()}
 
 
-def test_active_parameters_leave_out_experts_and_embedding() -> None:
-    config = ModelConfig.from_directory(GOLDEN / "v3_classic")
-    count = count_parameters(config)
-    expert = 3 * config.hidden_size * config.moe_intermediate_size
-    idle = config.n_routed_experts - config.num_experts_per_tok
-    moe_layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
-    assert count.total - count.active == moe_layers * idle * expert + config.vocab_size * config.hidden_size
-
-
-def test_every_tensor_has_a_group() -> None:
-    config = ModelConfig.from_directory(GOLDEN / "v3_classic")
-    expected = expected_tensors(config, config.num_nextn_predict_layers)
-    groups = {name: tensor_group(name, config) for name in [*expected.linear, *expected.vector]}
-    mlp = f"model.layers.{config.num_hidden_layers - 1}.mlp"
-    assert groups[f"{mlp}.gate"] == groups[f"{mlp}.gate.e_score_correction_bias"] == "router"
-    assert groups[f"{mlp}.shared_experts.gate_proj"] == "shared experts"
-    assert groups["model.layers.0.mlp.gate_proj"] == "dense layers"
-    assert groups["model.layers.0.self_attn.kv_a_layernorm.weight"] == "norms"
-
-
-def test_cache_bytes_are_those_of_a_page() -> None:
-    config = ModelConfig.from_directory(GOLDEN / "v3_classic")
-    n_layers = config.num_hidden_layers + config.num_nextn_predict_layers
-    page = LatentCache(n_layers, 1, config.kv_lora_rank + config.qk_rope_head_dim).pages
-    assert PAGE_SIZE * cache_bytes_per_token(config) == page.nbytes
-
-
-def test_config_alone_is_enough(run: Run, bare_config: Path) -> None:
-    found = shown(run("info", "-m", str(bare_config), "--json"))
-    assert found["parameters"]["total"] == 671_026_419_200
+def test_config_alone_is_enough(run: Run) -> None:
+    found = shown(run("info", "-m", str(V3), "--json"))
+    assert found["family"] == "DeepSeek-V3 family (deepseek_v3)"
+    assert found["parameters"] == {"total": 671_026_419_200, "active": 36_625_618_432, "mtp": 11_610_068_224}
     assert (found["layers"], found["moe_layers"], found["experts"]) == (61, 58, 256)
-    assert not {"files", "formats", "bytes"} & found.keys()
+    assert not {"files", "mtp_stored"} & found.keys()
+    assert found["bytes"] == 688_574_839_360
+    assert list(found["formats"]["routed experts"]) == ["fp8"] and list(found["formats"]["head"]) == ["bf16"]
     assert (found["tokenizer"], found["chat_template"]) == (False, False)
+
+
+def test_sums_of_memory_and_speed(run: Run) -> None:
+    found = shown(run("info", "-m", str(V3), "--json"))
+    now = found["as_it_is"]
+    memory = now["memory"]
+    assert memory["needed"] == memory["weights"] + memory["cache"] + memory["work"]
+    assert (memory["weights"], memory["cache"]) == (found["bytes"], 4096 * 62 * 576 * 4)
+    assert found["cache_bytes_per_1k_tokens"] == 1000 * 62 * 576 * 4
+    weights = now["bytes_per_token"] - 4096 * 61 * 576 * 4
+    assert 1.02 < weights / found["parameters"]["active"] < 1.03  # fp8, and a bf16 head
+    assert now["tokens_per_s_at_most"] == pytest.approx(100e9 / now["bytes_per_token"])
+    assert (now["in_memory"], now["can_run"], found["available"]) == (False, True, 64 * GB)
+
+
+def test_other_formats_are_compared(run: Run) -> None:
+    found = shown(run("info", "-m", str(V3), "--json"))
+    int8, int4 = found["conversions"]
+    assert (int8["format"], int4["format"]) == ("int8", "int4")
+    assert int4["bytes"] < 0.6 * found["bytes"] < int8["bytes"]
+    assert int4["memory"]["needed"] - int4["bytes"] == int8["memory"]["needed"] - int8["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("options", "cache"),
+    [
+        (("--context", "1000"), 1024 * 62 * 576 * 4),
+        (("--context", "163840"), 163840 * 62 * 576 * 4),
+        (("--cache-dtype", "int8"), 4096 * 62 * 580),
+    ],
+)
+def test_context_and_dtype_of_the_cache_are_the_users(run: Run, options: tuple[str, ...], cache: int) -> None:
+    found = shown(run("info", "-m", str(V3), "--json", *options))
+    assert found["as_it_is"]["memory"]["cache"] == cache
+
+
+def test_a_context_that_the_model_lacks_is_an_error(run: Run) -> None:
+    result = run("info", "-m", str(V3), "--context", "163841")
+    assert result.exit_code == 2 and "163840" in result.stderr
 
 
 def test_bundled_model(run: Run) -> None:
@@ -90,15 +101,56 @@ def test_bundled_model(run: Run) -> None:
     assert "'stories'" in result.stderr
     assert ParameterCount(**found["parameters"]) == ParameterCount(10_600_192, 4_833_024, 2_049_488)
     assert found["files"] == 1
-    assert found["mtp_stored"] and found["tokenizer"]
+    assert found["mtp_stored"] and found["tokenizer"] and found["chat_template"]
     assert found["bytes"] >= sum(size for group in found["formats"].values() for size in group.values())
+    assert found["as_it_is"]["format"] == "int8" and found["as_it_is"]["in_memory"]
+    assert [form["format"] for form in found["conversions"]] == ["int4"]
+    assert found["stated_context"] == found["context"] == 1024
 
 
 def test_text_names_the_same_facts(run: Run) -> None:
-    lines = dict(line.split("  ", 1) for line in run("info").stdout.splitlines() if not line.startswith(" "))
-    assert lines["parameters"].strip() == "10.6 M, 4.83 M of them read for each token"
-    assert lines["tokenizer"].strip() == "yes"
+    lines = lines_of(run("info"))
+    assert lines["family"] == "DeepSeek-V3 family (deepseek_v3)"
+    assert lines["parameters"] == "10.6 M, 4.83 M of them read for each token"
+    assert lines["memory"] == "50.6 MB: weights 13.9 MB + work 34.7 MB + cache 1.97 MB of 1024 tokens"
+    assert lines["available"] == "64 GB: all of it fits"
+    assert lines["decoding"] == "at most 15238 tok/s: 6.56 MB a token at 100 GB/s, measured now"
+    assert lines["tokenizer"] == "yes"
     assert "cython" in lines["kernels"] or "numba" in lines["kernels"]
+
+
+def test_weights_that_stream_are_said_to(run: Run) -> None:
+    result = run("info", "-m", str(V3))
+    lines = lines_of(result)
+    assert lines["weights"] == "689 GB, none in the folder; computed from config.json"
+    assert lines["available"] == "64 GB: weights stream from disk"
+    assert lines["decoding"] == (
+        "bound by the disk, which gives up to 38.2 GB a token; with all in memory at most 2.6 tok/s, at 100 GB/s, "
+        "measured now"
+    )
+    assert result.stdout.splitlines()[-4:] == [
+        "format      disk  memory a token  tok/s",
+        "fp8       689 GB  691 GB 38.2 GB   disk",
+        "int8      694 GB  697 GB 37.9 GB   disk",
+        "int4 mix  372 GB  374 GB   28 GB   disk",
+    ]
+
+
+def test_what_loading_would_refuse_is_said(run: Run, machine: Callable[..., None]) -> None:
+    machine(64 * GB, 1 * GB)
+    lines = lines_of(run("info", "-m", str(V3)))
+    assert lines["available"] == "1 GB: too little for work and cache, loading is refused"
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize("model", ["stories", str(V3)])
+def test_lines_fit_terminals(run: Run, monkeypatch: pytest.MonkeyPatch, columns: int, model: str) -> None:
+    unwrapped = run("info", "-m", model).stdout
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("deepzig.cli.info_lines.on_terminal", lambda: True)
+    lines = run("info", "-m", model).stdout.splitlines()
+    assert max(len(line) for line in lines if model not in line) <= columns
+    assert "\n".join(lines).split() == unwrapped.split()
 
 
 def test_formats_of_an_fp8_checkpoint(run: Run) -> None:
