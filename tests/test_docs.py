@@ -1,7 +1,6 @@
 """The documents say what is there: map of files, commands, snippets, environment variables, changelog."""
 
 import ast
-import math
 import re
 import runpy
 from collections.abc import Iterator
@@ -13,11 +12,11 @@ import pytest
 import deepzig
 from deepzig._kernels import REGISTRY
 from deepzig._kernels._isa import ISA_NAMES
-from deepzig.checkpoint.names import expected_tensors
-from deepzig.checkpoint.recipe import INTEGERS, Recipe, is_embedding, is_routed
+from deepzig.checkpoint.recipe import Recipe
+from deepzig.checkpoint.sizes import converted_size, declared_size
 from deepzig.cli import COMMANDS
 from deepzig.config import ModelConfig
-from deepzig.model.cache import LatentCache
+from deepzig.engine.memory_need import cache_bytes_per_token
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -140,29 +139,18 @@ def test_messages_that_troubleshooting_explains_are_those_of_the_code() -> None:
     assert [message for message in explained if not any(p.fullmatch(message) for p in patterns)] == []
 
 
-V2_LITE = {
-    "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 10944,
-    "moe_intermediate_size": 1408, "num_hidden_layers": 27, "num_attention_heads": 16, "n_shared_experts": 2,
-    "n_routed_experts": 64, "kv_lora_rank": 512, "q_lora_rank": None, "num_experts_per_tok": 6,
-    "first_k_dense_replace": 1, "max_position_embeddings": 163840,
-}  # fmt: skip
-
-
 def test_computed_figures_of_v2_lite() -> None:
     page = (ROOT / "docs/v2-lite.md").read_text(encoding="utf-8")
-    config = ModelConfig.from_dict(V2_LITE)
-    modules = expected_tensors(config, 0).linear
-    per_token = LatentCache(27, n_pages=0, latent_dim=config.latent_dim).bytes_per_token
-    assert f"cache {per_token / 1000:.0f} kB for each token" in page
-    for format_, label in (("bf16", "bf16, as published"), ("int8", "int8"), ("int4", "int4 mix")):
-        stored = read = 0.0
-        for name, scheme in Recipe(format_).assign(config, modules).items():
-            is_int = scheme.format in INTEGERS
-            width = {"int8": 1.0, "int4": 0.5}[scheme.format] + 2 / scheme.group_size if is_int else 2
-            nbytes = math.prod(modules[name]) * width
-            stored += nbytes
-            read += nbytes * (6 / 64 if is_routed(name) else not is_embedding(name))
-        assert f"| {label} | {stored / 1e9:.1f} | {read / 1e9:.2f} |" in page
+    config = ModelConfig.from_directory(ROOT / "tests/published/DeepSeek-V2-Lite")
+    assert f"cache {cache_bytes_per_token(config) / 1000:.0f} kB for each token" in page
+    sizes = {
+        "bf16, as published": declared_size(config),
+        "int8": converted_size(config, Recipe("int8")),
+        "int4 mix": converted_size(config, Recipe("int4")),
+    }
+    for label, size in sizes.items():
+        read = size.bytes_per_token
+        assert f"| {label} | {size.nbytes / 1e9:.1f} | {read / 1e9:.2f} |" in page
         assert f"| {label} | {' | '.join(f'{speed * 1e9 / read:.0f}' for speed in (25, 50, 80))} |" in page
 
 

@@ -64,7 +64,7 @@ def info(
     reached 0.8 to 0.9 of it (docs/performance.md).
 
     \b
-        deepzig info -m deepseek-ai/DeepSeek-V3 --context 32768
+        deepzig info -m deepseek-ai/DeepSeek-V3 --cache-dtype int8
         deepzig info -m ./DeepSeek-V3
         deepzig info -m ./DeepSeek-V2-Lite-Chat --experts --text article.txt
         deepzig info --config
