@@ -6,6 +6,7 @@ import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -202,6 +203,13 @@ def test_sizes_of_published_models_are_those_that_info_computes() -> None:
     table = runpy.run_path(str(ROOT / "tools" / "model_sizes.py"))["table"]()
     written = (ROOT / "docs" / "big-models.md").read_text(encoding="utf-8")
     assert table in written, "put what `python tools/model_sizes.py` prints into docs/big-models.md"
+
+
+def test_pictures_are_well_formed_and_say_what_they_show() -> None:
+    for path in (ROOT / "docs").glob("*.svg"):
+        root = ElementTree.parse(path).getroot()
+        assert root.findtext("{http://www.w3.org/2000/svg}title") and root.findtext("{http://www.w3.org/2000/svg}desc")
+        assert "prefers-color-scheme: dark" in path.read_text(encoding="utf-8")
 
 
 def test_every_page_is_in_the_index() -> None:
