@@ -1,27 +1,22 @@
-# ruff: noqa: RUF001
 """A real server on a port of its own, within this process, and the real `openai` client."""
 
-import json
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx2
-import numpy as np
 import openai
 import pytest
 
-from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.engine.llm import LLM, load
 from deepzig.server.listen import Server, bind
 from deepzig.server.served_model import ServedModel
 from deepzig.server.service import Service
 from deepzig.server.settings import ServerSettings
+from tests.talkers import TEMPLATES, Script, make_talker
 
 
 @dataclass
@@ -103,53 +98,6 @@ def client(server: RunningServer) -> Iterator[openai.OpenAI]:
         yield client
 
 
-# ---- models that think and call, made of the bundled one
-
-TOOL_MARKS = [
-    "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>",
-    "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>",
-]  # fmt: skip
-_CALLS_V31 = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{{ c.function.name }}<｜tool▁sep｜>{{ c.function.arguments }}"
-_CALLS_V3 = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ c.function.name }}\n```json\n```"
-_TEMPLATE = """\
-{{ bos_token }}{% for m in messages %}
-{% if m.role == 'system' %}{{ m.content }}{% elif m.role == 'user' %}<｜User｜>{{ m.content }}
-{% elif m.role == 'tool' %}{{ m.content }}{% else %}<｜Assistant｜>{{ m.content }}
-{% for c in m.tool_calls or [] %}CALLS{% endfor %}{{ eos_token }}{% endif %}{% endfor %}
-<｜Assistant｜>GENERATION"""
-TEMPLATES = {
-    "V2.5": _TEMPLATE.replace("CALLS", _CALLS_V3).replace("GENERATION", ""),
-    "R1": _TEMPLATE.replace("CALLS", _CALLS_V3).replace("GENERATION", "<think>{# </think> #}\n"),
-    "V3.1": _TEMPLATE.replace("CALLS", _CALLS_V31).replace(
-        "GENERATION", "{% if thinking is defined and thinking %}<think>{% else %}</think>{% endif %}"
-    ),
-}
-
-
-def make_talker(directory: Path, template: str | None) -> Path:
-    """The bundled model with the control tokens of DeepSeek-V3 in place of its rarest words, and a template."""
-    source = BUNDLED["stories"]
-    for name in ("config.json", "generation_config.json"):
-        shutil.copy(source / name, directory / name)
-    (directory / "model.safetensors").symlink_to(source / "model.safetensors")
-    data = json.loads((source / "tokenizer.json").read_text())
-    rarest = sorted(data["model"]["vocab"], key=data["model"]["vocab"].get)[-len(TOOL_MARKS) :]
-    for mark, word in zip(TOOL_MARKS, rarest, strict=True):
-        token = {"id": data["model"]["vocab"].pop(word), "content": mark, "special": False}
-        data["added_tokens"].append({**data["added_tokens"][5], **token})
-    data["model"]["merges"] = data["model"]["merges"][: -len(TOOL_MARKS)]
-    for token in data["added_tokens"]:
-        if token["content"] in ("<think>", "</think>"):
-            token["special"] = False  # as in DeepSeek's own
-    (directory / "tokenizer.json").write_text(json.dumps(data))
-    config = json.loads((source / "tokenizer_config.json").read_text())
-    del config["chat_template"]
-    if template is not None:
-        config["chat_template"] = template
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    return directory
-
-
 @pytest.fixture(scope="module", params=["V2.5", "R1", "V3.1"])
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -161,30 +109,6 @@ def talker(tmp_path_factory: pytest.TempPathFactory, family: str) -> Iterator[Ru
     directory = make_talker(tmp_path_factory.mktemp("talker"), TEMPLATES[family])
     with load(directory) as llm, serving(llm) as running:
         yield running
-
-
-class Script:
-    """A constraint that allows one answer, whatever the model would like to say."""
-
-    def __init__(self, tokens: Sequence[int], vocab_size: int) -> None:
-        self._tokens, self._vocab_size, self._position = tokens, vocab_size, 0
-
-    @property
-    def is_complete(self) -> bool:
-        return self._position == len(self._tokens)
-
-    def allowed(self) -> np.ndarray:
-        allowed = np.zeros(self._vocab_size, bool)
-        allowed[self._tokens[self._position]] = True
-        return allowed
-
-    def accept(self, token: int) -> None:
-        self._position += 1
-
-    def copy(self) -> "Script":
-        other = Script(self._tokens, self._vocab_size)
-        other._position = self._position
-        return other
 
 
 @pytest.fixture

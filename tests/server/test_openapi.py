@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from deepzig.engine.llm import load
-from tests.server.conftest import TEMPLATES, RunningServer, make_talker, serving
+from tests.server.conftest import RunningServer, serving
+from tests.talkers import TEMPLATES, make_talker
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 

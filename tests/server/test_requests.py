@@ -8,7 +8,8 @@ import httpx2
 import pytest
 
 from deepzig.engine.llm import LLM, load
-from tests.server.conftest import RunningServer, make_talker, serving
+from tests.server.conftest import RunningServer, serving
+from tests.talkers import make_talker
 
 CHAT = {"messages": [{"role": "user", "content": "One"}], "max_tokens": 1}
 COMPLETION = {"prompt": "One", "max_tokens": 1}
