@@ -25,7 +25,7 @@ from tools.snippets import (
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-PROGRAMS = {"deepzig", "python3", "curl", "make", "chmod", "llm"}
+PROGRAMS = {"deepzig", "python3", "curl", "make", "chmod", "llm", "printf"}
 LANGUAGES = {"sh", "console", "python", "json", "markdown", "ini", "nginx", "text"}
 
 # Commands that this test does not run, and why. A line ends where its comment begins.

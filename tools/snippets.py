@@ -20,6 +20,7 @@ from typing import Self
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "deepzig/bundled/stories"
 STAND_IN_FOLDERS = ("DeepSeek-V2-Lite-Chat", "DeepSeek-V3", "v2-lite-int8")  # as in `-m ./DeepSeek-V3`
+STAND_IN_TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 STAND_IN_TEXTS = {"article.txt": "Once upon a time there was a little cat. The cat liked to sit in the sun.\n"}
 STAND_IN_REPOSITORIES = re.compile(r"deepseek-ai/[\w.-]+")
 DEFAULT_PORT = 8000
@@ -101,6 +102,8 @@ def prepare(folder: Path, text: str) -> None:
         is_made = re.search(rf"deepzig quantize \S+ \./{name}\b", text)
         if f"./{name}" in text and not is_made:
             shutil.copytree(BUNDLED, folder / name)
+            if name.endswith("-Chat"):
+                (folder / name / "chat_template.jinja").write_text(STAND_IN_TEMPLATE, encoding="utf-8")
     for name, content in STAND_IN_TEXTS.items():
         (folder / name).write_text(content, encoding="utf-8")
 

@@ -23,6 +23,7 @@ from deepzig.errors import DeepzigError, ResourceError
 # The first line of each command's help, here too so that listing the commands imports none of them.
 COMMANDS = {
     "generate": "Continue a prompt, or answer it.",
+    "chat": "Talk with a model.",
     "serve": "Serve a model over HTTP, as OpenAI's API does, with a web page.",
     "quantize": "Convert a checkpoint to another format.",
     "verify": "Check a checkpoint, byte by byte.",

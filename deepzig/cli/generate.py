@@ -97,7 +97,7 @@ def generate(
         click.echo(json.dumps(as_object(model, text, result), ensure_ascii=False))
     else:
         result = print_stream(llm, request, params)
-    note(statistics_line(result))
+    note(statistics_line(result.timings, len(result.token_ids), result.n_shifted))
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:

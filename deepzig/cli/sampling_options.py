@@ -1,5 +1,6 @@
 """How an answer's tokens are chosen, as options. Called by `generate` and `chat`; calls `engine.sampling`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -40,8 +41,9 @@ def sampling_options(*, most: str) -> Decorator:
     return add
 
 
-def sampling_params(values: Mapping[str, Any]) -> "SamplingParams":
+def sampling_params(values: Mapping[str, Any], defaults: "SamplingParams | None" = None) -> "SamplingParams":
     """Parameters with what was given; None and () were not. Raises RequestError."""
     from deepzig.engine.sampling import SamplingParams
 
-    return SamplingParams(**{name: value for name, value in values.items() if value not in (None, ())})
+    given = {name: value for name, value in values.items() if value not in (None, ())}
+    return dataclasses.replace(defaults or SamplingParams(), **given)

@@ -3,20 +3,21 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deepzig.engine.results import GenerationResult
+    from deepzig.engine.results import Timings
 
 
-def statistics_line(result: "GenerationResult") -> str:
-    """Tokens and speed of the prompt and of the answer, for people."""
-    timings = result.timings
+def statistics_line(timings: "Timings", n_tokens: int, n_shifted: int) -> str:
+    """Tokens and speed of the prompt and of an answer of n_tokens, for people."""
     new_tokens = timings.prompt_tokens - timings.cached_tokens
     return (
-        f"prompt {timings.prompt_tokens} tokens, {_rate(new_tokens, timings.prompt_s)}; "
-        f"first token after {timings.first_token_s:.2f} s; "
-        f"answer {len(result.token_ids)} tokens, {_rate(timings.decode_tokens, timings.decode_s)}"
-        + (f"; {result.n_shifted} old tokens dropped" if result.n_shifted else "")
+        f"prompt {timings.prompt_tokens} tokens, "
+        + (f"{timings.cached_tokens} cached, " if timings.cached_tokens else "")
+        + f"{rate(new_tokens, timings.prompt_s)}; first token after {timings.first_token_s:.2f} s; "
+        f"answer {n_tokens} tokens, {rate(timings.decode_tokens, timings.decode_s)}"
+        + (f"; {n_shifted} old tokens dropped" if n_shifted else "")
     )
 
 
-def _rate(tokens: int, seconds: float) -> str:
+def rate(tokens: int, seconds: float) -> str:
+    """Tokens a second."""
     return f"{tokens / seconds:.1f} tok/s" if seconds > 0 else "- tok/s"

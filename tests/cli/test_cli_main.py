@@ -28,7 +28,8 @@ def imported_by(arguments: list[str], *names: str) -> list[str]:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    heavy = ("numpy", "numba", "tokenizers", "jinja2", "rich", "starlette", "huggingface_hub", "tomllib", "asyncio")
+    heavy = ("numpy", "numba", "tokenizers", "jinja2", "rich", "starlette", "huggingface_hub", "tomllib", "asyncio",
+             "prompt_toolkit")  # fmt: skip
     assert imported_by(arguments, *heavy) == []
 
 

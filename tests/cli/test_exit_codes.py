@@ -22,6 +22,7 @@ CONTEXTS = list(all_contexts())
 # With {model} in place of a model.
 WITH_MODEL = {
     "generate": ["generate", "-m", "{model}", "Once"],
+    "chat": ["chat", "-m", "{model}"],
     "serve": ["serve", "-m", "{model}", "--port", "0"],
     "info": ["info", "-m", "{model}"],
     "eval": ["eval", "-m", "{model}", "--text", __file__],

@@ -1,0 +1,152 @@
+"""Shows a chat: answers on stdout, all else on stderr, dimmed where that is a terminal.
+
+Called by `chat`; calls `word_wrap`, and `progress` for how numbers look. Knows the events of a session and what
+commands say, nothing of models.
+"""
+
+import os
+import sys
+import textwrap
+import time
+from typing import TextIO
+
+import click
+
+from deepzig.cli.chat_commands import Outcome
+from deepzig.cli.chat_session import Events
+from deepzig.cli.help import Formatter
+from deepzig.cli.messages import is_quiet, note
+from deepzig.cli.progress import counted, fitting
+from deepzig.cli.word_wrap import WordWrap
+from deepzig.engine.results import Progress
+from deepzig.text.answer_format import THINK_CLOSE, THINK_OPEN
+from deepzig.text.answer_parser import Content, Reasoning
+
+READING_SHOWN_AFTER_S = 0.5
+_ERASE_LINE = "\r\x1b[2K"
+# What a model writes must not command the terminal: of the control characters, line breaks and tabs are left.
+_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"} | {0x0D: None}
+
+
+class ChatScreen:
+    """stdout and stderr, each of which may be a terminal."""
+
+    def __init__(self, *, hides_thoughts: bool) -> None:
+        self._hides_thoughts = hides_thoughts or is_quiet()
+        self._has_status = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not is_quiet()
+        self._status = ""
+        self._text: _GrowingText | None = None
+
+    def remark(self, text: str) -> None:
+        """A line beside the conversation; not with -q."""
+        note(click.style(_fitted(text), dim=True))
+
+    def reply(self, outcome: Outcome) -> None:
+        """What a command says."""
+        if outcome.rows:
+            formatter = Formatter(width=_columns(sys.stderr) - 1)
+            formatter.write_dl(outcome.rows)
+            click.echo(formatter.getvalue(), nl=False, err=True)
+        for line in outcome.lines:
+            click.echo(_fitted(line), err=True)
+
+    def error(self, message: str) -> None:
+        """What went wrong, in a line."""
+        click.echo(_fitted(f"Error: {' '.join(message.split())}"), err=True)
+
+    def show(self, events: Events) -> None:
+        """An answer as it comes. Raises what `events` raise, when the line has been ended."""
+        started = time.perf_counter()
+        try:
+            for event in events:
+                if isinstance(event, Progress):
+                    self._show_reading(event, time.perf_counter() - started)
+                elif isinstance(event, Reasoning) and self._hides_thoughts:
+                    self._set_status("thinking…")
+                elif isinstance(event, Reasoning):
+                    self._write(event.text, _Thoughts)
+                elif isinstance(event, Content):
+                    self._write(event.text, _Answer)
+        finally:
+            self._end_text()
+
+    def _show_reading(self, progress: Progress, seconds: float) -> None:
+        if seconds >= READING_SHOWN_AFTER_S:
+            rate = (progress.prompt_tokens_done - progress.cached_tokens) / seconds
+            counts = counted(progress.prompt_tokens_done, progress.prompt_tokens, "tokens", rate)
+            self._set_status(fitting(["reading", *counts], _columns(sys.stderr) - 1))
+
+    def _write(self, text: str, kind: "type[_Answer] | type[_Thoughts]") -> None:
+        if type(self._text) is not kind:
+            self._end_text()
+            self._text = kind()
+        self._text.write(text)
+
+    def _end_text(self) -> None:
+        self._set_status("")
+        if self._text is not None:
+            self._text.end()
+            self._text = None
+
+    def _set_status(self, text: str) -> None:
+        """Write over the status line; empty: there is none any more. Only on a terminal."""
+        if self._has_status and text != self._status:
+            sys.stderr.write(_ERASE_LINE)  # no style, so not for click to leave out
+            click.echo(click.style(text, dim=True), nl=False, err=True)
+            self._status = text
+
+
+class _GrowingText:
+    """A text on one of the streams; on a terminal its lines are broken between words."""
+
+    def __init__(self, stream: TextIO, *, is_dim: bool) -> None:
+        self._is_error = stream is sys.stderr
+        self._is_dim = is_dim
+        self._is_terminal = stream.isatty()
+        self._wrap = WordWrap(_columns(stream)) if self._is_terminal else None
+
+    def write(self, text: str) -> None:
+        """Add a piece."""
+        if self._is_terminal:
+            text = text.translate(_CONTROLS)
+        self._put(self._wrap.push(text) if self._wrap else text)
+
+    def end(self) -> None:
+        """Add what waits, and end the line."""
+        self._put((self._wrap.finish() if self._wrap else "") + "\n")
+
+    def _put(self, text: str) -> None:
+        if text:  # color: else click would take away what looks like a style, from a pipe too
+            text = click.style(text, dim=True) if self._is_dim else text
+            click.echo(text, nl=False, err=self._is_error, color=True)
+
+
+class _Answer(_GrowingText):
+    def __init__(self) -> None:
+        super().__init__(sys.stdout, is_dim=False)
+
+
+class _Thoughts(_GrowingText):
+    """Without styles they stand between their marks."""
+
+    def __init__(self) -> None:
+        colour = click.get_current_context().color
+        super().__init__(sys.stderr, is_dim=sys.stderr.isatty() if colour is None else colour)
+        if not self._is_dim:
+            self._put(f"{THINK_OPEN}\n")
+
+    def end(self) -> None:
+        super().end()
+        self._put("\n" if self._is_dim else f"{THINK_CLOSE}\n\n")
+
+
+def _fitted(text: str) -> str:
+    """A line, broken between words where a terminal is narrower."""
+    return textwrap.fill(text, _columns(sys.stderr)) if sys.stderr.isatty() else text
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return 80
