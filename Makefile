@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 # A change in one of these asks for a new build.
 BUILD_INPUTS := setup.py pyproject.toml $(wildcard deepzig/_kernels/*.pyx deepzig/_kernels/*.pxd \
 	deepzig/_kernels/*.h deepzig/_kernels/_isa.py)
+PACKAGE_FILES := $(shell find deepzig -type f ! -path '*/__pycache__/*' ! -name '*.so' ! -name _build.json)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo build test test-slow test-browser test-api test-soak test-transformers test-install test-readme bench docs check lint sizes clean
+.PHONY: help demo build test test-slow test-browser test-api test-soak test-transformers test-install test-readme zipapp test-zipapp bench docs check lint sizes clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,10 +43,15 @@ test-soak: $(VENV)/.developed ## ten thousand requests to one server: memory and
 	$(BIN)/pytest -m slow tests/server/test_load.py
 
 test-install: $(VENV)/.developed ## install into empty environments: from a wheel, and without a compiler
-	$(BIN)/python tools/install_matrix.py
+	$(BIN)/python -m tools.install_matrix
 
 test-readme: $(VENV)/.developed ## type all of README.md, letter by letter, in an empty environment
 	$(BIN)/python -m tools.readme_in_empty_venv
+
+zipapp: dist/deepzig.pyz ## make dist/deepzig.pyz, one file with all that it needs but Python; takes some minutes
+
+test-zipapp: dist/deepzig.pyz ## start dist/deepzig.pyz in empty folders: twice at once, offline, with a full disk
+	$(BIN)/pytest -m zipapp tests/test_single_file.py
 
 bench: $(VENV)/.developed ## measure kernels and models beside what bounds them; BENCH="--layers 9 --sections model" to choose
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev,bench]"
@@ -69,6 +75,10 @@ clean: ## remove everything that make made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f deepzig/_kernels/*.so deepzig/_kernels/_build.json
 	find deepzig tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+dist/deepzig.pyz: $(VENV)/.developed tools/single_file.py tools/clean_wheel.py $(PACKAGE_FILES)
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev,zipapp]"
+	$(BIN)/python -m tools.single_file
 
 $(BIN)/pip:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found: make PYTHON=/path/to/python3" >&2; exit 1; }

@@ -46,6 +46,8 @@ NOT_RUN = {
     "hf download deepseek-ai/DeepSeek-V2-Lite-Chat --local-dir ./DeepSeek-V2-Lite-Chat": "a program of huggingface_hub",
     "sudo systemctl enable --now deepzig": "changes the machine; the unit is tested below",
     "journalctl -u deepzig -f": "goes on for ever",
+    "scp dist/deepzig.pyz server:": "needs another machine",
+    "ssh server ./deepzig.pyz serve": "needs another machine; make test-zipapp starts the file",
     "deepzig bench serve https://llm.example/v1 --endpoint chat --rate 2 --json": "needs a server elsewhere",
 }
 

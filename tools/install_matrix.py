@@ -1,42 +1,18 @@
 """Installs deepzig into empty environments and lets it tell a story: `make test-install`.
 
 Three ways: a wheel that was built from the source distribution (so that MANIFEST.in is tested too), a plain
-`pip install .`, and the same without a compiler, where Numba has to do. The tree is copied first: what an earlier build
-left in it must not be installed.
+`pip install .`, and the same without a compiler, where Numba has to do.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-NOT_COPIED = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.so", "_build.json")
+from tools.clean_wheel import copy_tree, make_wheel, run
+
 GENERATE = ("generate", "Once upon a time", "--max-tokens", "20", "--json")
-
-
-def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """Runs a command away from the tree and returns its stdout; shows everything if it fails."""
-    done = subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))}\nexit code {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
-
-
-def make_wheel(copy: Path, work: Path) -> Path:
-    """A wheel built from the source distribution of the copied tree."""
-    build_sdist = "import setuptools.build_meta as backend; backend.build_sdist('dist')"
-    run(sys.executable, "-c", build_sdist, cwd=copy)
-    (sdist,) = (copy / "dist").glob("*.tar.gz")
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", work, sdist, cwd=work)
-    (wheel,) = work.glob("*.whl")
-    return wheel
 
 
 def install(what: Path, name: str, work: Path, **environment: str) -> Path:
@@ -61,8 +37,7 @@ def check(bin_folder: Path, work: Path, is_compiled: bool) -> str:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        copy = work / "tree"
-        shutil.copytree(ROOT, copy, ignore=NOT_COPIED)
+        copy = copy_tree(work)
         no_compiler = {"CC": "/bin/false", "CXX": "/bin/false"}
         print("a wheel, into an empty environment")
         from_wheel = check(install(make_wheel(copy, work), "from-wheel", work), work, is_compiled=True)

@@ -11,7 +11,7 @@ import venv
 from pathlib import Path
 
 from tests.hub import FakeHub
-from tools.install_matrix import NOT_COPIED
+from tools.clean_wheel import NOT_COPIED
 from tools.snippets import BUNDLED, ROOT, STAND_IN_REPOSITORIES, Walk, path_with, prepare, snippets_of
 
 README = ROOT / "README.md"
