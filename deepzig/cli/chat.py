@@ -5,12 +5,14 @@ Called by the command line; calls `load` of `engine` and brings together what kn
 """
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from deepzig.cli.command import command
+from deepzig.cli.messages import note
 from deepzig.cli.options import cache_options, compute_options, model_folder, model_option
 from deepzig.cli.sampling_options import sampling_options, sampling_params
 from deepzig.cli.statistics import statistics_line
@@ -85,7 +87,9 @@ def chat(
     ) as llm:
         session = ChatSession(llm)
         session.params = sampling_params(sampling, session.defaults)
-        session.replace_conversation(messages)
+        if saved is not None:
+            session.replace_conversation(messages)
+            note(f"Loaded {len(messages)} messages from {saved}.")
         if system is not None:
             session.system = system
         session.thinking = think
@@ -96,26 +100,38 @@ def chat(
 
 def talk(session: "ChatSession", screen: "ChatScreen") -> int:
     """Read and answer until the end. Returns the exit code: of a terminal 0, else that of the first error."""
-    from deepzig.cli.chat_input import EditorInput, LineInput, has_editor, keys_of_an_answer
+    from deepzig.cli.chat_input import EditorInput, LineInput, has_editor, interrupts, without_echo
 
-    is_live = has_editor()
     if session.is_story:
         screen.remark(f"{session.name} goes on with texts: you and it write one story. Enter alone lets it go on.")
-    if is_live:
-        screen.remark(LEAVING)
-    source: Input = EditorInput(lambda: screen.remark(LEAVING)) if is_live else LineInput()
+    if not has_editor():
+        return converse(session, screen, LineInput(), contextlib.nullcontext)
+    screen.remark(LEAVING)
+    with interrupts(session.stop):
+        converse(session, screen, EditorInput(lambda: screen.remark(LEAVING)), without_echo)
+    return 0
+
+
+def converse(
+    session: "ChatSession",
+    screen: "ChatScreen",
+    source: "Input",
+    while_answering: Callable[[], contextlib.AbstractContextManager[None]],
+) -> int:
+    """The same with a source. Returns the exit code of the first error, 0 without one."""
     exit_code = 0
     while True:
         try:
             text = source.read()
             if text is None:
                 return exit_code
-            with keys_of_an_answer(session.stop) if is_live else contextlib.nullcontext():
+            with while_answering():
                 if not respond(session, screen, text):
                     return exit_code
         except DeepzigError as error:
-            screen.error(f"{error}; {FULL}" if isinstance(error, ContextLengthError) else str(error))
-            exit_code = exit_code or (0 if is_live else error.exit_code)
+            hint = f"; {FULL}; /retry sends it again" if isinstance(error, ContextLengthError) else ""
+            screen.error(f"{error}{hint}")
+            exit_code = exit_code or error.exit_code
 
 
 def respond(session: "ChatSession", screen: "ChatScreen", text: str) -> bool:

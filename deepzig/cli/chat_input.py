@@ -62,6 +62,8 @@ class LineInput:
             if not line.endswith("\\"):
                 return "\n".join([*lines, line])
             lines.append(line[:-1])
+        if self._prompt:
+            click.echo(err=True)  # the shell's prompt starts on a line of its own
         return "\n".join(lines) if lines else None
 
 
@@ -73,10 +75,13 @@ class EditorInput:
         self._session = _session(on_leave_hint)
 
     def read(self) -> str | None:
-        try:
-            return self._session.prompt()
-        except EOFError:
-            return None
+        while True:
+            try:
+                return self._session.prompt()
+            except EOFError:
+                return None
+            except KeyboardInterrupt:  # just when the editor ended and asyncio put Python's own handler back
+                continue
 
 
 def _session(on_leave_hint: Callable[[], None]) -> "PromptSession[str]":
@@ -175,13 +180,21 @@ def _history() -> "History":
 
 
 @contextmanager
-def keys_of_an_answer(stop: Callable[[], None]) -> Iterator[None]:
-    """Within this context Ctrl-C calls `stop`, and what is typed ahead does not appear amid the answer."""
+def interrupts(stop: Callable[[], None]) -> Iterator[None]:
+    """Within this context Ctrl-C calls `stop` while the editor does not read; one that comes late ends nothing."""
     before = signal.signal(signal.SIGINT, lambda _number, _frame: stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def without_echo() -> Iterator[None]:
+    """Within this context what is typed does not appear; the editor reads it later."""
     modes = termios.tcgetattr(sys.stdin)
     try:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, [*modes[:3], modes[3] & ~termios.ECHO, *modes[4:]])
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, modes)
-        signal.signal(signal.SIGINT, before)

@@ -70,6 +70,18 @@ def test_an_answer_streams_until_ctrl_c_and_the_talk_goes_on(state: dict[str, st
         assert chat.exit_code() == 0
 
 
+def test_a_late_ctrl_c_does_not_end_the_chat(state: dict[str, str]) -> None:
+    """One that comes between the end of an answer and the next prompt."""
+    with Terminal("chat", *GREEDY, "--max-tokens", "2", env=state) as chat:
+        for _ in range(3):
+            chat.enter("Once")
+            for _ in range(5):
+                chat.kill(signal.SIGINT)
+            chat.wait_for_prompt()
+        chat.send(CTRL_D)
+        assert chat.exit_code() == 0
+
+
 def test_what_is_typed_ahead_waits_for_the_prompt(state: dict[str, str]) -> None:
     with Terminal("chat", *GREEDY, "--ignore-eos", "--max-tokens", "400", env=state) as chat:
         chat.enter("Once upon a time")

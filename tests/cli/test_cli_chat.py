@@ -104,6 +104,7 @@ def test_a_conversation_goes_on_from_a_file(run: Run, thinker: str, tmp_path: Pa
     assert run(*arguments, "--system", "Be short.", input=f"Hello\n/save {first}\n").exit_code == 0
     result = run(*arguments, "--load", str(first), "--system", "Be kind.", input=f"/save {second}\n")
     assert result.exit_code == 0, result.stderr
+    assert result.stderr.startswith(f"Loaded 3 messages from {first}.\n")
     system, *messages = json.loads(second.read_text(encoding="utf-8"))["messages"]
     assert system == {"role": "system", "content": "Be kind."}
     assert messages == json.loads(first.read_text(encoding="utf-8"))["messages"][1:]
