@@ -4,7 +4,6 @@
 
 import functools
 import json
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from click.core import ParameterSource
 
 from deepzig.cli.naming import EVERYWHERE, Decorator, Option
 from deepzig.cli.options import json_option
-from deepzig.cli.tables import Table, stdout_width
+from deepzig.cli.tables import Table, labelled
 
 if TYPE_CHECKING:
     from deepzig.evaluate.figures import Figure
@@ -69,18 +68,9 @@ def show(form: str | None, lines: Lines, table: Table, csv: Callable[[], Table],
         click.echo(table.markdown())
     else:
         for label, text in lines:
-            click.echo(_labelled(label, text))
+            click.echo(labelled(label, text, LABEL_WIDTH))
         click.echo()
         table.print()
-
-
-def _labelled(label: str, text: str) -> str:
-    """With further lines under the text."""
-    first, further = f"{label:<{LABEL_WIDTH}} ", " " * (LABEL_WIDTH + 1)
-    return textwrap.fill(
-        text, stdout_width(), initial_indent=first, subsequent_indent=further, break_long_words=False,
-        break_on_hyphens=False,
-    )  # fmt: skip
 
 
 def show_report(form: str | None, report: "Report", lines: Lines, table: Table) -> None:

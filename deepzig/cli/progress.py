@@ -132,11 +132,11 @@ def clock(seconds: float) -> str:
 
 
 def scaled(number: float, unit: str) -> str:
-    """A number with three digits and, for bytes, a decimal prefix: 12.6 MB."""
-    if unit != "B":
+    """A number with three digits and, for bytes and without a unit, a decimal prefix: 12.6 MB, 12.6 M."""
+    if unit not in ("B", ""):
         return f"{number:.0f} {unit}"
     for prefix in ("", "k", "M", "G"):
         if number < 999.5:
-            return f"{number:.3g} {prefix}B"
+            return f"{number:.3g} {prefix}{unit}"
         number /= 1000
-    return f"{number:.3g} TB"
+    return f"{number:.3g} T{unit}"

@@ -1,15 +1,18 @@
-"""Tables of results, for people, for documents and for spreadsheets. Called by `bench_output` and
-by the developers' `python -m bench`. Knows nothing of what stands in them.
+"""Tables, for people, for documents and for spreadsheets, and lines that begin with a name. Called by `bench_output`,
+`info_lines` and the developers' `python -m bench`. Knows nothing of what stands in them.
+
+Lines are wrapped on terminals only, so that other programs can read them.
 """
 
 import csv
 import io
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-UNWRAPPED = 1000  # columns, more than any line has
+UNWRAPPED = 10_000  # columns, more than any line has
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,16 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
+    @property
+    def _filled(self) -> list[list[str]]:
+        """Head and rows, without columns that are empty in all rows."""
+        kept = [index for index in range(len(self.head)) if any(row[index] for row in self.rows)]
+        return [[line[index] for index in kept] for line in (self.head, *self.rows)]
+
     def markdown(self) -> str:
-        """With the first column to the left and the others to the right."""
-        lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)], *self.rows]
+        """With the first column to the left and the others to the right, without empty columns."""
+        head, *rows = self._filled
+        lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
         title = f"**{self.title}**\n\n" if self.title else ""
         return title + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -33,30 +43,35 @@ class Table:
         return lines.getvalue().rstrip("\n")
 
     def print(self) -> None:
-        """To stdout, without columns that are empty. On a terminal that is too narrow each row becomes a paragraph;
-        outside a terminal no line is wrapped, so that other programs can read them."""
+        """To stdout, without empty columns. On a terminal that is too narrow each row becomes a paragraph."""
         from rich.console import Console
         from rich.table import Table as RichTable
 
+        head, *rows = self._filled
         table = RichTable(box=None, pad_edge=False)
-        kept = [index for index in range(len(self.head)) if any(row[index] for row in self.rows)]
-        for index in kept:
-            table.add_column(self.head[index], justify="right" if index else "left", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*(row[index] for index in kept))
+        for index, name in enumerate(head):
+            table.add_column(name, justify="right" if index else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
         console = Console(width=stdout_width(), highlight=False)
         if self.title:  # rich would wrap it to the width of the table
             console.print(self.title, style="italic", markup=False)
         if Console(width=UNWRAPPED).measure(table).maximum <= console.width:
             console.print(table)
-        else:
-            for row in self.rows:
-                console.print(row[0], *self._paragraph(row), sep="\n  ", markup=False)
+            return
+        width = max(map(len, head[1:]), default=0)
+        for first, *values in rows:
+            shown = [f"{name:<{width}} {value}" for name, value in zip(head[1:], values, strict=True) if value]
+            console.print(first, *shown, sep="\n  ", markup=False)
 
-    def _paragraph(self, row: Sequence[str]) -> Iterator[str]:
-        """What stands behind the first column, a value a line."""
-        width = max(map(len, self.head[1:]))
-        yield from (f"{name:<{width}} {value}" for name, value in zip(self.head[1:], row[1:], strict=True) if value)
+
+def labelled(name: str, value: str, name_width: int) -> str:
+    """A name and a value, the value wrapped beside the name."""
+    first = f"{name:<{name_width}} "
+    return textwrap.fill(
+        value, max(stdout_width(), name_width + 12), initial_indent=first, subsequent_indent=" " * len(first),
+        break_on_hyphens=False, break_long_words=False,
+    )  # fmt: skip
 
 
 def stdout_width() -> int:

@@ -146,8 +146,7 @@ def test_what_loading_would_refuse_is_said(run: Run, machine: Callable[..., None
 @pytest.mark.parametrize("model", ["stories", str(V3)])
 def test_lines_fit_terminals(run: Run, monkeypatch: pytest.MonkeyPatch, columns: int, model: str) -> None:
     unwrapped = run("info", "-m", model).stdout
-    monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr("deepzig.cli.info_lines.on_terminal", lambda: True)
+    monkeypatch.setattr("deepzig.cli.tables.stdout_width", lambda: columns)
     lines = run("info", "-m", model).stdout.splitlines()
     assert max(len(line) for line in lines if model not in line) <= columns
     assert "\n".join(lines).split() == unwrapped.split()
