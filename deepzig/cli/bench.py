@@ -4,7 +4,6 @@ Called by the command line; calls `evaluate.speed` and `bench_output`.
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,8 +79,8 @@ def bench(
 
     Without a COMMAND: how many tokens a second of prompts a model reads (pp512: a prompt of 512), and how many it
     decodes (tg64: 64 after the first), as mean and standard deviation. Behind @ stand tokens in the cache, behind x
-    requests at once. Prompts are random tokens; answers are greedy, without guesses ahead. Ctrl-C ends with what has
-    been measured.
+    requests at once; "of read" is the share of the memory's speed that decoding takes. Prompts are random tokens;
+    answers are greedy, without guesses ahead. Ctrl-C ends with what has been measured.
 
     \b
         deepzig bench -m ./DeepSeek-V2-Lite-Chat
@@ -93,6 +92,7 @@ def bench(
         return
     from deepzig.engine.llm import load
     from deepzig.evaluate.speed import check_room
+    from deepzig.evaluate.speed_report import SpeedRun
 
     model = model_or_bundled(model)
     tests = list(_tests(prompts, answers, depths, concurrencies))
@@ -107,14 +107,14 @@ def bench(
         cache_bytes=cache_bytes,
     ) as llm:  # fmt: skip
         check_room(llm, tests)
-        samples: dict[SpeedTest, list[float]] = {}
+        run = SpeedRun(llm, directory, settings)
         try:
-            _measure(llm, tests, repetitions, samples)
+            _measure(llm, tests, repetitions, run.samples)
         except KeyboardInterrupt:
-            if samples:
-                _show(form, _report(llm, directory, samples, settings, is_complete=False))
+            if run.samples:
+                _show(form, run.report(is_complete=False))
             raise
-        _show(form, _report(llm, directory, samples, settings, is_complete=True))
+        _show(form, run.finish())
 
 
 def _refuse_own_options(context: click.Context) -> None:
@@ -152,69 +152,29 @@ def _measure(
             update(done, len(names), *names[done : done + 1])
 
 
-def _report(
-    llm: "LLM",
-    directory: Path,
-    samples: "dict[SpeedTest, list[float]]",
-    settings: dict[str, Any],
-    *,
-    is_complete: bool,
-) -> "Report":
-    from dataclasses import asdict
-
-    from deepzig.evaluate.figures import Figure
-    from deepzig.evaluate.machine import describe_machine, describe_software
-    from deepzig.evaluate.reports import new_report
-
-    figures = [Figure(test.name, "tok/s", rates, details=asdict(test)) for test, rates in samples.items()]
-    return new_report(
-        "deepzig bench",
-        machine={**describe_machine(), "threads": llm.model.n_threads, **describe_software()},
-        model=_describe_model(llm, directory),
-        settings=settings,
-        figures=figures,
-        counts={},
-        is_complete=is_complete,
-    )
-
-
-def _describe_model(llm: "LLM", directory: Path) -> dict[str, Any]:
-    from collections import Counter
-
-    from deepzig.checkpoint.directory import open_checkpoint
-    from deepzig.checkpoint.loader import load_weights
-    from deepzig.checkpoint.sizes import count_parameters, stored_size
-
-    formats: Counter[str] = Counter()
-    for sizes in stored_size(llm.config, load_weights(directory, llm.config)).formats.values():
-        formats.update(sizes)
-    return {
-        "name": llm.name,
-        "model_type": llm.config.model_type,
-        "parameters": count_parameters(llm.config).total,
-        "bytes": sum(path.stat().st_size for path in open_checkpoint(directory).files),
-        "formats": dict(formats),
-    }
-
-
 def _show(form: str | None, report: "Report") -> None:
     from deepzig.evaluate.reports import in_short
 
     model, machine, settings = report.model, report.machine, report.settings
-    formats = sorted(model["formats"], key=model["formats"].get, reverse=True)
     prompts = "".join(f", prompts {label}" for label in sorted(set(machine["kernels_for_prompts"].values())))
     lines = [
-        ("model", f"{model['name']}, {model['parameters'] / 1e9:.3g} billion parameters, "
-                  f"{scaled(model['bytes'], 'B')}: {', '.join(formats)}"),
+        ("model", f"{model['name']}, {scaled(model['parameters'], '')} parameters, "
+                  f"{scaled(model['bytes'], 'B')}: {', '.join(model['formats'])}"),
         machine_line(machine),
+        ("memory", f"read at {scaled(report.beside['read_bandwidth'], 'B')}/s, which bounds decoding"),
         ("computing", f"{machine['threads']} threads, kernels {in_short(machine['kernels'])}{prompts}, "
                       f"precision {settings['precision']}, cache {settings['cache_dtype']}"),
     ]  # fmt: skip
     rows = [
-        [figure.name, *(number(value, "tok/s") for value in (figure.mean, figure.deviation)), str(len(figure.samples))]
+        [
+            figure.name,
+            *(number(value, figure.unit) for value in (figure.mean, figure.deviation)),
+            f"{figure.details['share_of_read']:.2f}" if "share_of_read" in figure.details else "",
+            str(len(figure.samples)),
+        ]
         for figure in report.figures
     ]
-    show_report(form, report, lines, Table("", ["test", "tok/s", "±", "runs"], rows))
+    show_report(form, report, lines, Table("", ["test", "tok/s", "±", "of read", "runs"], rows))
 
 
 bench.add_command(compare)

@@ -84,7 +84,7 @@ def figures_table(report: "Report") -> Table:
     """A row for each figure, with everything that is known of the run in columns behind it."""
     from deepzig.evaluate.reports import in_short
 
-    parts = {"model": report.model, "machine": report.machine, "settings": report.settings}
+    parts = {"model": report.model, "machine": report.machine, "settings": report.settings, "beside": report.beside}
     run = {f"{part}_{name}": in_short(value) for part, values in parts.items() for name, value in values.items()}
     run |= {"deepzig": report.deepzig, "date": report.date, "is_complete": str(report.is_complete)}
     rows = [{**_figure_columns(figure), **run} for figure in report.figures]

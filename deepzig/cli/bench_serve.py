@@ -108,7 +108,7 @@ def _report(target: "Target", plan: "LoadPlan", result: "LoadResult", *, is_comp
         model={"name": result.model, "url": target.base_url, "endpoint": target.endpoint},
         settings=asdict(plan),
         figures=result.figures(),
-        counts={
+        beside={
             "answered": len(result.answers),
             "failed": result.errors.total(),
             "errors": dict(result.errors.most_common()),
@@ -122,7 +122,7 @@ def _report(target: "Target", plan: "LoadPlan", result: "LoadResult", *, is_comp
 
 
 def _show(form: str | None, report: "Report") -> None:
-    counts, plan, machine = report.counts, report.settings, report.machine
+    counts, plan, machine = report.beside, report.settings, report.machine
     prompts = f"{counts['prompt_tokens']:.0f}" if counts["prompt_tokens"] else f"about {plan['prompt_tokens']}"
     answers = counts["answer_tokens"] / counts["answered"]
     chunks = "" if counts["tokens_counted_by"] == "server" else ", counted by chunks"

@@ -32,7 +32,7 @@ class Report:
     model: dict[str, Any]
     settings: dict[str, Any]
     figures: list[Figure]
-    counts: dict[str, Any]  # what came beside the figures, as requests and errors
+    beside: dict[str, Any]  # what was found beside the figures: the memory's speed; requests and errors
     is_complete: bool = True  # False: interrupted
 
     def to_json(self) -> dict[str, Any]:

@@ -28,6 +28,13 @@ def server() -> Iterator[OddServer]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def bandwidth(monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
+    """Bytes a second that memory is said to give: to measure it takes longer than all else here."""
+    monkeypatch.setattr("deepzig.evaluate.speed_report.read_bandwidth", lambda n_threads: 8e9)
+    yield 8e9
+
+
 def rows(output: str) -> list[list[str]]:
     """The cells of the table behind the lines of text."""
     return [re.split(r" {2,}", line.strip()) for line in output.split("\n\n")[1].splitlines()]
@@ -41,14 +48,16 @@ def test_table(run: Run) -> None:
     assert result.exit_code == 0, result.stderr
     assert "model     stories" in result.stdout and "14 MB: int8 g128" in result.stdout
     head, *found = rows(result.stdout)
-    assert head == ["test", "tok/s", "±", "runs"]
+    assert head == ["test", "tok/s", "±", "of read", "runs"]
     names = ["pp8", "tg4", "pp8 @16", "tg4 @16", "pp8 x2", "tg4 x2", "pp8 @16 x2", "tg4 @16 x2"]
     assert [row[0] for row in found] == names
-    assert all(float(row[1]) > 0 and float(row[2]) >= 0 and row[3] == "2" for row in found)
+    assert all(float(row[1]) > 0 and float(row[2]) >= 0 and row[-1] == "2" for row in found)
+    assert [row[0] for row in found if len(row) == 5] == ["tg4", "tg4 @16"]  # beside the memory's speed
+    assert "memory    read at 8 GB/s" in result.stdout
     assert result.stderr == "Using the bundled model 'stories'; -m MODEL takes another.\n"  # no bars without a terminal
 
 
-def test_json_holds_what_a_reader_needs(run: Run) -> None:
+def test_json_holds_what_a_reader_needs(run: Run, bandwidth: float) -> None:
     result = run("bench", "-m", "stories", *TINY, "--threads", "1", "--cache-dtype", "int8", "--json")
     assert result.exit_code == 0 and result.stderr == ""
     shown = json.loads(result.stdout)
@@ -57,8 +66,13 @@ def test_json_holds_what_a_reader_needs(run: Run) -> None:
     assert shown["model"]["name"] == "stories" and set(shown["model"]["formats"]) >= {"bf16", "int8 g128"}
     assert shown["settings"] == {"precision": "exact", "deterministic": False, "cache_dtype": "int8", "repetitions": 2}
     prompt, decode = shown["figures"]
+    assert shown["beside"] == {"read_bandwidth": bandwidth}
     assert prompt["details"] == {"kind": "prompt", "n_tokens": 8, "depth": 0, "concurrency": 1}
     assert decode["name"] == "tg4" and len(decode["samples"]) == 2
+    told = json.loads(run("info", "-m", "stories", "--cache-dtype", "int8", "--context", "3", "--json").stdout)
+    n_bytes = told["as_it_is"]["bytes_per_token"]  # in the middle of the answer three tokens are cached
+    assert decode["details"]["bytes_per_token"] == n_bytes
+    assert decode["details"]["share_of_read"] == pytest.approx(decode["mean"] * n_bytes / bandwidth)
     assert decode["mean"] == pytest.approx(sum(decode["samples"]) / 2)
     assert decode["deviation"] == pytest.approx(abs(decode["samples"][0] - decode["samples"][1]) / 2**0.5)
 
@@ -76,8 +90,8 @@ def test_markdown(run: Run) -> None:
     lines = result.stdout.splitlines()
     assert lines[0].startswith("- model: stories")
     head, rule, first, second = lines[-4:]
-    assert (head, rule) == ("| test | tok/s | ± | runs |", "| --- | ---: | ---: | ---: |")
-    assert re.fullmatch(r"\| pp8 \| [\d.]+ \|  \| 1 \|", first) and second.startswith("| pp16 |")
+    assert (head, rule) == ("| test | tok/s | runs |", "| --- | ---: | ---: |")
+    assert re.fullmatch(r"\| pp8 \| [\d.]+ \| 1 \|", first) and second.startswith("| pp16 |")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +259,7 @@ def test_serve_in_json_keeps_the_key_to_itself(run: Run, server: OddServer) -> N
     assert {key for _, key, _ in server.asked} == {"Bearer secret"}
     assert "secret" not in result.output
     shown = json.loads(result.stdout)
-    assert shown["kind"] == "deepzig bench serve" and shown["counts"]["answered"] == 4
+    assert shown["kind"] == "deepzig bench serve" and shown["beside"]["answered"] == 4
     assert shown["model"] == {"name": "odd", "url": f"{server.url}/v1", "endpoint": "completions"}
     assert [len(figure["samples"]) for figure in shown["figures"]] == [4, 4, 4, 4, 1]
     assert shown["figures"][0]["p50"] <= shown["figures"][0]["p99"]

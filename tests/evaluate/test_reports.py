@@ -14,7 +14,7 @@ MACHINE = {"cpu": "one", "cores": 2, "memory_gb": 8.0, "system": "Linux", "threa
 
 
 def report(*figures: Figure, kind: Kind = "deepzig bench", **changed: Any) -> Report:
-    given = {"machine": MACHINE, "model": {"name": "m"}, "settings": {"repetitions": 2}, "counts": {}, **changed}
+    given = {"machine": MACHINE, "model": {"name": "m"}, "settings": {"repetitions": 2}, "beside": {}, **changed}
     return new_report(kind, figures=list(figures), **given)
 
 

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 import deepzig
+from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.errors import RequestError
 from deepzig.evaluate.speed import SpeedTest, check_room, measure
+from deepzig.evaluate.speed_report import SpeedRun
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +102,21 @@ def test_a_run_that_is_interrupted_leaves_nothing_running(
     done = llm.generate([5, 6, 7], deepzig.SamplingParams(max_tokens=2))
     assert done.token_ids and llm.stats().n_running == llm.stats().n_waiting == 0
     assert llm.stats().finished["cancelled"] == 2
+
+
+def test_a_report_takes_the_better_bandwidth(llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([5e9, 7e9])
+    monkeypatch.setattr("deepzig.evaluate.speed_report.read_bandwidth", lambda n_threads: next(measured))
+    run = SpeedRun(llm, BUNDLED["stories"], {"cache_dtype": "f32"})
+    alone, together = SpeedTest("decode", 8, depth=100), SpeedTest("decode", 8, depth=100, concurrency=2)
+    run.samples |= {SpeedTest("prompt", 8): [3.0], alone: [100.0, 200.0], together: [4.0]}
+    early, late = run.report(is_complete=False), run.finish()
+    assert not early.is_complete and early.beside == {"read_bandwidth": 5e9}
+    assert late.is_complete and late.beside == {"read_bandwidth": 7e9}
+    shares = [figure.details.get("share_of_read") for figure in late.figures]
+    assert [share is None for share in shares] == [True, False, True]
+    assert shares[1] == pytest.approx(150.0 * late.figures[1].details["bytes_per_token"] / 7e9)
+
+
+def test_the_memory_is_measured(llm: deepzig.LLM) -> None:
+    assert SpeedRun(llm, BUNDLED["stories"], {}).report(is_complete=False).beside["read_bandwidth"] > 0
