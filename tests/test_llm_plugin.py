@@ -13,7 +13,7 @@ import pytest
 import deepzig
 from deepzig.errors import CheckpointError, RequestError
 from deepzig.llm_plugin import Deepzig, register_models
-from tests.server.conftest import TEMPLATES, make_talker
+from tests.talkers import TEMPLATES, make_talker
 
 ROOT = Path(__file__).resolve().parent.parent
 
