@@ -1,4 +1,4 @@
-"""Products of tiles.h and ways.h for Cython code: see there for what they compute and in which order."""
+"""Products of tiles.h, blocks.h and ways.h for Cython code: see there for what they compute and in which order."""
 
 from libc.stdint cimport int64_t, uint8_t
 
@@ -13,20 +13,28 @@ cdef extern from "tiles.h" nogil:
         int64_t codes, scale, n, k, row_bytes, format, scale_format, group_size, block_rows, offset
 
     int64_t padded(int64_t k)
+    int64_t copy_step(int64_t k)
     int FOR_TASK
     int FOR_CALL
     float* thread_floats(int use, int64_t count)
     bint is_even(const Matrix* w)
+    bint has_nan(const Matrix* w, int64_t first, int64_t last)
     Matrix float_matrix(const float* values, int64_t n, int64_t k, int64_t row_step)
     void dequantize_row(const Matrix* w, int64_t n, float* out)
-    void dot_block(const Matrix* w, int64_t first, int64_t last, const float** x, int64_t columns, float* out,
-                   int64_t out_stride, float* panel)
     void dot_floats(const Matrix* w, int64_t first, int64_t last, const float** x, int64_t columns, float* out,
                     int64_t out_stride)
     void mix_floats(const Matrix* w, int64_t first, int64_t last, const float** c, int64_t columns, int64_t width,
                     float* out, int64_t out_stride)
     void mix_rows(const Matrix* w, int64_t first, int64_t last, const float** c, int columns, int64_t width, float* out,
                   int64_t out_stride)
+
+
+cdef extern from "blocks.h" nogil:
+    int64_t PASS_COLUMNS
+
+    int64_t dot_space(const Matrix* w)
+    void dot_block(const Matrix* w, int64_t first, int64_t last, const float** x, int64_t columns, float* out,
+                   int64_t out_stride, float* space)
 
 
 cdef extern from "ways.h" nogil:
@@ -43,6 +51,7 @@ cdef extern from "ways.h" nogil:
     void pack_rows(Way way, const Matrix* w, const float** x, int64_t rows, uint8_t* packed, float* space)
     int64_t multiply_space(Way way, const Matrix* w, int64_t rows)
     int64_t row_step(Way way)
-    bint has_panel(Way way, int64_t rows)
+    bint has_panel(Way way)
+    bint wants_copies(Way way, const Matrix* w, int64_t rows)
     void multiply(Way way, const Matrix* w, int64_t first, int64_t last, const float** x, const uint8_t* packed,
                   int64_t rows, float* out, int64_t out_stride, const void* next, float* space)

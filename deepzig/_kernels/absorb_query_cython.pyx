@@ -7,7 +7,7 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._tiles cimport (
-    FOR_TASK, Matrix, TILE_COLUMNS, dequantize_row, float_matrix, is_even, mix_rows, padded, thread_floats,
+    FOR_TASK, Matrix, TILE_COLUMNS, dequantize_row, float_matrix, has_nan, is_even, mix_rows, padded, thread_floats,
 )
 
 cnp.import_array()
@@ -25,7 +25,9 @@ cdef void head_task(void* ctx, int64_t head, int thread) noexcept nogil:
     """One head for all rows. Sums gather in padded rows of the thread, then move to `out`."""
     cdef Job* job = <Job*>ctx
     cdef int64_t rank = job.weight.k, width = padded(rank), first = head * job.head_rows, t, j, n, count
-    cdef bint decoded = not is_even(&job.weight) or job.n_rows > TILE_COLUMNS
+    cdef bint decoded = (
+        not is_even(&job.weight) or job.n_rows > TILE_COLUMNS or has_nan(&job.weight, first, first + job.nope)
+    )
     cdef float* sums = thread_floats(FOR_TASK, (TILE_COLUMNS + (job.nope if decoded else 0)) * width)
     cdef Matrix matrix = job.weight
     cdef const float* coefficients[8]

@@ -7,7 +7,7 @@ cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size
 from deepzig._kernels._pool cimport parallel_for
-from deepzig._kernels._tiles cimport FOR_TASK, Matrix, dot_block, is_even, padded, thread_floats
+from deepzig._kernels._tiles cimport FOR_TASK, Matrix, dot_block, dot_space, is_even, padded, thread_floats
 
 cnp.import_array()
 
@@ -23,12 +23,12 @@ cdef struct Job:
 cdef void head_task(void* ctx, int64_t head, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
     cdef int64_t last = (head + 1) * job.head_rows
-    cdef float* panel = thread_floats(FOR_TASK, job.value_dim * padded(job.weight.k))
-    if panel == NULL:
+    cdef float* space = thread_floats(FOR_TASK, dot_space(&job.weight))
+    if space == NULL:
         job.no_memory = True
         return
     dot_block(&job.weight, last - job.value_dim, last, job.rows + head * job.n_rows, job.n_rows,
-              job.out + head * job.value_dim, job.n_heads * job.value_dim, panel)
+              job.out + head * job.value_dim, job.n_heads * job.value_dim, space)
 
 
 cdef void run(Job* job, const float* o_latent, float* copy, int n_threads) noexcept nogil:

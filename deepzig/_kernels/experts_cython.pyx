@@ -12,8 +12,8 @@ from deepzig._kernels._array cimport floats, need_array, need_output, need_size,
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._rows cimport swiglu_row
 from deepzig._kernels._tiles cimport (
-    FLOATS, FOR_CALL, FOR_TASK, LANES, Matrix, Way, has_panel, multiply, multiply_space, pack_rows, pack_space,
-    packed_bytes, padded, row_step, same_packing, thread_floats, way_for,
+    FLOATS, FOR_CALL, FOR_TASK, Matrix, Way, copy_step, has_panel, multiply, multiply_space, pack_rows, pack_space,
+    packed_bytes, padded, row_step, same_packing, thread_floats, wants_copies, way_for,
 )
 
 cnp.import_array()
@@ -112,7 +112,7 @@ cdef void gate_up_task(void* ctx, int64_t task, int thread) noexcept nogil:
     for j in range(count):
         swiglu_row(activation + j * job.activation_step, up + j * rows, activation + j * job.activation_step, rows)
         if last == job.intermediate_size:
-            memset(activation + j * job.activation_step + rows, 0, (job.activation_step - last) * sizeof(float))
+            memset(activation + j * job.activation_step + rows, 0, (padded(last) - last) * sizeof(float))
 
 
 cdef void down_task(void* ctx, int64_t task, int thread) noexcept nogil:
@@ -150,9 +150,9 @@ cdef void sum_task(void* ctx, int64_t token, int thread) noexcept nogil:
                 out[d] += weight * row[d]
 
 
-cdef int64_t rows_of_task(const Matrix* weight, int64_t per_expert, Way way) noexcept nogil:
+cdef int64_t rows_of_task(const Matrix* weight, Way way) noexcept nogil:
     cdef int64_t rows = TASK_BYTES // weight.row_bytes, at_once = row_step(way)
-    if has_panel(way, per_expert):
+    if has_panel(way):
         rows = PANEL_VALUES // weight.k
     return max(at_once, rows // at_once * at_once)
 
@@ -174,8 +174,8 @@ cdef Way common_way(const Job* job, int64_t first, int64_t count, int terms) noe
 
 cdef bint share_memory(Job* job, const float* x, int64_t x_step) noexcept nogil:
     """Pointers to the rows of each sorted slot, copies of x that end in zeros, room for packed rows. False: no memory."""
-    cdef int64_t total = job.n_tokens * job.n_slots, width = padded(job.hidden_size), i, count
-    cdef int64_t copied = job.n_tokens * width if job.hidden_size % LANES and job.up_way.kind == FLOATS else 0
+    cdef int64_t total = job.n_tokens * job.n_slots, width = copy_step(job.hidden_size), i, count
+    cdef int64_t copied = job.n_tokens * width if wants_copies(job.up_way, job.weights, total // job.n_hit) else 0
     cdef float* shared
     for i in range(job.n_experts):
         count = job.start[i + 1] - job.start[i]
@@ -192,7 +192,7 @@ cdef bint share_memory(Job* job, const float* x, int64_t x_step) noexcept nogil:
     if copied:
         for i in range(job.n_tokens):
             memcpy(shared + i * width, x + i * x_step, job.hidden_size * sizeof(float))
-            memset(shared + i * width + job.hidden_size, 0, (width - job.hidden_size) * sizeof(float))
+            memset(shared + i * width + job.hidden_size, 0, (padded(job.hidden_size) - job.hidden_size) * sizeof(float))
         x, x_step = shared, width
     for i in range(total):
         job.x[i] = x + job.slot[i] // job.n_slots * x_step
@@ -201,14 +201,12 @@ cdef bint share_memory(Job* job, const float* x, int64_t x_step) noexcept nogil:
 
 
 cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept nogil:
-    cdef int64_t per_expert
     sort_slots(job)
     if not share_memory(job, x, x_step):
         job.no_memory = True
         return
-    per_expert = job.n_tokens * job.n_slots // job.n_hit
-    job.gate_rows = rows_of_task(job.weights, per_expert, job.up_way)
-    job.down_rows = rows_of_task(job.weights + 2, per_expert, job.down_way)
+    job.gate_rows = rows_of_task(job.weights, job.up_way)
+    job.down_rows = rows_of_task(job.weights + 2, job.down_way)
     job.gate_tasks = (job.intermediate_size + job.gate_rows - 1) // job.gate_rows
     job.down_tasks = (job.hidden_size + job.down_rows - 1) // job.down_rows
     if job.up_way.kind != FLOATS:
@@ -243,7 +241,7 @@ def experts(cnp.ndarray x not None, cnp.ndarray topk_idx not None, cnp.ndarray t
     need_size(topk_weight, "topk_weight", 1, job.n_slots)
     need_size(out, "out", 0, job.n_tokens)
     need_size(out, "out", 1, job.hidden_size)
-    job.activation_step = padded(job.intermediate_size)
+    job.activation_step = copy_step(job.intermediate_size)
     if total == 0:
         return
     if cnp.PyArray_SIZE(scratch) < total * (job.hidden_size + job.activation_step):

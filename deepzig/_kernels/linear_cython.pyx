@@ -7,15 +7,17 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._tiles cimport (
-    FLOATS, FOR_CALL, FOR_TASK, Matrix, PACK_ROWS, Way, has_panel, is_even, multiply, multiply_space, pack_rows,
-    pack_space, packed_bytes, padded, row_step, thread_floats, way_for,
+    FLOATS, FOR_CALL, FOR_TASK, Matrix, PACK_ROWS, PASS_COLUMNS, Way, copy_step, has_panel, multiply, multiply_space,
+    pack_rows, pack_space, packed_bytes, padded, row_step, thread_floats, wants_copies, way_for,
 )
 
 cnp.import_array()
 
 cdef int64_t TASK_BYTES = 96 << 10  # weights of a task when they are read once: long enough to hide the task's start
 cdef int64_t PANEL_VALUES = 128 << 10  # weights of a task when they are used many times, as a panel
+cdef int64_t SPLIT_FROM = 128 << 10  # multiplications of a product from which every thread gets a part
 cdef int64_t PASS_ROWS = 128  # packed x rows that meet all weights before the next ones do: they should stay in L2
+cdef int64_t PASS_FLOATS = 128 << 10  # the same for rows of floats
 
 
 cdef struct Job:
@@ -28,16 +30,20 @@ cdef struct Job:
     bint no_memory
 
 
-cdef int64_t rows_of_task(const Matrix* weight, int64_t n_rows, Way way) noexcept nogil:
+cdef int64_t rows_of_task(const Matrix* weight, int64_t n_rows, Way way, int n_threads) noexcept nogil:
     """Weight rows a task takes: a multiple of what the way takes at once, whatever the rest."""
     cdef int64_t rows = TASK_BYTES // weight.row_bytes, at_once = row_step(way)
-    if has_panel(way, n_rows):
+    if has_panel(way):
         rows = PANEL_VALUES // weight.k
+    if n_rows * weight.n * weight.k >= SPLIT_FROM:
+        rows = min(rows, (weight.n + n_threads - 1) // n_threads + at_once - 1)
     return max(at_once, rows // at_once * at_once)
 
 
 cdef inline int64_t pass_rows(const Job* job) noexcept nogil:
-    return PASS_ROWS if job.way.kind != FLOATS else job.n_rows
+    if job.way.kind != FLOATS:
+        return PASS_ROWS
+    return max(1, PASS_FLOATS // (job.weight.k * PASS_COLUMNS)) * PASS_COLUMNS
 
 
 cdef void dot_task(void* ctx, int64_t task, int thread) noexcept nogil:
@@ -68,8 +74,9 @@ cdef void pack_task(void* ctx, int64_t task, int thread) noexcept nogil:
 cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept nogil:
     """Rows of x as pointers, with zeros behind them or packed where the way needs it; then the products."""
     cdef bint packs = job.way.kind != FLOATS
-    cdef int64_t t, k = job.weight.k, width = padded(k)
-    cdef int64_t pointers = padded(2 * job.n_rows), copied = 0 if is_even(&job.weight) or packs else job.n_rows * width
+    cdef int64_t t, k = job.weight.k, width = copy_step(k)
+    cdef int64_t pointers = padded(2 * job.n_rows)
+    cdef int64_t copied = job.n_rows * width if wants_copies(job.way, &job.weight, job.n_rows) else 0
     cdef float* shared = thread_floats(
         FOR_CALL, pointers + copied + packed_bytes(job.way, &job.weight, job.n_rows) // 4)
     cdef float* copy = shared + pointers
@@ -82,7 +89,7 @@ cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept 
         job.x[t] = x + t * x_step
         if copied:
             memcpy(copy + t * width, job.x[t], k * sizeof(float))
-            memset(copy + t * width + k, 0, (width - k) * sizeof(float))
+            memset(copy + t * width + k, 0, (padded(k) - k) * sizeof(float))
             job.x[t] = copy + t * width
     if packs:
         parallel_for(pack_task, job, (job.n_rows + PACK_ROWS - 1) // PACK_ROWS, n_threads)
@@ -104,7 +111,7 @@ def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *,
     need_size(out, "out", 1, job.weight.n)
     job.out, job.out_step = floats(out), step(out, 0)
     job.way = way_for(&job.weight, bf16_terms, job.n_rows)
-    job.task_rows = rows_of_task(&job.weight, job.n_rows, job.way)
+    job.task_rows = rows_of_task(&job.weight, job.n_rows, job.way, n_threads)
     job.no_memory = False
     with nogil:
         run(&job, floats(x), step(x, 0), n_threads)

@@ -71,6 +71,23 @@ INLINE vfloat vsum16(const vfloat *v) {
 }
 #endif
 
+/* Four sums at once, each by the tree of vsum, to out[0..3]. */
+INLINE void vsum4(const vfloat *v, float *out) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    __m256 four[2];
+    for (int i = 0; i < 2; i++) {
+        const __m256 a = (__m256)v[2 * i], b = (__m256)v[2 * i + 1];
+        four[i] = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    }
+    const __m256d a = _mm256_castps_pd(four[0]), b = _mm256_castps_pd(four[1]);
+    const __m256 two = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+    const __m256 one = _mm256_add_ps(two, _mm256_movehdup_ps(two)); /* of v[0], v[2], v[1], v[3] in lanes 0, 2, 4, 6 */
+    _mm_storeu_ps(out, _mm_blend_ps(_mm256_castps256_ps128(one), _mm_moveldup_ps(_mm256_extractf128_ps(one, 1)), 10));
+#else
+    for (int i = 0; i < 4; i++) out[i] = vsum(v[i]);
+#endif
+}
+
 INLINE float vmax(vfloat v) {
     float lane[LANES];
     vstore(lane, v);
@@ -136,25 +153,16 @@ INLINE float decode_one(int format, const uint8_t *row, int64_t k, int64_t offse
     }
 }
 
-/* What `decode` needs to know of a group: its scale, and for int4 the sixteen scaled values. */
-typedef struct {
-    vfloat scale, table;
-} Group;
-
-INLINE Group group_of(int format, float scale) {
+/* A group's scale as `decode` wants it: see FP8 there. */
+INLINE float decode_scale(int format, float scale) {
 #if defined(__AVX2__)
-    if (format == FP8) scale *= 256.0f; /* see FP8 in `decode` */
+    if (format == FP8) return scale * 256.0f;
 #endif
-    Group group = {vset(scale), vset(0)};
-#if defined(__AVX512F__)
-    if (format == INT4)
-        group.table = (vfloat){-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7} * scale;
-#endif
-    return group;
+    return scale;
 }
 
-/* LANES weights from column k on, times their scale. k is a multiple of LANES; all lie in one group. */
-INLINE vfloat decode(int format, const uint8_t *row, int64_t k, Group group, int64_t offset) {
+/* LANES weights from column k on, to be multiplied by decode_scale. k is a multiple of LANES; all lie in one group. */
+INLINE vfloat decode(int format, const uint8_t *row, int64_t k, int64_t offset) {
     if (format == F32) return vload((const float *)row + k);
 #if defined(__AVX512F__)
     const uint8_t *bytes = row + k;
@@ -164,14 +172,14 @@ INLINE vfloat decode(int format, const uint8_t *row, int64_t k, Group group, int
         return (vfloat)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(row + 2 * k))), 16);
     case FP8: { /* the code's bits, moved to half's place, are value * 2^-8 */
         __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)bytes)), 7);
-        __m256i half = _mm256_and_si256(wide, _mm256_set1_epi16((short)0xbfff));
-        return (vfloat)_mm512_cvtph_ps(half) * group.scale;
+        return (vfloat)_mm512_cvtph_ps(_mm256_and_si256(wide, _mm256_set1_epi16((short)0xbfff)));
     }
     case INT8: {
         __m128i codes = _mm_xor_si128(_mm_loadu_si128((const __m128i *)bytes), _mm_set1_epi8((char)offset));
-        return (vfloat)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)) * group.scale;
+        return (vfloat)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
     }
     default: { /* nibble i to the low four bits of lane i, then a look-up that ignores the bits above */
+        const vfloat values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
         int64_t nibbles;
         memcpy(&nibbles, row + k / 2, 8);
 #if defined(__AVX512VBMI__)
@@ -183,7 +191,7 @@ INLINE vfloat decode(int format, const uint8_t *row, int64_t k, Group group, int
         const __m512i shift = _mm512_set_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0);
         __m512i spread = _mm512_srlv_epi32(_mm512_permutexvar_epi32(half, _mm512_set1_epi64(nibbles)), shift);
 #endif
-        return (vfloat)_mm512_permutexvar_ps(spread, (__m512)group.table);
+        return (vfloat)_mm512_permutexvar_ps(spread, (__m512)values);
     }
     }
 #elif defined(__AVX2__)
@@ -191,30 +199,59 @@ INLINE vfloat decode(int format, const uint8_t *row, int64_t k, Group group, int
     case F16: return (vfloat)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(row + 2 * k)));
     case BF16:
         return (vfloat)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(row + 2 * k))), 16);
-    case FP8: {
+    case FP8: { /* as above */
         __m128i wide = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)(row + k))), 7);
-        __m128i half = _mm_and_si128(wide, _mm_set1_epi16((short)0xbfff));
-        __m128i nan = _mm_cmpeq_epi16(_mm_and_si128(wide, _mm_set1_epi16(0x3f80)), _mm_set1_epi16(0x3f80));
-        half = _mm_blendv_epi8(half, _mm_set1_epi16(0x7e00), nan);
-        return (vfloat)_mm256_cvtph_ps(half) * group.scale;
+        return (vfloat)_mm256_cvtph_ps(_mm_and_si128(wide, _mm_set1_epi16((short)0xbfff)));
     }
-    case INT8: {
-        __m128i codes = _mm_xor_si128(_mm_loadl_epi64((const __m128i *)(row + k)), _mm_set1_epi8((char)offset));
-        return (vfloat)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)) * group.scale;
+    case INT8: { /* offset 128 turns the codes' highest bit, and with it, behind the sign's, all bits above */
+        __m256i codes = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(row + k)));
+        return (vfloat)_mm256_cvtepi32_ps(_mm256_xor_si256(codes, _mm256_set1_epi32(-(int32_t)offset)));
     }
     default: {
         int32_t nibbles;
         memcpy(&nibbles, row + k / 2, 4);
         __m256i spread = _mm256_srlv_epi32(_mm256_set1_epi32(nibbles), _mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0));
         __m256i value = _mm256_sub_epi32(_mm256_and_si256(spread, _mm256_set1_epi32(15)), _mm256_set1_epi32(8));
-        return (vfloat)_mm256_cvtepi32_ps(value) * group.scale;
+        return (vfloat)_mm256_cvtepi32_ps(value);
     }
     }
 #else
     float lane[LANES];
     for (int l = 0; l < LANES; l++) lane[l] = decode_one(format, row, k + l, offset);
-    return vload(lane) * group.scale;
+    return vload(lane);
 #endif
+}
+
+/* Vectors that `decode_step` decodes at once. */
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define STEP_VECTORS(format) ((format) == FP8 ? 2 : (format) == INT4 ? 4 : 1)
+#else
+#define STEP_VECTORS(format) 1
+#endif
+
+/* STEP_VECTORS vectors of weights from column k on, as `decode`. On AVX2 codes take a turn through memory: widening them
+ * as they are loaded is cheaper than moving the halves of a register. */
+INLINE void decode_step(int format, const uint8_t *row, int64_t k, int64_t offset, vfloat *weight) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    uint8_t turn[32] __attribute__((aligned(32)));
+    if (format == FP8) {
+        __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(row + k))), 7);
+        _mm256_store_si256((__m256i *)turn, _mm256_and_si256(wide, _mm256_set1_epi16((short)0xbfff)));
+        __asm__("" : "+m"(turn));
+        for (int v = 0; v < 2; v++) weight[v] = (vfloat)_mm256_cvtph_ps(_mm_load_si128((const __m128i *)(turn + 16 * v)));
+        return;
+    }
+    if (format == INT4) {
+        const __m128i nibbles = _mm_loadu_si128((const __m128i *)(row + k / 2)), most = _mm_set1_epi8(15);
+        const __m128i low = _mm_and_si128(nibbles, most), high = _mm_and_si128(_mm_srli_epi16(nibbles, 4), most);
+        _mm_store_si128((__m128i *)turn, _mm_sub_epi8(_mm_unpacklo_epi8(low, high), _mm_set1_epi8(8)));
+        _mm_store_si128((__m128i *)(turn + 16), _mm_sub_epi8(_mm_unpackhi_epi8(low, high), _mm_set1_epi8(8)));
+        __asm__("" : "+m"(turn));
+        for (int v = 0; v < 4; v++) weight[v] = decode(INT8, turn, v * LANES, 0);
+        return;
+    }
+#endif
+    weight[0] = decode(format, row, k, offset);
 }
 
 /* Not 0 if one of 64 codes is fp8's NaN, which `decode` takes for +-480 on AVX2 and above. */
@@ -234,9 +271,19 @@ INLINE uint64_t fp8_nan(const uint8_t *codes) {
 #endif
 }
 
-/* Whether rows can be decoded LANES at a time: no vector, nor a look for NaN, straddles two groups or the end of a row. */
+/* Whether rows can be decoded in steps: none, nor a look for NaN, straddles two groups or the end of a row. */
 INLINE int is_even(const Matrix *w) {
-    return w->k % (w->format == FP8 ? 64 : LANES) == 0 && (w->group_size >= w->k || w->group_size % LANES == 0);
+    const int64_t step = LANES * STEP_VECTORS(w->format);
+    return w->k % (w->format == FP8 ? 64 : step) == 0 && (w->group_size >= w->k || w->group_size % step == 0);
+}
+
+/* Whether rows [first, last) of an even w hold fp8's NaN. */
+static inline int has_nan(const Matrix *w, int64_t first, int64_t last) {
+    uint64_t found = 0;
+    if (w->format == FP8)
+        for (int64_t n = first; n < last; n++)
+            for (int64_t k = 0; k < w->k; k += 64) found |= fp8_nan((const uint8_t *)w->codes + n * w->row_bytes + k);
+    return found != 0;
 }
 
 INLINE void dequantize_row_as(int format, const Matrix *w, int64_t n, float *out) {
@@ -244,17 +291,19 @@ INLINE void dequantize_row_as(int format, const Matrix *w, int64_t n, float *out
     const int64_t scale = first_scale(w, n);
     for (int64_t k = 0, g = 0; k < w->k; g++) {
         int64_t end = k + w->group_size < w->k ? k + w->group_size : w->k;
-        Group group = group_of(format, scale_at(w, scale + g));
-        for (; k < end; k += LANES) vstore(out + k, decode(format, row, k, group, w->offset));
+        const vfloat factor = vset(decode_scale(format, scale_at(w, scale + g)));
+        for (; k < end; k += LANES) {
+            vfloat weight = decode(format, row, k, w->offset);
+            if (format >= FP8) weight *= factor;
+            vstore(out + k, weight);
+        }
     }
 }
 
 /* Row n of w as floats, (K,). */
 static void dequantize_row(const Matrix *w, int64_t n, float *out) {
     const uint8_t *row = (const uint8_t *)w->codes + n * w->row_bytes;
-    int one_by_one = !is_even(w);
-    for (int64_t k = 0; w->format == FP8 && !one_by_one && k < w->k; k += 64) one_by_one = fp8_nan(row + k) != 0;
-    if (one_by_one) {
+    if (!is_even(w) || has_nan(w, n, n + 1)) {
         for (int64_t k = 0; k < w->k; k++) {
             float value = decode_one((int)w->format, row, k, w->offset);
             out[k] = w->scale_format == SCALE_NONE ? value : value * scale_at(w, first_scale(w, n) + k / w->group_size);

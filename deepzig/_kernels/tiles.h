@@ -2,11 +2,12 @@
  *
  * Included by their *_cython.pyx, which hold the loops over tasks. Knows matrices and float rows, nothing of threads.
  *
- * dot:  out[j][n] = sum_k W[n][k] x[j][k]      LANES partial sums over k in steps of LANES, then one fixed tree
+ * dot:  out[j][n] = sum_k W[n][k] x[j][k]      LANES partial sums over k in steps of LANES, of each group of weights
+ *                                              without its scale, then of the groups; then one fixed tree
  * mix:  out[j][k] = sum_n c[j][n] W[n][k]      in order of n
  *
  * The order of summation is the same for every caller, so a product does not depend on how many rows are multiplied
- * at once, nor on which thread does it, nor on whether weights are decoded on the way or to a panel before.
+ * at once, nor on which thread does it, nor on whether weights are decoded on the way or to a block before (blocks.h).
  */
 #ifndef DEEPZIG_TILES_H
 #define DEEPZIG_TILES_H
@@ -37,6 +38,9 @@
 
 INLINE int64_t padded(int64_t k) { return (k + LANES - 1) / LANES * LANES; }
 
+/* Floats from one row to the next in copies of x rows: rows a whole number of pages apart would displace each other in L1. */
+INLINE int64_t copy_step(int64_t k) { return padded(k) + 32; }
+
 /* Thread's own floats, kept until the thread ends; NULL if there is no memory. A later call for the same `use` may move
  * them: one use for tasks, one for what a whole call shares. */
 enum { FOR_TASK, FOR_CALL };
@@ -64,29 +68,38 @@ INLINE Matrix float_matrix(const float *values, int64_t n, int64_t k, int64_t ro
  * The same bytes of the next tile are called for from memory while this one is computed. */
 INLINE void dot_tile(int format, int rows, int columns, const Matrix *w, int64_t row, const float *const *x, float *out,
                      int64_t out_stride) {
+    enum { MOST = 2 * TILE_ROWS };
+    const int vectors = STEP_VECTORS(format);
     const int64_t bits = format == F32 ? 32 : format == F16 || format == BF16 ? 16 : format == INT4 ? 4 : 8;
     const uint8_t *codes = (const uint8_t *)w->codes + row * w->row_bytes;
     const int64_t ahead = rows * w->row_bytes;
-    vfloat sum[8][TILE_COLUMNS];
-    int64_t scale[8];
-    uint64_t nan[8] = {0};
+    vfloat sum[MOST][TILE_COLUMNS];
+    int64_t scale[MOST];
+    uint64_t nan[MOST] = {0};
     for (int i = 0; i < rows; i++) scale[i] = first_scale(w, row + i);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < columns; j++) sum[i][j] = vset(0);
     for (int64_t k = 0, g = 0; k < w->k; g++) {
-        int64_t end = k + w->group_size < w->k ? k + w->group_size : w->k;
-        Group group[8];
-        for (int i = 0; i < rows; i++) group[i] = group_of(format, scale_at(w, scale[i] + g));
-        for (; k < end; k += LANES) {
+        const int64_t end = k + w->group_size < w->k ? k + w->group_size : w->k;
+        vfloat part[MOST][TILE_COLUMNS];
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < columns; j++) part[i][j] = vset(0);
+        for (; k < end; k += vectors * LANES) {
             if ((k * bits / 8) % 64 == 0)
                 for (int i = 0; i < rows; i++) {
                     __builtin_prefetch(codes + i * w->row_bytes + k * bits / 8 + ahead, 0, 2);
                     if (format == FP8) nan[i] |= fp8_nan(codes + i * w->row_bytes + k);
                 }
             for (int i = 0; i < rows; i++) {
-                vfloat weight = decode(format, codes + i * w->row_bytes, k, group[i], w->offset);
-                for (int j = 0; j < columns; j++) sum[i][j] += weight * vload(x[j] + k);
+                vfloat weight[4];
+                decode_step(format, codes + i * w->row_bytes, k, w->offset, weight);
+                for (int v = 0; v < vectors; v++)
+                    for (int j = 0; j < columns; j++) part[i][j] += weight[v] * vload(x[j] + k + v * LANES);
             }
+        }
+        for (int i = 0; i < rows; i++) {
+            const vfloat factor = vset(decode_scale(format, scale_at(w, scale[i] + g)));
+            for (int j = 0; j < columns; j++) sum[i][j] += factor * part[i][j];
         }
     }
 #if defined(__AVX512F__)
@@ -125,10 +138,11 @@ INLINE void dot_rows_as(int format, int columns, const Matrix *w, int64_t first,
     }
 }
 
-/* out[j * out_stride + n - first] = W[n] . x[j] for columns <= TILE_COLUMNS; w must be even, no floats. */
+/* out[j * out_stride + n - first] = W[n] . x[j] for columns <= TILE_COLUMNS; w must be even. */
 static inline void dot_rows(const Matrix *w, int64_t first, int64_t last, const float *const *x, int columns, float *out,
                      int64_t out_stride) {
     switch (w->format) {
+    case F32: dot_rows_as(F32, columns, w, first, last, x, out, out_stride); break;
     case F16: dot_rows_as(F16, columns, w, first, last, x, out, out_stride); break;
     case BF16: dot_rows_as(BF16, columns, w, first, last, x, out, out_stride); break;
     case FP8: dot_rows_as(FP8, columns, w, first, last, x, out, out_stride); break;
@@ -137,14 +151,14 @@ static inline void dot_rows(const Matrix *w, int64_t first, int64_t last, const 
     }
 }
 
-/* The same for float weights and few x rows, which stay in L1: each tile of weight rows meets them four at a time. */
+/* The same for more x rows that stay in L1: each tile of weight rows meets them four at a time. */
 static inline void dot_few(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t columns, float *out,
                            int64_t out_stride) {
     for (int64_t n = first; n < last; n += TILE_ROWS)
         for (int64_t j = 0; j < columns; j += 4) {
             const int64_t stop = last - n < TILE_ROWS ? last : n + TILE_ROWS;
-            dot_rows_as(F32, columns - j < 4 ? (int)(columns - j) : 4, w, n, stop, x + j, out + j * out_stride + (n - first),
-                        out_stride);
+            dot_rows(w, n, stop, x + j, columns - j < 4 ? (int)(columns - j) : 4, out + j * out_stride + (n - first),
+                     out_stride);
         }
 }
 
@@ -158,26 +172,6 @@ static inline void dot_floats(const Matrix *w, int64_t first, int64_t last, cons
     for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
         int count = columns - j < TILE_COLUMNS ? (int)(columns - j) : TILE_COLUMNS;
         dot_rows_as(F32, count, w, first, last, x + j, out + j * out_stride, out_stride);
-    }
-}
-
-/* The same for any w and any number of x rows. Few rows: weights are decoded on the way. Many, or a w that is not even:
- * rows of w become floats in `panel` first, (last - first) x padded(K); x rows must then end in zeros up to padded(K). */
-static inline void dot_block(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t columns, float *out,
-                      int64_t out_stride, float *panel) {
-    const int64_t width = padded(w->k);
-    if (is_even(w) && w->format == F32) {
-        dot_floats(w, first, last, x, columns, out, out_stride);
-    } else if (is_even(w) && columns <= TILE_COLUMNS) {
-        dot_rows(w, first, last, x, (int)columns, out, out_stride);
-    } else {
-        for (int64_t n = first; n < last; n++) {
-            float *row = panel + (n - first) * width;
-            dequantize_row(w, n, row);
-            for (int64_t k = w->k; k < width; k++) row[k] = 0;
-        }
-        Matrix decoded = float_matrix(panel, last - first, width, width);
-        dot_floats(&decoded, 0, last - first, x, columns, out, out_stride);
     }
 }
 
@@ -197,8 +191,9 @@ INLINE void mix_tile(int format, int vectors, int columns, const Matrix *w, int6
         vfloat coefficient[MIX_COLUMNS];
         for (int j = 0; j < columns; j++) coefficient[j] = vset(c[j][n - first]);
         for (int v = 0; v < vectors; v++) {
-            Group of = group_of(format, format == F32 ? 1.0f : scale_at(w, scale + group[v]));
-            vfloat weight = decode(format, row, k + v * LANES, of, w->offset);
+            const vfloat factor = vset(format == F32 ? 1.0f : decode_scale(format, scale_at(w, scale + group[v])));
+            vfloat weight = decode(format, row, k + v * LANES, w->offset);
+            if (format >= FP8) weight *= factor;
             for (int j = 0; j < columns; j++) sum[j][v] += coefficient[j] * weight;
         }
     }

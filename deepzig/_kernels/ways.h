@@ -1,7 +1,7 @@
 /* The ways of multiplying a weight with rows of activations, chosen by weight, ISA and what the caller asks for, and by the
  * number of rows only where both ways give the same bits. Included by linear and experts, which hold the loops over tasks.
  *
- *     FLOATS        fp32 products, weights decoded on the way or to a panel (tiles.h)
+ *     FLOATS        fp32 products, weights decoded on the way or in blocks (blocks.h)
  *     BF16_SUMS     x as one bf16 term or three (bf16.h)
  *     FP8_ROWS_WAY  x as three bf16 terms side by side in AMX tiles, for decoding (fp8_rows.h)
  *     DIGIT_ROWS    x as digits of whole numbers, in registers (digits.h)
@@ -12,6 +12,7 @@
 #ifndef DEEPZIG_WAYS_H
 #define DEEPZIG_WAYS_H
 
+#include "blocks.h"
 #include "digit_tiles.h"
 #include "fp8_rows.h"
 
@@ -90,7 +91,7 @@ static inline void pack_rows(Way way, const Matrix *w, const float *const *x, in
 /* Floats of `space` that multiply needs for so many weight rows. */
 INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
     switch (way.kind) {
-    case FLOATS: return rows * padded(w->k);
+    case FLOATS: return dot_space(w);
     case BF16_SUMS: return bf16_space(w, rows);
 #if defined(__AMX_BF16__)
     case FP8_ROWS_WAY: return fp8_rows_space(w);
@@ -105,13 +106,18 @@ INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
 /* Weight rows that a task takes in multiples of. */
 INLINE int64_t row_step(Way way) {
     const int64_t step = way.kind == BF16_SUMS ? BF16_ROWS
-                         : way.kind == FP8_ROWS_WAY || way.kind == DIGIT_TILES_WAY ? 32 : 1;
+                         : way.kind == FP8_ROWS_WAY || way.kind == DIGIT_TILES_WAY ? 32
+                         : way.kind == FLOATS ? BLOCK_ROWS : 1;
     return step > 2 * TILE_ROWS ? step : 2 * TILE_ROWS;
 }
 
 /* Whether weight rows become a panel that is used for all x rows, so that it has to fit a cache. */
-INLINE int has_panel(Way way, int64_t rows) {
-    return way.kind == BF16_SUMS || way.kind == DIGIT_TILES_WAY || (way.kind == FLOATS && rows > TILE_COLUMNS);
+INLINE int has_panel(Way way) { return way.kind == BF16_SUMS || way.kind == DIGIT_TILES_WAY; }
+
+/* Whether x rows are to be copied for FLOATS, copy_step apart and with zeros behind them: rows that are not even need
+ * the zeros, many the distance. */
+INLINE int wants_copies(Way way, const Matrix *w, int64_t rows) {
+    return way.kind == FLOATS && (!is_even(w) || rows > TILE_COLUMNS);
 }
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last). x: rows of floats, for FLOATS; packed: the same

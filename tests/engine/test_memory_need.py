@@ -68,7 +68,7 @@ def test_a_cache_beyond_memory_is_refused_with_the_sum(monkeypatch: pytest.Monke
     with pytest.raises(ResourceError) as caught:
         deepzig.load("stories", cache_bytes=2_000_000_000)
     found = re.fullmatch(
-        r"the model needs 2\.0 GB beside its weights: cache 2\.0 GB \+ work 34\.7 MB; 1\.2 GB are free for it; "
+        r"the model needs 2\.0 GB beside its weights: cache 2\.0 GB \+ work 35\.3 MB; 1\.2 GB are free for it; "
         r"take a smaller cache, --cache-bytes (\d+)M",
         str(caught.value),
     )
@@ -78,7 +78,7 @@ def test_a_cache_beyond_memory_is_refused_with_the_sum(monkeypatch: pytest.Monke
 
 def test_without_room_for_work_nothing_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     give(monkeypatch, ROOMY, 10_000_000)
-    with pytest.raises(ResourceError, match=r"work 34\.7 MB; 10\.0 MB are free for it; stop others"):
+    with pytest.raises(ResourceError, match=r"work 35\.3 MB; 10\.0 MB are free for it; stop others"):
         deepzig.load("stories")
 
 
@@ -101,7 +101,7 @@ def test_weights_beyond_memory_are_a_warning_with_the_sum(monkeypatch: pytest.Mo
     with pytest.warns(StreamingWarning) as caught:
         llm = deepzig.load("stories")
     assert str(caught[0].message) == (
-        "weights of 13.9 MB + work 34.7 MB exceed the 40.0 MB of memory that are free: weights stream from disk, up to "
+        "weights of 13.9 MB + work 35.3 MB exceed the 40.0 MB of memory that are free: weights stream from disk, up to "
         "4.9 MB for each token; deepzig info shows what other formats need"
     )
     assert caught[0].filename == __file__
