@@ -33,7 +33,7 @@ swiglu = pick("swiglu")
 top_tokens = pick("top_tokens")
 
 # The same for rows of prompts, where bf16_terms is not 0.
-prompt_experts = pick_for_prompts("experts", blas_below="avx512")
+prompt_experts = pick_for_prompts("experts", blas_below="avx2")
 prompt_linear = pick_for_prompts("linear", blas_below="amx")
 
 __all__ = [

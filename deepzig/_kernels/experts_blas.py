@@ -1,4 +1,4 @@
-"""experts with NumPy's BLAS; contract in `experts.py`. The way of prompts on CPUs without AVX512.
+"""experts with NumPy's BLAS; contract in `experts.py`. The way of prompts without AVX2.
 
 Threads take whole experts, those with most tokens first; each decodes an expert's matrices to panels of floats, as
 `linear_blas` does, and multiplies them with its tokens as columns, which BLAS does half as fast again as with few rows.
