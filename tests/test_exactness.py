@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import deepzig
-from deepzig.model.cache import Rows
+from deepzig.engine.whole_text import read_text
+from deepzig.model.cache import PAGE_SIZE, Rows
 
 FOLDER = Path(__file__).parent / "golden" / "v3_classic"
 
@@ -68,3 +69,20 @@ def test_verified_rows_of_one_sequence_equal_single_steps() -> None:
     step(0, 60, True, several)
     one_by_one = np.concatenate([step(60 + i, 1, False, single) for i in range(12)])
     assert np.array_equal(step(60, 12, False, several), one_by_one)
+
+
+@pytest.mark.parametrize("form", ["absorbed", "expanded"])
+def test_prompts_read_in_one_call_have_the_bits_of_each_alone(form: str) -> None:
+    model = deepzig.load("stories", deterministic=True).model  # products that keep a row's bits in company
+    sizes = (7, 90, 1)
+    texts = [np.random.default_rng(size).integers(5, 4000, size).astype(np.int32) for size in sizes]
+    cache = model.make_cache(4 * PAGE_SIZE)
+    together = Rows(
+        positions=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
+        row_sequence=np.repeat(np.arange(3, dtype=np.int32), sizes),
+        block_tables=np.array([[0, 0], [1, 2], [3, 0]], np.int32),
+        is_prompt=True,
+    )
+    hidden = model.forward(np.concatenate(texts), together, cache, form=form)
+    alone = [next(read_text(model, text, model.make_cache(len(text)), form=form)) for text in texts]
+    assert np.array_equal(hidden, np.concatenate(alone))

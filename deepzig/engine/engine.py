@@ -133,11 +133,11 @@ class Engine:
             return False
         read: list[Branch] = []  # to their end: the next token can be chosen
         hidden: list[np.ndarray] = []
-        for branch, last in plan.reading:
-            piece = self._read(branch, last)
-            if branch.n_computed == len(branch.tokens):
-                read.append(branch)
-                hidden.append(piece[-1:])
+        for pieces in self._together(plan.reading):
+            for (branch, _), piece in zip(pieces, self._read(pieces), strict=True):
+                if branch.n_computed == len(branch.tokens):
+                    read.append(branch)
+                    hidden.append(piece[-1:])
         started = time.perf_counter()
         drafts = self._speculator.draft(plan.decoding, plan.n_drafts)
         drafted = time.perf_counter()
@@ -227,25 +227,45 @@ class Engine:
             first = KEPT_PAGES * PAGE_SIZE
             self._model.move_pages(self._cache, moved, first + self._shift.n_dropped, first)
 
-    def _read(self, branch: Branch, last: int) -> np.ndarray:
-        """The branch's tokens up to `last`: f32 (T, D) after the final norm."""
-        request, first = branch.request, branch.n_computed
+    def _together(self, reading: list[tuple[Branch, int]]) -> list[list[tuple[Branch, int]]]:
+        """Pieces of prompts that go through the model in one call: those of one form, if company changes no bit."""
+        if not self._model.reads_together:
+            return [[piece] for piece in reading]
+        by_form: dict[str, list[tuple[Branch, int]]] = {}
+        for branch, last in reading:
+            by_form.setdefault(branch.form, []).append((branch, last))
+        return list(by_form.values())
+
+    def _read(self, pieces: list[tuple[Branch, int]]) -> list[np.ndarray]:
+        """Each branch's tokens up to `last`, all of one form of attention: f32 (T, D) of each after the final norm."""
+        branches = [branch for branch, _ in pieces]
+        spans = [range(branch.n_computed, last) for branch, last in pieces]
+        sizes = [len(span) for span in spans]
         rows = Rows(
-            positions=np.arange(first, last, dtype=np.int32),
-            row_sequence=np.zeros(last - first, np.int32),
-            block_tables=np.array([branch.pages], np.int32),
+            positions=np.concatenate([np.arange(span.start, span.stop, dtype=np.int32) for span in spans]),
+            row_sequence=np.repeat(np.arange(len(pieces), dtype=np.int32), sizes),
+            block_tables=block_tables(branches),
             is_prompt=True,
         )
-        tokens = np.array(branch.tokens[first:last], np.int32)
-        hidden = self._model.forward(tokens, rows, self._cache, form=branch.form, observer=self.observer)
-        self._speculator.follow_prompt(branch, first, hidden)
-        branch.n_computed = last
-        if request.n_read < request.n_prompt:
-            request.n_read = min(last, request.n_prompt)
-            self._news.add(request)
-        if last >= request.n_prompt > first:
-            self._scheduler.keep_prompt(branch)
+        tokens = [np.array(b.tokens[span.start : span.stop], np.int32) for b, span in zip(branches, spans, strict=True)]
+        all_hidden = self._model.forward(
+            np.concatenate(tokens), rows, self._cache, form=branches[0].form, observer=self.observer
+        )
+        hidden = np.split(all_hidden, np.cumsum(sizes)[:-1])
+        for branch, span, piece in zip(branches, spans, hidden, strict=True):
+            self._note_read(branch, span, piece)
         return hidden
+
+    def _note_read(self, branch: Branch, span: range, hidden: np.ndarray) -> None:
+        """A branch has been read in a span of positions: hidden f32 (T, D)."""
+        request = branch.request
+        self._speculator.follow_prompt(branch, span.start, hidden)
+        branch.n_computed = span.stop
+        if request.n_read < request.n_prompt:
+            request.n_read = min(span.stop, request.n_prompt)
+            self._news.add(request)
+        if span.stop >= request.n_prompt > span.start:
+            self._scheduler.keep_prompt(branch)
 
     def _decode(self, branches: list[Branch], drafts: list[list[int]]) -> np.ndarray:
         """The last token of each branch and its guesses: f32 (T, D) after the final norm, branch by branch."""

@@ -104,20 +104,35 @@ class Attention:
         _kernels.expand_value(space.o_latent, weight, space.o, n_threads=self._n_threads)
 
     def _attend_expanded(self, rows: Rows, cache: LatentCache, space: Workspace) -> None:
-        """space.o f32 (T, H, V) by keys and values of KEY_TILE cached rows at a time."""
-        n_rows, n_heads = space.q.shape[:2]
-        first_query = int(rows.positions[0])
+        """space.o f32 (T, H, V) by keys and values, sequence by sequence."""
+        for first, last in rows.pieces():
+            block_table = rows.block_tables[rows.row_sequence[first]]
+            first_query = int(rows.positions[first])
+            self._attend_piece(
+                space.q[first:last], first_query, cache, block_table, space.bf16_terms, space.o[first:last]
+            )
+
+    def _attend_piece(
+        self,
+        q: np.ndarray,
+        first_query: int,
+        cache: LatentCache,
+        block_table: np.ndarray,
+        bf16_terms: int,
+        out: np.ndarray,
+    ) -> None:
+        """q f32 (T, H, N + P) of positions from first_query on -> out f32 (T, H, V). KEY_TILE cached rows at a time."""
+        n_rows, n_heads = q.shape[:2]
         length = first_query + n_rows
         running_max = np.full((n_rows, n_heads), -np.inf, np.float32)
         running_sum = np.zeros((n_rows, n_heads), np.float32)
-        space.o.fill(0)
-        block_table = rows.block_tables[rows.row_sequence[0]]
+        out.fill(0)
         for first_key in range(0, length, KEY_TILE):
             latent = cache.read(self._layer, block_table, first_key, min(first_key + KEY_TILE, length))  # (S, R + P)
             kv = np.empty((len(latent), self.kv_b_proj.out_features), np.float32)
-            self.kv_b_proj(latent[:, : self._rank], kv, space.bf16_terms)
+            self.kv_b_proj(latent[:, : self._rank], kv, bf16_terms)
             _kernels.mla_prefill(
-                space.q,
+                q,
                 kv.reshape(len(latent), n_heads, -1),
                 np.ascontiguousarray(latent[:, self._rank :]),
                 first_query,
@@ -125,10 +140,10 @@ class Attention:
                 self._softmax_scale,
                 running_max,
                 running_sum,
-                space.o,
+                out,
                 n_threads=self._n_threads,
             )
-        space.o /= running_sum[:, :, None]
+        out /= running_sum[:, :, None]
 
 
 def cheaper_form(config: ModelConfig, n_rows: int, length: int) -> str:

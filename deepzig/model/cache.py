@@ -3,8 +3,9 @@
 `engine` decides which page holds what; `attention` writes and reads. Knows nothing of requests.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,8 +20,7 @@ TINY_SCALE = 1e-37  # rows below it are zero: their scale has no finite inverse
 class Rows:
     """The new tokens of one step: where each belongs and where its latent goes.
 
-    The rows of a prompt step belong to one sequence and have consecutive positions. Rows of a decode step may belong
-    to several; rows of the same sequence (speculation) stand in order of position.
+    Rows of the same sequence stand together, in order of position: a piece of a prompt, or a last token and guesses.
     """
 
     positions: np.ndarray  # i32 (T,), position in the sequence
@@ -32,6 +32,11 @@ class Rows:
     def n_rows(self) -> int:
         """T."""
         return len(self.positions)
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """(first row, row behind the last) of each sequence."""
+        ends = np.flatnonzero(np.diff(self.row_sequence)) + 1
+        yield from pairwise([0, *ends.tolist(), self.n_rows])
 
 
 class LatentCache:

@@ -54,6 +54,8 @@ class DeepseekModel:
         self.mtp_layers = [assembler.mtp_layer(config.num_hidden_layers + i) for i in range(n_mtp)]
         self._rotary = RotaryEmbedding(config)
         self._prompt_terms = 0 if deterministic else 1 if precision == "fast" else 3
+        # BLAS, where it reads prompts, gives a row other bits in other company.
+        self.reads_together = self._prompt_terms == 0 or not _kernels.FOR_PROMPTS
         self._workspaces: dict[tuple[int, int], Workspace] = {}
 
     def make_cache(self, n_tokens: int) -> LatentCache:
@@ -75,7 +77,8 @@ class DeepseekModel:
         Args:
             token_ids: i32 (T,).
             rows: where the tokens belong; their latents are written to the cache.
-            form: attention form to force, "absorbed" or "expanded" (prompts only); None picks the cheaper.
+            form: attention form to force, "absorbed" or "expanded" (prompts only); None picks the cheaper for a prompt
+                of one sequence.
             observer: called with the embedding and after each layer.
 
         Returns:
