@@ -46,6 +46,18 @@ NOT_RUN = {
     "hf download deepseek-ai/DeepSeek-V2-Lite-Chat --local-dir ./DeepSeek-V2-Lite-Chat": "a program of huggingface_hub",
     "sudo systemctl enable --now deepzig": "changes the machine; the unit is tested below",
     "journalctl -u deepzig -f": "goes on for ever",
+    **dict.fromkeys(
+        [
+            "podman build --format docker -t deepzig .",
+            "docker build -f Containerfile -t deepzig .",
+            "podman run --rm -p 127.0.0.1:8000:8000 -e DEEPZIG_SERVE_INSECURE=1 deepzig",
+            "podman secret create deepzig-keys keys",
+            "podman run -d --name deepzig -p 8000:8000 -v models:/models -e DEEPZIG_MODEL=/models/v2-lite-int8 \\\n"
+            "    --secret deepzig-keys -e DEEPZIG_SERVE_API_KEY_FILE=/run/secrets/deepzig-keys \\\n"
+            "    --read-only --tmpfs /tmp --cap-drop all --memory 24g --cpus 8 --stop-timeout 45 deepzig",
+        ],
+        "needs a container engine; tests/test_containerfile.py checks the file",
+    ),
     "scp dist/deepzig.pyz server:": "needs another machine",
     "ssh server ./deepzig.pyz serve": "needs another machine; make test-zipapp starts the file",
     "deepzig bench serve https://llm.example/v1 --endpoint chat --rate 2 --json": "needs a server elsewhere",

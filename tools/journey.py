@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HEADING = "## Map of files"
 SUFFIXES = {".py", ".pyx", ".pxd", ".pyi", ".h", ".c", ".js", ".css", ".html", ".svg", ".md", ".toml", ".in", ".json"}
-OTHER_NAMES = {"Makefile", "LICENSE", "run"}
+OTHER_NAMES = {"Makefile", "Containerfile", "LICENSE", "run"}
 SKIPPED_FOLDERS = {"build", "dist", "__pycache__", "node_modules"}
 SKIPPED_FILES = {"_build.json"}
 
