@@ -10,6 +10,7 @@ from typing import Self
 import pexpect
 import pyte
 
+NOT_INHERITED = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")  # the terminal's own size counts
 PATIENCE_S = 60  # with a screen that does not come; nothing is measured
 _EDITOR_ENDS = "\x1b[?2004l"  # it no longer wants to be told what is pasted
 UP, ALT_ENTER, CTRL_C, CTRL_D = "\x1b[A", "\x1b\r", "\x03", "\x04"
@@ -21,7 +22,7 @@ class Terminal:
     def __init__(
         self, *arguments: str, columns: int = 80, rows: int = 50, env: Mapping[str, str] | None = None
     ) -> None:
-        inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+        inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         self._process = pexpect.spawn(
             sys.executable,
             ["-m", "deepzig", *arguments],

@@ -162,13 +162,14 @@ def test_commands_are_completed(chat: Terminal) -> None:
     chat.wait_for("temperature  0.0")
 
 
-def test_files_are_completed(chat: Terminal, tmp_path: Path) -> None:
+def test_files_are_completed(state: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "talk.json").write_text('{"messages": []}', encoding="utf-8")
-    chat.wait_for_prompt()
-    chat.send(f"/load {tmp_path}/ta\t")
-    chat.wait_for("/talk.json")
-    chat.send("\r")
-    chat.wait_for("Loaded 0 messages")
+    with Terminal("chat", *GREEDY, columns=240, env=state) as chat:  # the path fits a line
+        chat.wait_for_prompt()
+        chat.send(f"/load {tmp_path}/ta\t")
+        chat.wait_for("/talk.json")
+        chat.send("\r")
+        chat.wait_for("Loaded 0 messages")
 
 
 def test_a_narrow_terminal(state: dict[str, str]) -> None:

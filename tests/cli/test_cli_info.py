@@ -112,7 +112,7 @@ def test_text_names_the_same_facts(run: Run) -> None:
     lines = lines_of(run("info"))
     assert lines["family"] == "DeepSeek-V3 family (deepseek_v3)"
     assert lines["parameters"] == "10.6 M, 4.83 M of them read for each token"
-    assert lines["memory"] == "50.6 MB: weights 13.9 MB + work 34.7 MB + cache 1.97 MB of 1024 tokens"
+    assert lines["memory"] == "51.2 MB: weights 13.9 MB + work 35.3 MB + cache 1.97 MB of 1024 tokens"
     assert lines["available"] == "64 GB: all of it fits"
     assert lines["decoding"] == "at most 15238 tok/s: 6.56 MB a token at 100 GB/s, measured now"
     assert lines["tokenizer"] == "yes"

@@ -91,7 +91,7 @@ def test_prefixes_are_not_shared_between_keys(locked: RunningServer) -> None:
             usage = client.completions.create(model="", prompt=prompt, max_tokens=1).usage
             assert usage is not None
             cached.append(usage.prompt_cache_hit_tokens)
-    assert cached[0] == cached[1] == 0 and cached[2] > 0
+    assert max(cached[:2]) <= 1 < cached[2]  # 1: the token that begins all texts, from requests of other tests
 
 
 @pytest.mark.parametrize(
