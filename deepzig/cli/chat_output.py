@@ -1,7 +1,7 @@
 """Shows a chat: answers on stdout, all else on stderr, dimmed where that is a terminal.
 
-Called by `chat`; calls `word_wrap`, and `progress` for how numbers look. Knows the events of a session and what
-commands say, nothing of models.
+Called by `chat`; calls `word_wrap`, `terminal_text`, and `progress` for how numbers look. Knows the events of a
+session and what commands say, nothing of models.
 """
 
 import os
@@ -17,6 +17,7 @@ from deepzig.cli.chat_session import Events
 from deepzig.cli.help import Formatter
 from deepzig.cli.messages import is_quiet, note
 from deepzig.cli.progress import counted, fitting
+from deepzig.cli.terminal_text import harmless
 from deepzig.cli.word_wrap import WordWrap
 from deepzig.engine.results import Progress
 from deepzig.text.answer_format import THINK_CLOSE, THINK_OPEN
@@ -24,8 +25,6 @@ from deepzig.text.answer_parser import Content, Reasoning
 
 READING_SHOWN_AFTER_S = 0.5
 _ERASE_LINE = "\r\x1b[2K"
-# What a model writes must not command the terminal: of the control characters, line breaks and tabs are left.
-_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"} | {0x0D: None}
 
 
 class ChatScreen:
@@ -46,7 +45,7 @@ class ChatScreen:
         if outcome.rows:
             formatter = Formatter(width=_columns(sys.stderr) - 1)
             formatter.write_dl(outcome.rows)
-            click.echo(formatter.getvalue(), nl=False, err=True)
+            click.echo(harmless(formatter.getvalue(), sys.stderr), nl=False, err=True)
         for line in outcome.lines:
             click.echo(_fitted(line), err=True)
 
@@ -100,15 +99,13 @@ class _GrowingText:
     """A text on one of the streams; on a terminal its lines are broken between words."""
 
     def __init__(self, stream: TextIO, *, is_dim: bool) -> None:
-        self._is_error = stream is sys.stderr
+        self._stream = stream
         self._is_dim = is_dim
-        self._is_terminal = stream.isatty()
-        self._wrap = WordWrap(_columns(stream)) if self._is_terminal else None
+        self._wrap = WordWrap(_columns(stream)) if stream.isatty() else None
 
     def write(self, text: str) -> None:
         """Add a piece."""
-        if self._is_terminal:
-            text = text.translate(_CONTROLS)
+        text = harmless(text, self._stream)
         self._put(self._wrap.push(text) if self._wrap else text)
 
     def end(self) -> None:
@@ -118,7 +115,7 @@ class _GrowingText:
     def _put(self, text: str) -> None:
         if text:  # color: else click would take away what looks like a style, from a pipe too
             text = click.style(text, dim=True) if self._is_dim else text
-            click.echo(text, nl=False, err=self._is_error, color=True)
+            click.echo(text, self._stream, nl=False, color=True)
 
 
 class _Answer(_GrowingText):
@@ -142,7 +139,7 @@ class _Thoughts(_GrowingText):
 
 def _fitted(text: str) -> str:
     """A line, broken between words where a terminal is narrower."""
-    return textwrap.fill(text, _columns(sys.stderr)) if sys.stderr.isatty() else text
+    return textwrap.fill(harmless(text, sys.stderr), _columns(sys.stderr)) if sys.stderr.isatty() else text
 
 
 def _columns(stream: TextIO) -> int:

@@ -18,6 +18,7 @@ from deepzig.cli.naming import Option
 from deepzig.cli.options import cache_options, compute_options, json_option, model_folder, model_option
 from deepzig.cli.sampling_options import sampling_options, sampling_params
 from deepzig.cli.statistics import statistics_line
+from deepzig.cli.terminal_text import harmless
 
 if TYPE_CHECKING:
     from deepzig.engine.llm import LLM
@@ -127,8 +128,8 @@ def _decode(raw: bytes, origin: str) -> str:
 
 def print_stream(llm: "LLM", request: Request, params: "SamplingParams") -> "GenerationResult":
     """Print the answer to stdout while it is made."""
-    for chunk in llm.stream(request, params):
-        click.echo(chunk.text, nl=False)
+    for chunk in llm.stream(request, params):  # color: else click would take away from a pipe what looks like a style
+        click.echo(harmless(chunk.text, sys.stdout), nl=False, color=True)
         if chunk.result is not None:
             result = chunk.result
     click.echo()

@@ -7,6 +7,7 @@ import pyte
 import pytest
 
 from deepzig.cli import chat_output
+from deepzig.cli.chat_commands import Outcome
 from deepzig.cli.chat_output import ChatScreen
 from deepzig.cli.chat_session import Event, Events
 from deepzig.engine.results import Progress
@@ -67,6 +68,12 @@ def test_a_model_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) ->
     terminal = one_terminal(monkeypatch)
     ChatScreen(hides_thoughts=False).show(events(Content("a\x1b[2J\x07b\r\nc\td\x9b")))
     assert terminal.getvalue() == "a\ufffd[2J\ufffdb\nc\td\ufffd\n"
+
+
+def test_a_saved_conversation_cannot_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = one_terminal(monkeypatch)
+    ChatScreen(hides_thoughts=False).reply(Outcome(["Took back: \x1b]0;title\x07"], [("stop", '"\x9b"')]))
+    assert on_screen(terminal.getvalue()) == ['stop  "\ufffd"', "Took back: \ufffd]0;title\ufffd"]
 
 
 def test_elsewhere_every_character_is_as_the_model_wrote_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """`deepzig generate` on the bundled model: where the prompt comes from, what goes where, and what fails how."""
 
+import io
 import json
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 from click.testing import Result
 
 import deepzig
+from deepzig.cli.generate import print_stream
+from tests.cli.chats import script, tokens_of
 
 Run = Callable[..., Result]
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
@@ -164,6 +167,21 @@ def test_folder_without_a_model_exits_with_3(run: Run, tmp_path: Path, config: s
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "expected"), [(True, "a\ufffd[31m\ufffdb\nc\n"), (False, "a\x1b[31m\x07b\nc\n")]
+)
+def test_a_model_cannot_command_the_terminal_but_pipes_get_every_character(
+    is_terminal: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdout = io.StringIO()
+    monkeypatch.setattr(stdout, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    with deepzig.load("stories") as llm:
+        script(monkeypatch, llm, tokens_of(llm, "a\x1b[31m\x07b\nc"))
+        print_stream(llm, "Once", deepzig.SamplingParams())
+    assert stdout.getvalue() == expected
 
 
 def test_streams_of_the_process_are_apart(run_process: RunProcess) -> None:

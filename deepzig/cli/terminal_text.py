@@ -1,0 +1,14 @@
+"""Text that strangers wrote, for a terminal: it must not command it.
+
+Called by `generate` and `chat_output`, which show what models and saved conversations say. Knows nothing of either.
+"""
+
+from typing import TextIO
+
+# Of the control characters line breaks and tabs are left.
+_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"} | {0x0D: None}
+
+
+def harmless(text: str, stream: TextIO) -> str:
+    """The text without control characters if the stream is a terminal; elsewhere just as it was written."""
+    return text.translate(_CONTROLS) if stream.isatty() else text
