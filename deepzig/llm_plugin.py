@@ -65,7 +65,7 @@ class Deepzig(llm.Model):  # type: ignore[misc]
         template, tokenizer = model.chat_template, model.tokenizer
         ids = prompt_ids(model, prompt, known)
         if template is not None and template.tells_roles():
-            given.setdefault("max_tokens", model.config.max_position_embeddings)
+            given.setdefault("max_tokens", model.n_context)
         thinks = ThinkIds.of_tokenizer(tokenizer) if tokenizer is not None else None
         answer_format = AnswerFormat.of_template(template.source if template is not None else None)
         parser = AnswerParser(answer_format, in_reasoning=thinks is not None and thinks.are_open(ids))

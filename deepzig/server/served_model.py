@@ -59,7 +59,7 @@ class ServedModel:
     @property
     def n_context(self) -> int:
         """Tokens of prompt and answer together."""
-        return self.llm.config.max_position_embeddings
+        return self.llm.n_context
 
     @cached_property
     def think_ids(self) -> ThinkIds | None:

@@ -7,8 +7,9 @@ from typing import Any
 import openai
 import pytest
 
-from deepzig.engine.llm import LLM
+from deepzig.engine.llm import LLM, load
 from deepzig.engine.sampling import SamplingParams
+from tests.server.conftest import serving
 
 STORY = "Once upon a time"
 CHAT = [{"role": "user", "content": STORY}]
@@ -292,6 +293,12 @@ def test_list_of_models(client: openai.OpenAI, stories: LLM) -> None:
     assert client.models.retrieve("stories").id == "stories"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("some/other")
+
+
+def test_the_context_is_that_of_a_small_cache() -> None:
+    with load("stories", cache_bytes=1 << 20) as small, serving(small) as server, server.openai() as client:
+        (model,) = client.models.list().data
+        assert model.max_model_len == model.meta["n_ctx"] == small.n_context < small.config.max_position_embeddings
 
 
 def test_task_requests_of_open_webui(client: openai.OpenAI) -> None:
