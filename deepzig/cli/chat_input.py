@@ -11,13 +11,13 @@ import sys
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import click
 
 from deepzig.cli.chat_commands import COMMANDS
 from deepzig.cli.messages import warn
+from deepzig.cli.user_folders import user_folder
 from deepzig.errors import RequestError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings
 
 PROMPT, CONTINUED = "> ", "  "
+HISTORY, NOT_KEPT = "chat_history", "what you write is not kept for later chats"
 
 
 class Input(Protocol):
@@ -158,23 +159,20 @@ def _completer() -> "Completer":
     return CommandCompleter()
 
 
-def history_path() -> Path:
-    """Where the XDG base directory specification puts what a program remembers. Raises RuntimeError without a home."""
-    state = os.environ.get("XDG_STATE_HOME", "")
-    folder = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
-    return folder / "deepzig" / "chat_history"
-
-
 def _history() -> "History":
     """Messages of this and earlier chats; of this alone where they cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+    folder = user_folder("XDG_STATE_HOME", ".local/state")
+    if folder is None:
+        warn(f"{NOT_KEPT}: you have no home folder; XDG_STATE_HOME names another")
+        return InMemoryHistory()
+    path = folder / HISTORY
     try:
-        path = history_path()
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600))
-    except (OSError, RuntimeError) as error:
-        warn(f"what you write is not kept for later chats: {error}")
+    except OSError as error:
+        warn(f"{NOT_KEPT}: {error}")
         return InMemoryHistory()
     return FileHistory(path)
 

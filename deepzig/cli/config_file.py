@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import click
 
 from deepzig.cli.naming import Option, long_name, path_of, settable
+from deepzig.cli.user_folders import user_folder
 
 VARIABLE = "DEEPZIG_CONFIG"
 KEPT = f"{__name__}.kept"
@@ -52,18 +53,19 @@ class ConfigFile:
         return next((owner for owner in owners if long_name(option) in self.tables.get(owner, {})), None)
 
 
-def location() -> Path:
-    """DEEPZIG_CONFIG, else deepzig/config.toml where the desktop keeps such files."""
+def location() -> Path | None:
+    """DEEPZIG_CONFIG, else config.toml where such files are kept; None if there is no such place."""
     if named := os.environ.get(VARIABLE):
         return Path(named)
-    folder = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    return (folder if folder.is_absolute() else Path.home() / ".config") / "deepzig" / "config.toml"
+    folder = user_folder("XDG_CONFIG_HOME", ".config")
+    return folder and folder / "config.toml"
 
 
 def of(context: click.Context) -> ConfigFile | None:
     """The file, read once for all commands of a run; None if there is none. Raises click.UsageError."""
     if KEPT not in context.meta:
-        context.meta[KEPT] = _read(location(), context)
+        path = location()
+        context.meta[KEPT] = path and _read(path, context)
     kept: ConfigFile | None = context.meta[KEPT]
     return kept
 
@@ -93,6 +95,8 @@ def _read(path: Path, context: click.Context) -> ConfigFile | None:
 
     try:
         document = tomllib.loads(text.decode("utf-8"))
+    except RecursionError as error:
+        raise click.UsageError(f"{path}: lists or tables within each other are too deep", context) from error
     except ValueError as error:  # of TOML and of UTF-8
         raise click.UsageError(f"{path}: {error}", context) from error
     return ConfigFile(path, dict(_Check(path, context).tables(document)))

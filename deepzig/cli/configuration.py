@@ -60,13 +60,18 @@ def as_json(context: click.Context) -> str:
 def lines(context: click.Context) -> Iterator[str]:
     """For people: what all commands share once, then what is a command's own or differs there."""
     file = config_file.of(context)
-    yield f"config file: {file.path if file else f'none; {config_file.location()} would be read'}"
+    yield f"config file: {file.path if file else _none_read()}"
     for title, options in _grouped(settings(context)).items():
         yield ""
         yield title
         for name, setting in options.items():
             origin = f"{setting.source} {setting.name or ''}".rstrip()
             yield f"  --{name:<20} {_shown(setting.value):<16} {origin}"
+
+
+def _none_read() -> str:
+    path = config_file.location()
+    return f"none; {path} would be read" if path else f"none; you have no home folder, {config_file.VARIABLE} names one"
 
 
 def _grouped(commands: dict[str, dict[str, Setting]]) -> dict[str, dict[str, Setting]]:

@@ -78,6 +78,7 @@ def test_command_line_then_environment_then_file_then_default(run: Run, write: W
         ("stop = 'The end'", "stop: must be a list, in [ ]"),
         ("stop = [1]", "stop: must be text, not a whole number"),
         ("threads = =", "Invalid value (at line 1, column 11)"),
+        (f"stop = {'[' * 5000}", "lists or tables within each other are too deep"),
     ],
 )
 @pytest.mark.parametrize("command", [("kernels",), ("verify", "nowhere"), ("info", "--config")])
@@ -130,6 +131,15 @@ def test_where_the_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
         assert location() == Path("/home/someone/.config/deepzig/config.toml")
     monkeypatch.setenv("DEEPZIG_CONFIG", "other.toml")
     assert location() == Path("other.toml")
+
+
+def test_a_user_without_a_home_needs_no_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert run("kernels").exit_code == 0
+    first = run("info", "--config").stdout.splitlines()[0]
+    assert first == "config file: none; you have no home folder, DEEPZIG_CONFIG names one"
 
 
 def test_the_file_of_the_desktop_is_read(run: Run, tmp_path: Path) -> None:
