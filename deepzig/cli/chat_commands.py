@@ -207,8 +207,8 @@ def _stops(value: str) -> tuple[str, ...]:
         return (value,)
     try:
         found = json.loads(value)
-    except ValueError as error:
-        raise RequestError(f"stop {value} is no JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"stop {value!r:.80} is no JSON ({error})") from error
     return (found,) if isinstance(found, str) else tuple(found)
 
 

@@ -68,8 +68,9 @@ def _from_elsewhere(error: click.BadParameter, context: click.Context) -> click.
     if not isinstance(option, click.Option) or option.name is None:
         return None
     source = context.get_parameter_source(option.name)
-    if source is ParameterSource.ENVIRONMENT:
-        return click.UsageError(f"{variable_in_use(option)}: {error.message}", context)
+    variable = variable_in_use(option)
+    if variable and source in (ParameterSource.ENVIRONMENT, None):  # None: it cannot even be split into words
+        return click.UsageError(f"{variable}: {error.message}", context)
     if source is ParameterSource.DEFAULT_MAP and (file := config_file.of(context)):
         return click.UsageError(f"{file.path}: {file.key_of(option, path_of(context))}: {error.message}", context)
     return None

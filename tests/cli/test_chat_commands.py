@@ -172,6 +172,7 @@ def test_the_end(session: ChatSession) -> None:
         ("/set top_k 1.5", "top_k takes a whole number, not '1.5'"),
         ("/set ignore_eos maybe", "/set ignore_eos takes on or off, not 'maybe'"),
         ('/set stop "x', "is no JSON"),
+        ("/set stop " + "[" * 50_000, "is no JSON"),
         ("/set stop [3]", "stop must be non-empty strings"),
         ("/set speculation wild", "speculation 'wild' is unknown"),
         ("/think hard", "/think takes on or off, not 'hard'"),

@@ -142,7 +142,7 @@ def test_wrong_usage_is_a_line_and_a_hint(arguments: list[str], environment: dic
 def test_an_open_quote_is_told_without_the_value() -> None:
     result = work_with(DEEPZIG_WORK_KEY="'secret")
     assert result.exit_code == 2
-    assert "'--key': No closing quotation" in result.stderr and "secret" not in result.stderr
+    assert result.stderr.startswith("Error: DEEPZIG_WORK_KEY: No closing quotation") and "secret" not in result.stderr
 
 
 NORMAL = ["note", "Warning: careful", "Warning: slow", "Error: broken"]
