@@ -4,6 +4,7 @@ Called by `info`; calls `config_file` and the commands' own parsing of values. S
 """
 
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -105,7 +106,7 @@ def _setting(option: click.Option, context: click.Context) -> Setting:
 def _plain(option: click.Option, context: click.Context, value: Any) -> Any:
     """The value as JSON has it; what is not of the option's type stays as it was written."""
     if value is None:
-        return False if option.is_flag else [] if option.multiple else None
+        return False if option.is_flag and not option.secondary_opts else [] if option.multiple else None
     if option.hide_input:
         return HIDDEN
     with suppress(click.BadParameter):
@@ -116,4 +117,4 @@ def _plain(option: click.Option, context: click.Context, value: Any) -> Any:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "-" if value in (None, []) else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "-" if value in (None, []) else shlex.join(map(str, value)) if isinstance(value, list) else str(value)

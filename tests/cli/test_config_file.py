@@ -210,7 +210,7 @@ def test_sources_are_told(run: Run, write: Write) -> None:
 
 
 def test_people_see_what_is_shared_once(run: Run, write: Write) -> None:
-    path = write('precision = "fast"\n[generate]\nthreads = 5\n')
+    path = write('precision = "fast"\n[generate]\nthreads = 5\nstop = ["The end", "Moral"]\n')
     result = run("info", "--config", "-v")
     assert (result.exit_code, result.stderr) == (0, "")
     lines = [re.sub(r" +", " ", line.strip()) for line in result.stdout.splitlines()]
@@ -218,6 +218,8 @@ def test_people_see_what_is_shared_once(run: Run, write: Write) -> None:
     assert lines.count("--precision fast file precision") == 1
     assert lines.index("all commands") < lines.index("--precision fast file precision") < lines.index("generate")
     assert lines.index("generate") < lines.index("--threads 5 file generate.threads") < lines.index("serve")
+    assert lines.count("--stop 'The end' Moral file generate.stop") == 1  # as the variable has it
+    assert lines.count("--think - default") == 1  # neither on nor off: the model decides
     assert lines.count("--verbose no default") == 1
     assert lines.index("info") < lines.index("--verbose yes command line")
 
