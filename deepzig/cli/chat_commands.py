@@ -108,6 +108,7 @@ def _system(session: ChatSession, argument: str) -> Outcome:
 
 def _set(session: ChatSession, argument: str) -> Outcome:
     name, _, value = argument.partition(" ")
+    name = name.replace("-", "_")  # as the options of the command line are spelt
     if name and name not in _KINDS:
         raise RequestError(f"/set knows no {name!r}; it takes {', '.join(_KINDS)}")
     if value:

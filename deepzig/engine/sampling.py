@@ -89,8 +89,10 @@ def _check_number(name: str, value: float | None, least: float, greatest: float)
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise RequestError(f"{name} {value!r} is no finite number")
-    if not least <= value <= greatest:
-        raise RequestError(f"{name} {value} is not between {least} and {greatest}")
+    if value < least:
+        raise RequestError(f"{name} {value} is below {least}")
+    if value > greatest:
+        raise RequestError(f"{name} {value} is above {greatest}")
 
 
 def _check_integer(name: str, value: int | None, least: int) -> None:
