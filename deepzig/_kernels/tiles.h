@@ -185,15 +185,19 @@ INLINE void mix_tile(int format, int vectors, int columns, const Matrix *w, int6
     for (int v = 0; v < vectors; v++) group[v] = (k + v * LANES) / w->group_size;
     for (int j = 0; j < columns; j++)
         for (int v = 0; v < vectors; v++) sum[j][v] = vload(out + j * out_stride + k + v * LANES);
+    const int one_group = group[0] == group[vectors - 1];
+    int64_t block = first / w->block_rows;
     for (int64_t n = first; n < last; n++) {
         const uint8_t *row = (const uint8_t *)w->codes + n * w->row_bytes;
-        const int64_t scale = (w->block_rows == 1 ? n : n / w->block_rows) * groups;
-        vfloat coefficient[MIX_COLUMNS];
+        vfloat coefficient[MIX_COLUMNS], factor = vset(1);
+        if (n == (block + 1) * w->block_rows) block++;
         for (int j = 0; j < columns; j++) coefficient[j] = vset(c[j][n - first]);
         for (int v = 0; v < vectors; v++) {
-            const vfloat factor = vset(format == F32 ? 1.0f : decode_scale(format, scale_at(w, scale + group[v])));
             vfloat weight = decode(format, row, k + v * LANES, w->offset);
-            if (format >= FP8) weight *= factor;
+            if (format >= FP8) {
+                if (v == 0 || !one_group) factor = vset(decode_scale(format, scale_at(w, block * groups + group[v])));
+                weight *= factor;
+            }
             for (int j = 0; j < columns; j++) sum[j][v] += coefficient[j] * weight;
         }
     }
