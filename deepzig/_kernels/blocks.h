@@ -22,14 +22,16 @@ typedef struct {
 
 /* A stretch of columns of W that lies in one block and in one group. */
 typedef struct {
-    const float *weights; /* of the block's first row */
-    int64_t step;         /* floats from one row to the next */
-    int64_t k, width;
-    int opens, closes;          /* its group */
+    const float *weights;     /* of the block's first row */
+    int64_t step;             /* floats from one row to the next */
+    int64_t k, width;         /* first column, and how many */
+    int opens, closes;        /* its group */
     float factor[BLOCK_ROWS]; /* of the group, for each row */
 } Stretch;
 
-INLINE void stretch_tile(int rows, int columns, const Stretch *s, int row, const float *const *x, DotSpace *space, int64_t column) {
+/* `rows` rows of the block, from `row` on, against `columns` x rows, of which the first is the pass's `column`. */
+INLINE void stretch_tile(int rows, int columns, const Stretch *s, int row, const float *const *x, DotSpace *space,
+                         int64_t column) {
     vfloat part[TILE_ROWS][TILE_COLUMNS];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < columns; j++) part[i][j] = s->opens ? vset(0) : space->part[column + j][row + i];
@@ -49,7 +51,8 @@ INLINE void stretch_tile(int rows, int columns, const Stretch *s, int row, const
     }
 }
 
-INLINE void stretch_rows(int columns, const Stretch *s, int rows, const float *const *x, DotSpace *space, int64_t column) {
+INLINE void stretch_rows(int columns, const Stretch *s, int rows, const float *const *x, DotSpace *space,
+                         int64_t column) {
     int row = 0;
     for (; row + TILE_ROWS <= rows; row += TILE_ROWS) stretch_tile(TILE_ROWS, columns, s, row, x, space, column);
     for (; row < rows; row++) stretch_tile(1, columns, s, row, x, space, column);
@@ -135,8 +138,8 @@ INLINE int64_t dot_space(const Matrix *w) {
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and any number of columns. x rows must end in zeros
  * up to padded(K) if w is not even. */
-static inline void dot_block(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t columns, float *out,
-                             int64_t out_stride, float *space) {
+static inline void dot_block(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t columns,
+                             float *out, int64_t out_stride, float *space) {
     if (!is_even(w)) {
         const int64_t width = padded(w->k);
         float *rows = space + sizeof(DotSpace) / sizeof(float);
