@@ -69,7 +69,7 @@ def bench(
     concurrencies: tuple[int, ...],
     repetitions: int,
     form: str | None,
-    threads: int | None,
+    n_threads: int | None,
     precision: str,
     deterministic: bool,
     cache_dtype: str,
@@ -103,7 +103,7 @@ def bench(
         "precision": precision, "deterministic": deterministic, "cache_dtype": cache_dtype, "repetitions": repetitions
     }  # fmt: skip
     with load(
-        model, n_threads=threads, precision=precision, deterministic=deterministic, cache_dtype=cache_dtype,
+        model, n_threads=n_threads, precision=precision, deterministic=deterministic, cache_dtype=cache_dtype,
         cache_bytes=cache_bytes,
     ) as llm:  # fmt: skip
         check_room(llm, tests)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from deepzig.cli.naming import EVERYWHERE, Decorator, Option
+from deepzig.cli.naming import EVERYWHERE, Option, in_order
 from deepzig.cli.options import json_option
 from deepzig.cli.tables import Table, labelled
 
@@ -33,17 +33,14 @@ def form_options(command: Callable[..., Any]) -> Callable[..., Any]:
         given = {name: values.pop(f"as_{name}") for name in FORMS}
         return command(*args, form=_nearest(context, [name for name in FORMS if given[name]]), **values)
 
-    options: list[Decorator] = [
+    options = in_order(
         json_option,
         click.option("--csv", "as_csv", is_flag=True, cls=Option, heading=EVERYWHERE,
                      help="Print comma-separated values, each line complete in itself."),
         click.option("--markdown", "as_markdown", is_flag=True, cls=Option, heading=EVERYWHERE,
                      help="Print a table in Markdown."),
-    ]  # fmt: skip
-    decorated: Callable[..., Any] = with_form
-    for option in reversed(options):
-        decorated = option(decorated)
-    return decorated
+    )  # fmt: skip
+    return options(with_form)
 
 
 def _nearest(context: click.Context, forms: list[str]) -> str | None:

@@ -13,7 +13,7 @@ import click
 
 from deepzig.cli.command import command
 from deepzig.cli.messages import note
-from deepzig.cli.options import cache_options, compute_options, model_folder, model_option
+from deepzig.cli.options import loading_options, model_folder, model_option
 from deepzig.cli.sampling_options import sampling_options, sampling_params
 from deepzig.cli.statistics import statistics_line
 from deepzig.errors import ContextLengthError, DeepzigError
@@ -37,21 +37,14 @@ LEAVING = "/help lists commands, Ctrl-D leaves."
     help="Go on with a conversation that /save wrote.",
 )  # fmt: skip
 @sampling_options(most="256 for a story, else what the context holds")
-@compute_options
-@cache_options
+@loading_options
 def chat(
     model: str,
     system: str | None,
     think: bool | None,
     hide_reasoning: bool,
     saved: Path | None,
-    threads: int | None,
-    precision: str,
-    deterministic: bool,
-    cache_dtype: str,
-    cache_bytes: int | None,
-    context_shift: bool,
-    prompt_cache: Path | None,
+    loading: dict[str, Any],
     **sampling: Any,
 ) -> None:
     """Talk with a model.
@@ -75,16 +68,7 @@ def chat(
 
     messages = load_messages(saved) if saved is not None else []
     model_folder(model)
-    with load(
-        model,
-        n_threads=threads,
-        precision=precision,
-        deterministic=deterministic,
-        cache_dtype=cache_dtype,
-        cache_bytes=cache_bytes,
-        context_shift=context_shift,
-        prompt_cache=prompt_cache,
-    ) as llm:
+    with load(model, **loading) as llm:
         session = ChatSession(llm)
         session.params = sampling_params(sampling, session.defaults)
         if saved is not None:

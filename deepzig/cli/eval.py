@@ -34,7 +34,7 @@ def eval(
     window: int | None,
     stride: int | None,
     as_json: bool,
-    threads: int | None,
+    n_threads: int | None,
     precision: str,
     deterministic: bool,
     cache_dtype: str,
@@ -56,11 +56,11 @@ def eval(
     except UnicodeDecodeError as error:
         raise click.UsageError(f"{text} is not UTF-8 at byte {error.start}; convert it first") from error
     model_folder(model)
-    llm = load(model, n_threads=threads, precision=precision, deterministic=deterministic, cache_dtype=cache_dtype)
+    llm = load(model, n_threads=n_threads, precision=precision, deterministic=deterministic, cache_dtype=cache_dtype)
     other = None
     if reference is not None:  # its cache stays f32, so that --cache-dtype int8 can be judged by it
         model_folder(reference)
-        other = load(reference, n_threads=threads, precision=precision, deterministic=deterministic)
+        other = load(reference, n_threads=n_threads, precision=precision, deterministic=deterministic)
     with token_progress("eval") as update:
         result = evaluate(llm, content, reference=other, window=window, stride=stride, progress=update)
     if as_json:

@@ -15,7 +15,7 @@ import click
 from deepzig.cli.command import command
 from deepzig.cli.messages import note
 from deepzig.cli.naming import Option
-from deepzig.cli.options import cache_options, compute_options, json_option, model_folder, model_option
+from deepzig.cli.options import json_option, loading_options, model_folder, model_option
 from deepzig.cli.sampling_options import sampling_options, sampling_params
 from deepzig.cli.statistics import statistics_line
 from deepzig.cli.terminal_text import harmless
@@ -47,21 +47,14 @@ _beam_option = functools.partial(click.option, cls=Option, heading="Beam search"
 )  # fmt: skip
 @click.option("--logprobs", type=int, metavar="N", help="With --json: log-probabilities, with the N likeliest.")
 @json_option
-@compute_options
-@cache_options
+@loading_options
 def generate(
     prompt: str | None,
     model: str,
     file: Path | None,
     chat: bool,
     as_json: bool,
-    threads: int | None,
-    precision: str,
-    deterministic: bool,
-    cache_dtype: str,
-    cache_bytes: int | None,
-    context_shift: bool,
-    prompt_cache: Path | None,
+    loading: dict[str, Any],
     **sampling: Any,
 ) -> None:
     """Continue a prompt, or answer it.
@@ -82,16 +75,7 @@ def generate(
 
     params = sampling_params(sampling)
     model_folder(model)
-    llm = load(
-        model,
-        n_threads=threads,
-        precision=precision,
-        deterministic=deterministic,
-        cache_dtype=cache_dtype,
-        cache_bytes=cache_bytes,
-        context_shift=context_shift,
-        prompt_cache=prompt_cache,
-    )
+    llm = load(model, **loading)
     request: Request = [{"role": "user", "content": text}] if chat else text
     if as_json:
         result = llm.generate(request, params)

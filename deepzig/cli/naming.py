@@ -30,6 +30,17 @@ def shared_option(*names: str, heading: str, **attributes: Any) -> Decorator:
     return click.option(*names, cls=Option, shared=True, heading=heading, **attributes)
 
 
+def in_order(*options: Decorator) -> Decorator:
+    """All of them, in the help in this order."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 class Words(click.types.StringParamType):
     """Text of an option that may be repeated: an environment variable holds several as a shell's words."""
 

@@ -3,6 +3,7 @@
 Calls `model_names` and `hub` for models that must be fetched first.
 """
 
+import functools
 import re
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import click
 
 from deepzig.cli.completion import complete_model
 from deepzig.cli.messages import note
-from deepzig.cli.naming import EVERYWHERE, Decorator, shared_option
+from deepzig.cli.naming import EVERYWHERE, in_order, shared_option
 
 if TYPE_CHECKING:
     from deepzig.checkpoint.hub import Download
@@ -49,22 +50,16 @@ def _is_on(name: str) -> bool:
     return bool(click.get_current_context().meta.get(f"{__name__}.{name}"))
 
 
-def hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --yes and --offline, which the command's function need not know."""
-    options: list[Decorator] = [
-        shared_option("--yes", is_flag=True, expose_value=False, heading=MODEL,
-                      callback=_keep, help="Download a model of more than 1 GB without asking."),
-        shared_option("--offline", is_flag=True, expose_value=False, heading=MODEL,
-                      callback=_keep, help="Download nothing."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+hub_options = in_order(  # --yes and --offline, which the command's function need not know
+    shared_option("--yes", is_flag=True, expose_value=False, heading=MODEL,
+                  callback=_keep, help="Download a model of more than 1 GB without asking."),
+    shared_option("--offline", is_flag=True, expose_value=False, heading=MODEL,
+                  callback=_keep, help="Download nothing."),
+)  # fmt: skip
 
 
-def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add -m, --yes and --offline."""
-    option = shared_option(
+model_option = in_order(  # -m, --yes and --offline
+    shared_option(
         "-m",
         "--model",
         heading=MODEL,
@@ -72,8 +67,9 @@ def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
         shell_complete=complete_model,
         metavar="MODEL",
         help=f"Folder of a checkpoint, or org/name of the Hugging Face hub. Without it: the bundled '{BUNDLED_MODEL}'.",
-    )
-    return option(hub_options(command))
+    ),
+    hub_options,
+)
 
 
 def model_folder(model: str, with_weights: bool = True) -> Path:
@@ -107,6 +103,7 @@ def fetch_asking(download: "Download") -> Path:
 
 threads_option = shared_option(
     "--threads",
+    "n_threads",
     type=click.IntRange(min=1),
     metavar="N",
     heading=COMPUTING,
@@ -141,39 +138,38 @@ cache_bytes_option = shared_option(
 )
 
 
-def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what `deepzig.load` takes for the cache of a model that generates."""
-    options: list[Decorator] = [
-        cache_dtype_option,
-        cache_bytes_option,
-        shared_option(
-            "--context-shift", is_flag=True, heading=COMPUTING,
-            help="When the context is full, go on without the oldest tokens behind the first.",
-        ),
-        shared_option(
-            "--prompt-cache", heading=COMPUTING, metavar="DIR",
-            type=click.Path(file_okay=False, path_type=Path),
-            help="Keep what was computed of prompts in this folder, for later runs.",
-        ),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+compute_options = in_order(
+    threads_option,
+    shared_option(
+        "--precision", heading=COMPUTING, type=click.Choice(["exact", "fast"]), default="exact", show_default=True,
+        help="'fast' rounds activations to bf16 where that speeds up prompts.",
+    ),
+    shared_option(
+        "--deterministic", heading=COMPUTING, is_flag=True,
+        help="The same bits whatever the chunks, the cache and the batch; slower prompts.",
+    ),
+)  # fmt: skip
+
+_cache_options = in_order(
+    cache_dtype_option,
+    cache_bytes_option,
+    shared_option(
+        "--context-shift", is_flag=True, heading=COMPUTING,
+        help="When the context is full, go on without the oldest tokens behind the first.",
+    ),
+    shared_option(
+        "--prompt-cache", heading=COMPUTING, metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
+        help="Keep what was computed of prompts in this folder, for later runs.",
+    ),
+)  # fmt: skip
+_LOADING = ("n_threads", "precision", "deterministic", "cache_dtype", "cache_bytes", "context_shift", "prompt_cache")
 
 
-def compute_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --threads, --precision and --deterministic, which `deepzig.load` takes too (n_threads)."""
-    options: list[Decorator] = [
-        threads_option,
-        shared_option(
-            "--precision", heading=COMPUTING, type=click.Choice(["exact", "fast"]), default="exact",
-            show_default=True, help="'fast' rounds activations to bf16 where that speeds up prompts.",
-        ),
-        shared_option(
-            "--deterministic", heading=COMPUTING, is_flag=True,
-            help="The same bits whatever the chunks, the cache and the batch; slower prompts.",
-        ),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add all that `deepzig.load` takes of a model that generates; the command's function gets it as `loading`."""
+
+    @functools.wraps(command)
+    def with_loading(**values: Any) -> Any:
+        return command(loading={name: values.pop(name) for name in _LOADING}, **values)
+
+    return in_order(compute_options, _cache_options)(with_loading)

@@ -89,7 +89,7 @@ def quantize(
     allow_nonfinite: bool,
     shard_size: int,
     as_json: bool,
-    threads: int | None,
+    n_threads: int | None,
 ) -> None:
     """Convert a checkpoint to another format.
 
@@ -107,7 +107,7 @@ def quantize(
 
     recipe = Recipe(wanted, None if group_size is None else GROUP_SIZES[group_size], include, exclude)
     directory = model_folder(source)
-    n_threads = threads or available_threads()
+    n_threads = n_threads or available_threads()
     importance: dict[str, np.ndarray] = {}
     if calibrate is not None:
         if "int4" not in (wanted, *(chosen for _, chosen in include)):

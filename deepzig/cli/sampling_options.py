@@ -2,16 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from deepzig.cli.naming import Decorator, shared_option
+from deepzig.cli.naming import Decorator, in_order, shared_option
 
 if TYPE_CHECKING:
     from deepzig.engine.sampling import SamplingParams
 
 MODELS = "[default: the model's]"
-
 
 _option = functools.partial(shared_option, heading="Sampling")
 
@@ -32,13 +31,7 @@ _OPTIONS: tuple[Decorator, ...] = (
 def sampling_options(*, most: str) -> Decorator:
     """Add the options that `sampling_params` makes parameters of. most: what --max-tokens is without being given."""
     limit = _option("--max-tokens", type=int, metavar="N", help=f"Most tokens to generate.  [default: {most}]")
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed((limit, *_OPTIONS)):
-            command = option(command)
-        return command
-
-    return add
+    return in_order(limit, *_OPTIONS)
 
 
 def sampling_params(values: Mapping[str, Any], defaults: "SamplingParams | None" = None) -> "SamplingParams":

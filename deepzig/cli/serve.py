@@ -5,13 +5,13 @@ Called by the command line; calls `server.listen`. Knows nothing of HTTP.
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deepzig.cli.command import command
 from deepzig.cli.messages import note, warn
-from deepzig.cli.options import cache_options, compute_options, model_folder, model_option
+from deepzig.cli.options import loading_options, model_folder, model_option
 from deepzig.errors import ServerError
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ if TYPE_CHECKING:
     help="Thoughts as reasoning_content, left in the content, or in both.",
 )  # fmt: skip
 @click.option("--expert-load", is_flag=True, help="Count which experts are chosen, for /status.")
-@compute_options
-@cache_options
+@loading_options
 def serve(
     model: str,
     host: str,
@@ -64,13 +63,7 @@ def serve(
     shutdown_timeout: float,
     reasoning_format: str,
     expert_load: bool,
-    threads: int | None,
-    precision: str,
-    deterministic: bool,
-    cache_dtype: str,
-    cache_bytes: int | None,
-    context_shift: bool,
-    prompt_cache: Path | None,
+    loading: dict[str, Any],
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API does, with a web page.
 
@@ -104,16 +97,7 @@ def serve(
         raise ServerError(f"{host}:{port} cannot be listened on ({error.strerror}); take another --port") from error
     with listener:
         service.load(
-            lambda: load(
-                model,
-                n_threads=threads,
-                precision=precision,
-                deterministic=deterministic,
-                cache_dtype=cache_dtype,
-                cache_bytes=cache_bytes,
-                context_shift=context_shift,
-                prompt_cache=prompt_cache,
-            ),
+            lambda: load(model, **loading),
             model_id,
             on_ready=lambda: _announce(service, listener.getsockname()[1]),
             on_failure=server.stop,
