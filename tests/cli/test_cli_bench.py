@@ -136,12 +136,15 @@ def test_an_interrupt_ends_with_what_was_measured() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its_end, start_new_session=True) as process:
         os.close(its_end)
         drawn = b""
-        while not re.search(rb" [1-9]\d+/18002 runs pp8", drawn):
-            drawn += os.read(terminal, 1000)
-        process.send_signal(signal.SIGINT)
-        assert process.stdout is not None
-        shown = json.loads(process.stdout.read())
-        assert process.wait(60) == 130
+        try:
+            while not re.search(rb" [1-9]\d+/18002 runs pp8", drawn):
+                drawn += os.read(terminal, 1000)
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()  # or a failure would wait for its end
+    assert process.returncode == 130
+    shown = json.loads(output)
     os.close(terminal)
     (figure,) = shown["figures"]
     assert not shown["is_complete"] and figure["name"] == "pp8" and 5 < len(figure["samples"]) < 9000
