@@ -1,7 +1,6 @@
-"""`deepzig kernels`: which implementation of each kernel runs here, and why. Calls `_kernels`."""
+"""`deepzig kernels`: which implementation of each kernel runs here, and why. Calls `_kernels` and `tables`."""
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -9,11 +8,12 @@ import click
 from deepzig.cli.command import command
 from deepzig.cli.messages import note
 from deepzig.cli.options import json_option
+from deepzig.cli.tables import UNWRAPPED, labelled, stdout_width
 
 if TYPE_CHECKING:
     from deepzig._kernels import KernelRow
 
-UNWRAPPED = 1000  # columns, more than any line has
+HEAD = ("kernel", "runs", "prompts", "available", "forced by")
 
 
 @command()
@@ -53,12 +53,21 @@ def kernels(as_json: bool) -> None:
 
 
 def print_table(rows: "list[KernelRow]") -> None:
-    """A line for each kernel. Outside a terminal no line is wrapped, so that other programs can read them."""
+    """A row for each kernel; a paragraph, on a terminal whose columns would cut words."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("kernel", "runs", "prompts", "available", "forced by", box=None, pad_edge=False)
+    table, lines = Table(*HEAD, box=None, pad_edge=False), []
     for row in rows:
         prompts = row.prompts if row.prompts != row.runs else ""
-        table.add_row(row.stem, row.runs, prompts, " ".join(row.available), row.forced_by or "-")
-    Console(width=None if sys.stdout.isatty() else UNWRAPPED).print(table)
+        lines.append((row.stem, row.runs, prompts, " ".join(row.available), row.forced_by or "-"))
+        table.add_row(*lines[-1])
+    if Console(width=UNWRAPPED).measure(table).minimum <= stdout_width():
+        Console(width=stdout_width()).print(table)
+        return
+    width = max(map(len, HEAD))
+    for line in lines:
+        for name, value in zip(HEAD, line, strict=True):
+            if value:
+                click.echo(labelled(name, value, width))
+        click.echo()

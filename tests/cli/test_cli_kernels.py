@@ -8,6 +8,7 @@ from click.testing import Result
 
 from deepzig import _kernels
 from deepzig._kernels._isa import ISA_NAMES
+from tests.cli.terminal import Terminal
 
 Run = Callable[..., Result]
 
@@ -18,6 +19,14 @@ def test_table_has_a_line_for_each_kernel(run: Run) -> None:
     header, *lines = result.stdout.splitlines()
     assert header.split() == ["kernel", "runs", "prompts", "available", "forced", "by"]
     assert [line.split()[:2] for line in lines] == [[row.stem, row.runs] for row in _kernels.table()]
+
+
+def test_a_narrow_terminal_cuts_no_word() -> None:
+    row = _kernels.table()[-1]
+    with Terminal("kernels", columns=40, rows=300) as terminal:
+        assert terminal.exit_code() == 0
+    last = " ".join(terminal.text.rpartition("kernel ")[2].split())
+    assert last == f"{row.stem} runs {row.runs} available {' '.join(row.available)} forced by -"
 
 
 def test_json_has_what_the_table_has(run: Run) -> None:
