@@ -13,10 +13,11 @@ from deepzig.engine.beam_search import BeamSearch
 from deepzig.engine.beams import advance_search, new_search, search_events
 from deepzig.engine.context_shift import KEPT_PAGES, ContextShift
 from deepzig.engine.drafting import block_tables
+from deepzig.engine.logit_rows import LogitRows
 from deepzig.engine.prompt_cache import PromptCache
 from deepzig.engine.request import Branch, Request, TokenEvent
 from deepzig.engine.results import EngineStats
-from deepzig.engine.sampling import Sampler, SamplingParams, TokenConstraint, check_finite
+from deepzig.engine.sampling import Sampler, SamplingParams, TokenConstraint
 from deepzig.engine.scheduler import MAX_RUNNING, Scheduler
 from deepzig.engine.speculation import Speculator
 from deepzig.errors import ContextLengthError, RequestError
@@ -148,7 +149,7 @@ class Engine:
         all_hidden = hidden[0] if len(hidden) == 1 else np.concatenate(hidden)
         logits = self._model.logits(all_hidden)
         now = time.perf_counter()
-        rows = _LogitRows(logits, now)
+        rows = LogitRows(logits, now)
         for row, branch in enumerate(read):
             self._choose_first(branch, rows, row)
         if not plan.reading:
@@ -284,7 +285,7 @@ class Engine:
         )
         return self._model.forward(np.array(tokens, np.int32), rows, self._cache, observer=self.observer)
 
-    def _choose_first(self, branch: Branch, rows: "_LogitRows", row: int) -> None:
+    def _choose_first(self, branch: Branch, rows: LogitRows, row: int) -> None:
         """The token behind a text that has been read. A prompt forks into n here."""
         if branch.request.beam_search is not None:
             self._take_beam(branch, rows.logits[row], branch.request.beam_search, rows.time)
@@ -300,7 +301,7 @@ class Engine:
         branches: list[Branch],
         drafts: list[list[int]],
         hidden: np.ndarray,
-        rows: "_LogitRows",
+        rows: LogitRows,
         first: int,
         seconds: float,
     ) -> None:
@@ -325,7 +326,7 @@ class Engine:
             self._speculator.follow(branch, hidden[first : first + n_chosen])
             first += 1 + len(guesses)
 
-    def _choose_token(self, branch: Branch, rows: "_LogitRows", row: int) -> int | None:
+    def _choose_token(self, branch: Branch, rows: LogitRows, row: int) -> int | None:
         """Append the token that follows from a row of logits, and return it. An error ends the branch's request alone;
         None then."""
         request = branch.request
@@ -400,22 +401,3 @@ class Engine:
         if all(each.is_finished for each in request.branches):
             request.finish_reason = reason
             self._finished[reason] += 1
-
-
-class _LogitRows:
-    """The logits of a step, f32 (T, vocab_size), and the greatest of each row, found for all at once."""
-
-    def __init__(self, logits: np.ndarray, time: float) -> None:
-        self.logits = logits
-        self.time = time  # time.perf_counter when they were there
-        self._greatest: list[tuple[int, float]] = []  # token, logit
-
-    def greatest(self, row: int) -> int:
-        """The token with the greatest logit, the first of equals. Raises NonFiniteLogitsError."""
-        if not self._greatest:
-            tokens = self.logits.argmax(axis=1)
-            values = self.logits[np.arange(len(tokens)), tokens]
-            self._greatest = list(zip(tokens.tolist(), values.tolist(), strict=True))
-        token, value = self._greatest[row]
-        check_finite(value)
-        return token

@@ -1,0 +1,24 @@
+"""The logits of a step, and the likeliest token of each row. Made by `engine`; knows nothing of requests."""
+
+import numpy as np
+
+from deepzig.engine.sampling import check_finite
+
+
+class LogitRows:
+    """The logits of a step, f32 (T, vocab_size), and the greatest of each row, found for all at once."""
+
+    def __init__(self, logits: np.ndarray, time: float) -> None:
+        self.logits = logits
+        self.time = time  # time.perf_counter when they were there
+        self._greatest: list[tuple[int, float]] = []  # token, logit
+
+    def greatest(self, row: int) -> int:
+        """The token with the greatest logit, the first of equals. Raises NonFiniteLogitsError."""
+        if not self._greatest:
+            tokens = self.logits.argmax(axis=1)
+            values = self.logits[np.arange(len(tokens)), tokens]
+            self._greatest = list(zip(tokens.tolist(), values.tolist(), strict=True))
+        token, value = self._greatest[row]
+        check_finite(value)
+        return token
