@@ -25,6 +25,12 @@ class Formatter(click.HelpFormatter):
             width = min(shutil.get_terminal_size().columns, max_width or MAX_WIDTH) - 2
         super().__init__(indent_increment, width, max_width)
 
+    def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
+        """On one line wherever it fits; click moves the arguments down unless 20 columns are left for them."""
+        begin = prefix or "Usage: "
+        usage = click.wrap_text(f"{begin}{prog} {args}", self.width, subsequent_indent=" " * len(begin))
+        self.write(f"{usage}\n")
+
     def write_dl(self, rows: Any, col_max: int = 30, col_spacing: int = 2) -> None:
         if self.width < NARROW:
             col_max = 2 * self.indent_increment

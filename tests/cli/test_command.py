@@ -242,6 +242,7 @@ def test_help_fits_the_terminal_and_has_examples(context: click.Context, columns
     too_long = [line for line in lines if len(line) > columns]
     assert all(len(line.split()) <= 3 for line in too_long), "more than an option and its value"
     assert columns == 40 or not too_long
+    assert lines[0].startswith(f"Usage: {context.command_path} [OPTIONS]") and lines[0] == lines[0].rstrip()
     assert "Examples:" in lines and any("deepzig " in line for line in lines[lines.index("Examples:") :])
 
 
