@@ -1,6 +1,7 @@
 """Completion: what the shell offers, in a real bash where there is one."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -8,20 +9,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 
-from deepzig.cli import COMMANDS
+from deepzig.cli import COMMANDS, main
 
 Run = Callable[..., Result]
 BASH = shutil.which("bash")
 SCRIPT = """
 eval "$(deepzig completion bash)"
 complete -p deepzig >&2
-COMP_WORDS=("$@")
-COMP_CWORD=$(($# - 1))
-_deepzig_completion deepzig "${COMP_WORDS[COMP_CWORD]}"
-printf '%s\\n' "${COMPREPLY[@]}"
+offers() {
+    COMP_WORDS=(deepzig "$@")
+    COMP_CWORD=$#
+    COMPREPLY=()
+    _deepzig_completion deepzig "${COMP_WORDS[COMP_CWORD]}"
+    echo "${COMPREPLY[@]}"
+}
 """
+OFFERED = [
+    (["gen"], ["generate"]),
+    (["generate", "--temp"], ["--temperature"]),
+    (["generate", "-m", ""], ["stories", "org/tiny--chat", "v2-lite"]),
+    (["generate", "-m", "o"], ["org/tiny--chat"]),
+    (["eval", "--reference", "st"], ["stories"]),
+    (["quantize", "v"], ["v2-lite"]),
+    (["serve", "--precision", ""], ["exact", "fast"]),
+    (["completion", ""], ["bash", "zsh", "fish"]),
+]
 
 
 @pytest.fixture
@@ -41,39 +55,29 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def completed(words: str, at: int, **env: str) -> str:
+    """What deepzig answers its script for bash; nothing else may be said."""
+    asked = {"_DEEPZIG_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+    result = CliRunner().invoke(main, prog_name="deepzig", env=asked | env)
+    assert result.stderr == ""
+    return result.stdout
+
+
 @pytest.mark.skipif(BASH is None, reason="bash is not installed")
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        (["gen"], ["generate"]),
-        (["generate", "--temp"], ["--temperature"]),
-        (["generate", "-m", ""], ["stories", "org/tiny--chat", "v2-lite"]),
-        (["generate", "-m", "o"], ["org/tiny--chat"]),
-        (["eval", "--reference", "st"], ["stories"]),
-        (["quantize", "v"], ["v2-lite"]),
-        (["serve", "--precision", ""], ["exact", "fast"]),
-        (["completion", ""], ["bash", "zsh", "fish"]),
-    ],
-)
-def test_bash_offers(models: Path, words: list[str], offered: list[str]) -> None:
-    command = [str(BASH), "--norc", "-c", SCRIPT, "bash", "deepzig", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.stdout.splitlines() == offered
+def test_bash_offers(models: Path) -> None:
+    script = SCRIPT + "\n".join(shlex.join(["offers", *words]) for words, _ in OFFERED)
+    done = subprocess.run([str(BASH), "--norc", "-c", script], capture_output=True, text=True, timeout=100)
+    assert [line.split() for line in done.stdout.splitlines()] == [offered for _, offered in OFFERED]
     assert done.stderr == "complete -o nosort -F _deepzig_completion deepzig\n"
 
 
-def test_a_path_is_left_to_the_shell(run: Run, models: Path) -> None:
-    env = {"_DEEPZIG_COMPLETE": "bash_complete", "COMP_WORDS": "deepzig info -m ./te", "COMP_CWORD": "3"}
-    done = subprocess.run([sys.executable, "-m", "deepzig"], env=os.environ | env, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("dir,./te\n", "")
+def test_a_path_is_left_to_the_shell(models: Path) -> None:
+    assert completed("deepzig info -m ./te", 3) == "dir,./te\n"
 
 
 def test_a_broken_config_file_does_not_disturb(models: Path) -> None:
     (models / "broken.toml").write_text("no TOML", encoding="utf-8")
-    env = {"_DEEPZIG_COMPLETE": "bash_complete", "COMP_WORDS": "deepzig info -m st", "COMP_CWORD": "3"}
-    env["DEEPZIG_CONFIG"] = str(models / "broken.toml")
-    done = subprocess.run([sys.executable, "-m", "deepzig"], env=os.environ | env, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("plain,stories\n", "")
+    assert completed("deepzig info -m st", 3, DEEPZIG_CONFIG=str(models / "broken.toml")) == "plain,stories\n"
 
 
 @pytest.mark.parametrize(
@@ -92,8 +96,5 @@ def test_each_shell_has_its_script(run: Run, shell: str, registers: str) -> None
 
 @pytest.mark.parametrize("words", [" ", *(f" {name} -" for name in COMMANDS)])
 def test_everything_can_be_completed(words: str) -> None:
-    typed = {"COMP_WORDS": f"deepzig{words}", "COMP_CWORD": str(len(words.split()) or 1)}
-    env = {"_DEEPZIG_COMPLETE": "bash_complete"} | typed
-    done = subprocess.run([sys.executable, "-m", "deepzig"], env=os.environ | env, capture_output=True, text=True)
-    assert done.stderr == ""
-    assert {f"plain,{word}" for word in (("--help", "-q") if words.strip() else COMMANDS)} <= set(done.stdout.split())
+    offered = completed(f"deepzig{words}", len(words.split()) or 1).split()
+    assert {f"plain,{word}" for word in (("--help", "-q") if words.strip() else COMMANDS)} <= set(offered)
