@@ -1,4 +1,4 @@
-"""Tokens and speeds of an answer, as a line for people. Called by `generate` and `chat`."""
+"""Tokens and speeds of an answer, for people. Called by `generate`, `chat` and `chat_commands`."""
 
 from typing import TYPE_CHECKING
 

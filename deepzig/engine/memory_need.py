@@ -1,7 +1,7 @@
 """What a model needs of memory, and what happens where there is less: loading refuses, or warns that weights stream.
 
-Called by `llm`, `deepzig info` and the table of docs/big-models.md, so that all three do one arithmetic; calls `model`
-for the sizes of what it allocates.
+Called by `llm`, `deepzig info`, the bench and the table of docs/big-models.md, so that all do one arithmetic; calls
+`model` for the sizes of what it allocates.
 
 Weights are maps of their files: they take memory as far as there is some, and the rest is read again when it is needed.
 Cache and work are memory of the process: without them nothing goes.

@@ -1,6 +1,6 @@
 """How fast memory is read, the way decoding reads it, which bounds its speed.
 
-Called by `deepzig info`; calls `_kernels`. Knows nothing of models.
+Called by `deepzig info` and `evaluate.speed_report`; calls `_kernels`. Knows nothing of models.
 """
 
 import time

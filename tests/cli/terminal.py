@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -88,14 +88,6 @@ class Terminal:
         self._process.close()
         code: int | None = self._process.exitstatus
         return code
-
-    def styles_of(self, text: str) -> Sequence[str]:
-        """Names of what else than plain the first character of a text on the screen is."""
-        row = next(number for number, line in enumerate(self._screen.display) if text in line)
-        cell = self._screen.buffer[row][self._screen.display[row].index(text)]
-        return [name for name in ("bold", "italics", "reverse") if getattr(cell, name)] + [
-            colour for colour in (cell.fg, cell.bg) if colour != "default"
-        ]
 
     def _read(self) -> bool:
         """Show what has come. False: the program has ended."""
