@@ -152,7 +152,7 @@ def needs(
     from deepzig.checkpoint.recipe import Recipe
     from deepzig.checkpoint.sizes import converted_size
     from deepzig.engine.memory_need import bytes_read_per_token, cache_bytes_per_token, memory_need
-    from deepzig.engine.read_speed import read_bandwidth
+    from deepzig.evaluate.read_speed import read_bandwidth
     from deepzig.memory import allocatable_memory, available_memory
     from deepzig.threads import available_threads
 

@@ -14,9 +14,9 @@ from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.sizes import ModelSize, count_parameters, stored_size
 from deepzig.engine.llm import LLM
 from deepzig.engine.memory_need import bytes_read_per_token
-from deepzig.engine.read_speed import read_bandwidth
 from deepzig.evaluate.figures import Figure
 from deepzig.evaluate.machine import describe_machine, describe_software
+from deepzig.evaluate.read_speed import read_bandwidth
 from deepzig.evaluate.reports import Report, new_report
 from deepzig.evaluate.speed import SpeedTest
 

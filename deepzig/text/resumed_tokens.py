@@ -1,6 +1,7 @@
 """Keeps the tokens of a conversation when its text is tokenised again, so that a prefix cache finds them.
 
-Called by the chat in the terminal and by `llm_plugin`; calls `Tokenizer.token_bytes`. Knows nothing of caches or templates.
+Called by the chat in the terminal and by `llm_plugin`; calls `Tokenizer.token_bytes`. Knows nothing of caches or
+templates.
 """
 
 from collections.abc import Sequence

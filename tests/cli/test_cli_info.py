@@ -35,7 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr("deepzig.memory.allocatable_memory", lambda: allocatable or available)
 
     set_memory(64 * GB)
-    monkeypatch.setattr("deepzig.engine.read_speed.read_bandwidth", lambda n_threads: 100e9)
+    monkeypatch.setattr("deepzig.evaluate.read_speed.read_bandwidth", lambda n_threads: 100e9)
     return set_memory
 
 

@@ -13,7 +13,6 @@ from deepzig.checkpoint.sizes import ModelSize, stored_size
 from deepzig.config import ModelConfig
 from deepzig.engine import memory_need
 from deepzig.engine.memory_need import StreamingWarning, bytes_read_per_token, cache_bytes_per_token, work_bytes
-from deepzig.engine.read_speed import read_bandwidth
 from deepzig.engine.scheduler import PREFILL_CHUNK
 from deepzig.errors import ResourceError
 from deepzig.model.cache import PAGE_SIZE, LatentCache
@@ -113,10 +112,3 @@ def test_what_fits_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         deepzig.load("stories")
-
-
-@pytest.mark.parametrize("room", [1, 1 << 20])
-def test_bandwidth_is_measured_in_whatever_room_there_is(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-    monkeypatch.setattr("deepzig.engine.read_speed.allocatable_memory", lambda: room)
-    monkeypatch.setattr("deepzig.engine.read_speed.BUDGET_S", 0.0)
-    assert read_bandwidth(1) > 0

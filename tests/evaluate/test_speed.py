@@ -8,6 +8,7 @@ import pytest
 import deepzig
 from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.errors import RequestError
+from deepzig.evaluate.read_speed import read_bandwidth
 from deepzig.evaluate.speed import SpeedTest, check_room, measure
 from deepzig.evaluate.speed_report import SpeedRun
 
@@ -86,9 +87,7 @@ def test_room_is_looked_at_before_anything_runs(llm: deepzig.LLM) -> None:
         check_room(llm, [SpeedTest("decode", 64, depth=900, concurrency=64)])
 
 
-def test_a_run_that_is_interrupted_leaves_nothing_running(
-    llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_interrupted_leaves_nothing_running(llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = measure(llm, [SpeedTest("decode", 900, concurrency=2)], 1)
     next(samples)
 
@@ -120,3 +119,10 @@ def test_a_report_takes_the_better_bandwidth(llm: deepzig.LLM, monkeypatch: pyte
 
 def test_the_memory_is_measured(llm: deepzig.LLM) -> None:
     assert SpeedRun(llm, BUNDLED["stories"], {}).report(is_complete=False).beside["read_bandwidth"] > 0
+
+
+@pytest.mark.parametrize("room", [1, 1 << 20])
+def test_bandwidth_is_measured_in_whatever_room_there_is(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    monkeypatch.setattr("deepzig.evaluate.read_speed.allocatable_memory", lambda: room)
+    monkeypatch.setattr("deepzig.evaluate.read_speed.BUDGET_S", 0.0)
+    assert read_bandwidth(1) > 0
