@@ -18,6 +18,7 @@ import click
 from deepzig.cli.help import Helpful
 from deepzig.cli.messages import on_stderr
 from deepzig.cli.naming import PROGRAM
+from deepzig.cli.terminal_text import harmless
 from deepzig.errors import DeepzigError, ResourceError
 
 # The first line of each command's help, here too so that listing the commands imports none of them.
@@ -89,7 +90,7 @@ def _one_line_per_failure() -> Iterator[None]:
 
 
 def _exit(message: str, exit_code: int, hint: str = "") -> NoReturn:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    click.echo(harmless(f"Error: {' '.join(message.split())}", sys.stderr), err=True)
     if hint:
         click.echo(hint, err=True)
     raise click.exceptions.Exit(exit_code)

@@ -108,7 +108,10 @@ def serve(
 
 
 def _keys_of(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{path} is not UTF-8 at byte {error.start}; give a key on each line") from error
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 

@@ -12,6 +12,8 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deepzig.cli.terminal_text import harmless
+
 UNWRAPPED = 10_000  # columns, more than any line has
 
 
@@ -69,8 +71,8 @@ def labelled(name: str, value: str, name_width: int) -> str:
     """A name and a value, the value wrapped beside the name."""
     first = f"{name:<{name_width}} "
     return textwrap.fill(
-        value, max(stdout_width(), name_width + 12), initial_indent=first, subsequent_indent=" " * len(first),
-        break_on_hyphens=False, break_long_words=False,
+        harmless(value, sys.stdout), max(stdout_width(), name_width + 12), initial_indent=first,
+        subsequent_indent=" " * len(first), break_on_hyphens=False, break_long_words=False,
     )  # fmt: skip
 
 

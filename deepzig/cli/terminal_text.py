@@ -1,6 +1,7 @@
 """Text that strangers wrote, for a terminal: it must not command it.
 
-Called by `generate` and `chat_output`, which show what models and saved conversations say. Knows nothing of either.
+Called by `generate` and `chat_output`, which show what models and saved conversations say, by `tables` and for errors,
+which may hold what a server said. Knows nothing of them.
 """
 
 from typing import TextIO

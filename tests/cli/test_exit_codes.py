@@ -1,5 +1,6 @@
 """Exit codes of the commands by cause: 1 while running, 2 usage, 3 model or file, 4 memory or disk, 5 network, 130."""
 
+import io
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from deepzig.cli import LazyGroup, main
 from deepzig.cli.naming import path_of
+from deepzig.errors import NetworkError
 from tests.cli.commands import all_contexts
 
 Run = Callable[..., Result]
@@ -118,6 +120,24 @@ def test_130_where_a_question_is_interrupted(
     result = CliRunner().invoke(Group(name="deepzig", callback=main.callback), ["asks"])
     assert result.exit_code == exit_code
     assert result.stderr.removeprefix("Go on? [y/N]: ").lstrip("\n") == stderr.lstrip("\n")
+
+
+def test_an_error_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may hold what a server said."""
+
+    @click.command()
+    def fails() -> None:
+        raise NetworkError("HTTP 500: \x1b]0;title\x07")
+
+    class Group(LazyGroup):
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+            return fails
+
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert Group(name="deepzig", callback=main.callback).main(["fails"], standalone_mode=False) == 5
+    assert terminal.getvalue() == "Error: HTTP 500: \ufffd]0;title\ufffd\n"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 import pytest
 from rich.text import Text
 
-from deepzig.cli.tables import Table
+from deepzig.cli.tables import Table, labelled
 
 TABLE = Table("", ["test", "tok/s", "±", "note"], [["pp512", "12.50", "", "slow"], ["tg64 @4096", "3.00", "", ""]])
 
@@ -26,9 +26,7 @@ def printed(table: Table, columns: int, monkeypatch: pytest.MonkeyPatch, stream:
 
 
 def test_wide_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert printed(TABLE, 25, monkeypatch) == (
-        "test        tok/s  note\npp512       12.50  slow\ntg64 @4096   3.00"
-    )
+    assert printed(TABLE, 25, monkeypatch) == ("test        tok/s  note\npp512       12.50  slow\ntg64 @4096   3.00")
 
 
 def test_too_narrow_makes_paragraphs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +42,12 @@ def test_a_title_stands_above(monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table("Bounds", ["", "x"], [["a", "1"]])
     assert printed(table, 80, monkeypatch).splitlines()[0] == "Bounds"
     assert table.markdown().startswith("**Bounds**\n\n| ")
+
+
+def test_a_name_from_elsewhere_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert labelled("model", "a\x1b[2Jb", 6) == "model  a\x1b[2Jb"
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert labelled("model", "a\x1b[2Jb", 6) == "model  a\ufffd[2Jb"
 
 
 def test_markdown_and_csv() -> None:

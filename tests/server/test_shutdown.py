@@ -129,3 +129,6 @@ def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
     path.write_text("# of the team\nfirst-key-of-all\n\n short \n")
     result = CliRunner().invoke(main, ["serve", "-m", "stories", "--port", "0", "--api-key-file", str(path)])
     assert result.exit_code == 2 and "8 or more" in result.stderr
+    path.write_bytes(b"caf\xe9-caf\xe9\n")
+    result = CliRunner().invoke(main, ["serve", "-m", "stories", "--port", "0", "--api-key-file", str(path)])
+    assert result.exit_code == 2 and "keys is not UTF-8 at byte 3" in result.stderr
