@@ -1,5 +1,6 @@
-"""A terminal as a person sees it: a program in a pty, and the screen that its output makes."""
+"""A terminal as a person sees it: a program in a pty, and the screen that its output makes; a stream that is one."""
 
+import io
 import os
 import sys
 import time
@@ -14,6 +15,13 @@ NOT_INHERITED = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")  # the terminal'
 PATIENCE_S = 60  # with a screen that does not come; nothing is measured
 _EDITOR_ENDS = "\x1b[?2004l"  # it no longer wants to be told what is pasted
 UP, ALT_ENTER, CTRL_C, CTRL_D = "\x1b[A", "\x1b\r", "\x03", "\x04"
+
+
+class TerminalStream(io.StringIO):
+    """Keeps what is drawn on it. Its width is not known."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 class Terminal:

@@ -13,13 +13,7 @@ from deepzig.cli.chat_session import Event, Events
 from deepzig.engine.results import Progress
 from deepzig.errors import NonFiniteLogitsError
 from deepzig.text.answer_parser import Content
-
-
-class Terminal(io.StringIO):
-    """Keeps what is drawn on it; its width is not known, so 80 columns are taken."""
-
-    def isatty(self) -> bool:
-        return True
+from tests.cli.terminal import TerminalStream
 
 
 def events(*given: Event, fails: bool = False) -> Events:
@@ -34,9 +28,9 @@ def on_screen(drawn: str) -> list[str]:
     return [line.rstrip() for line in screen.display if line.strip()]
 
 
-def one_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def one_terminal(monkeypatch: pytest.MonkeyPatch) -> TerminalStream:
     """Make stdout and stderr a terminal, and have progress shown at once."""
-    terminal = Terminal()
+    terminal = TerminalStream()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(sys, "stderr", terminal)

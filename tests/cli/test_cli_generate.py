@@ -15,6 +15,7 @@ from click.testing import Result
 import deepzig
 from deepzig.cli.generate import print_stream
 from tests.cli.chats import script, tokens_of
+from tests.cli.terminal import TerminalStream
 
 Run = Callable[..., Result]
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
@@ -175,8 +176,7 @@ def test_folder_without_a_model_exits_with_3(run: Run, tmp_path: Path, config: s
 def test_a_model_cannot_command_the_terminal_but_pipes_get_every_character(
     is_terminal: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stdout = io.StringIO()
-    monkeypatch.setattr(stdout, "isatty", lambda: is_terminal)
+    stdout = TerminalStream() if is_terminal else io.StringIO()
     monkeypatch.setattr(sys, "stdout", stdout)
     with deepzig.load("stories") as llm:
         script(monkeypatch, llm, tokens_of(llm, "a\x1b[31m\x07b\nc"))

@@ -1,6 +1,5 @@
 """Exit codes of the commands by cause: 1 while running, 2 usage, 3 model or file, 4 memory or disk, 5 network, 130."""
 
-import io
 import os
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from deepzig.cli import LazyGroup, main
 from deepzig.cli.naming import path_of
 from deepzig.errors import NetworkError
 from tests.cli.commands import all_contexts
+from tests.cli.terminal import TerminalStream
 
 Run = Callable[..., Result]
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
@@ -133,8 +133,7 @@ def test_an_error_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -
         def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
             return fails
 
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    terminal = TerminalStream()
     monkeypatch.setattr(sys, "stderr", terminal)
     assert Group(name="deepzig", callback=main.callback).main(["fails"], standalone_mode=False) == 5
     assert terminal.getvalue() == "Error: HTTP 500: \ufffd]0;title\ufffd\n"

@@ -10,21 +10,15 @@ from rich.text import Text
 from deepzig.cli import progress
 from deepzig.cli.messages import be_quiet, on_stderr
 from deepzig.cli.progress import amount, byte_progress, clock, counted, fitting
+from tests.cli.terminal import TerminalStream
 
 TOTAL = 10_600_000  # bytes: small enough that no speed of a test needs an exponent
 DETAILS = ("1150 of 1663 tensors", "model-00001-of-00002.safetensors")
 
 
-class Terminal(io.StringIO):
-    """Keeps what is drawn on it."""
-
-    def isatty(self) -> bool:
-        return True
-
-
 def shown_on_a_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is drawn for work of 10.6 MB, a third done, in lines; without the codes of the terminal."""
-    terminal = Terminal()
+    terminal = TerminalStream()
     with monkeypatch.context() as patch:
         patch.setenv("COLUMNS", str(columns))
         patch.setenv("TERM", "xterm")
@@ -66,7 +60,7 @@ def test_forced_colours_draw_no_bar_outside_a_terminal(monkeypatch: pytest.Monke
     assert line.startswith("to int8: 100 %, 10.6/10.6 MB")
 
 
-@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+@pytest.mark.parametrize("stream", [io.StringIO, TerminalStream])
 def test_quiet_shows_no_progress(stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
     file = stream()
     monkeypatch.setattr(sys, "stderr", file)

@@ -7,17 +7,13 @@ import pytest
 from rich.text import Text
 
 from deepzig.cli.tables import Table, labelled
+from tests.cli.terminal import TerminalStream
 
 TABLE = Table("", ["test", "tok/s", "±", "note"], [["pp512", "12.50", "", "slow"], ["tg64 @4096", "3.00", "", ""]])
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def printed(table: Table, columns: int, monkeypatch: pytest.MonkeyPatch, stream: io.StringIO | None = None) -> str:
-    stream = stream or Terminal()
+    stream = stream or TerminalStream()
     with monkeypatch.context() as patch:
         patch.setenv("COLUMNS", str(columns))
         patch.setattr(sys, "stdout", stream)
@@ -46,7 +42,7 @@ def test_a_title_stands_above(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_name_from_elsewhere_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert labelled("model", "a\x1b[2Jb", 6) == "model  a\x1b[2Jb"
-    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(sys, "stdout", TerminalStream())
     assert labelled("model", "a\x1b[2Jb", 6) == "model  a\ufffd[2Jb"
 
 
