@@ -109,11 +109,13 @@ def _session(on_leave_hint: Callable[[], None]) -> "PromptSession[str]":
 
 def _keys(on_leave_hint: Callable[[], None]) -> "KeyBindings":
     from prompt_toolkit.application import run_in_terminal
+    from prompt_toolkit.filters import is_searching
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     keys = KeyBindings()
+    writes = ~is_searching  # in a search of the history, Enter takes what was found and Ctrl-C gives up
 
-    @keys.add("enter")
+    @keys.add("enter", filter=writes)
     def send(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.document.is_cursor_at_the_end and buffer.text.endswith("\\"):
@@ -122,11 +124,11 @@ def _keys(on_leave_hint: Callable[[], None]) -> "KeyBindings":
         else:
             buffer.validate_and_handle()
 
-    @keys.add("escape", "enter")
+    @keys.add("escape", "enter", filter=writes)
     def break_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    @keys.add("c-c")
+    @keys.add("c-c", filter=writes)
     @keys.add("<sigint>")
     def take_back(event: KeyPressEvent) -> None:
         if event.current_buffer.text:

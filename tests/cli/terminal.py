@@ -14,7 +14,7 @@ import pyte
 NOT_INHERITED = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")  # the terminal's own size counts
 PATIENCE_S = 60  # with a screen that does not come; nothing is measured
 _EDITOR_ENDS = "\x1b[?2004l"  # it no longer wants to be told what is pasted
-UP, ALT_ENTER, CTRL_C, CTRL_D = "\x1b[A", "\x1b\r", "\x03", "\x04"
+UP, ALT_ENTER, CTRL_C, CTRL_D, CTRL_R = "\x1b[A", "\x1b\r", "\x03", "\x04", "\x12"
 
 
 class TerminalStream(io.StringIO):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.terminal import ALT_ENTER, CTRL_C, CTRL_D, UP, Terminal
+from tests.cli.terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, UP, Terminal
 from tests.talkers import TEMPLATES, make_talker
 
 GREEDY = ("--temperature", "0")
@@ -128,6 +128,16 @@ def test_arrow_up_brings_back_what_was_typed_in_this_chat_and_the_last(state: di
         chat.wait(lambda: chat.lines[-1] == "> /set seed 7")
     kept = Path(state["XDG_STATE_HOME"]) / "deepzig" / "chat_history"
     assert kept.stat().st_mode & 0o077 == 0, "what one says is nobody else's business"
+
+
+def test_a_search_of_the_history_ends_with_enter_and_with_ctrl_c(chat: Terminal) -> None:
+    chat.enter("/set seed 7")
+    chat.wait_for_prompt()
+    for key, left in ((CTRL_C, ">"), ("\r", "> /set seed 7")):
+        chat.send(f"{CTRL_R}seed")
+        chat.wait(lambda: chat.lines[-2:] == ["> /set seed 7", "I-search backward: seed"])
+        chat.send(key)
+        chat.wait(lambda left=left: chat.lines[-1] == left)
 
 
 def test_history_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
