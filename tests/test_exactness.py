@@ -7,6 +7,7 @@ import pytest
 
 import deepzig
 from deepzig.engine.whole_text import read_text
+from deepzig.model import workspace
 from deepzig.model.cache import PAGE_SIZE, Rows
 
 FOLDER = Path(__file__).parent / "golden" / "v3_classic"
@@ -86,3 +87,12 @@ def test_prompts_read_in_one_call_have_the_bits_of_each_alone(form: str) -> None
     hidden = model.forward(np.concatenate(texts), together, cache, form=form)
     alone = [next(read_text(model, text, model.make_cache(len(text)), form=form)) for text in texts]
     assert np.array_equal(hidden, np.concatenate(alone))
+
+
+def test_rows_that_share_scratch_in_turns_have_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = np.random.default_rng(0).integers(5, 4000, 300).tolist()
+    whole = deepzig.load("stories", deterministic=True).logits(ids)
+    monkeypatch.setattr(workspace, "MLA_SCRATCH", 20_000)  # a few rows at a time
+    llm = deepzig.load("stories", deterministic=True)
+    assert workspace.Workspace(llm.config, 300, bf16_terms=0).mla_scratch(300)[0] < 100
+    assert np.array_equal(llm.logits(ids), whole)

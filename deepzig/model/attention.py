@@ -90,17 +90,20 @@ class Attention:
         _kernels.absorb_query(q_nope, weight, space.query[:, :, : self._rank], n_threads=self._n_threads)
         space.query[:, :, self._rank :] = q_pe
         lengths = rows.positions + 1
-        _kernels.mla_decode(
-            space.query,
-            *cache.layer_rows(self._layer),
-            rows.block_tables,
-            rows.row_sequence,
-            lengths,
-            self._softmax_scale,
-            space.mla_scratch(int(lengths.max())),
-            space.o_latent,
-            n_threads=self._n_threads,
-        )
+        at_a_time, scratch = space.mla_scratch(int(lengths.max()))
+        for first in range(0, rows.n_rows, at_a_time):
+            part = slice(first, first + at_a_time)
+            _kernels.mla_decode(
+                space.query[part],
+                *cache.layer_rows(self._layer),
+                rows.block_tables,
+                rows.row_sequence[part],
+                lengths[part],
+                self._softmax_scale,
+                scratch,
+                space.o_latent[part],
+                n_threads=self._n_threads,
+            )
         _kernels.expand_value(space.o_latent, weight, space.o, n_threads=self._n_threads)
 
     def _attend_expanded(self, rows: Rows, cache: LatentCache, space: Workspace) -> None:

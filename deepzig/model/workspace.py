@@ -9,6 +9,8 @@ from deepzig._kernels.experts import scratch_size as expert_scratch_size
 from deepzig._kernels.mla_decode import scratch_size as mla_scratch_size
 from deepzig.config import ModelConfig
 
+MLA_SCRATCH = 1 << 24  # floats: a prompt's rows all at once would ask for gigabytes at a long context
+
 
 class Workspace:
     """Arrays for steps of n_rows new tokens, and how activations are given to products (`_kernels.linear`)."""
@@ -48,9 +50,12 @@ class Workspace:
         """Of all arrays; in proportion to n_rows until `mla_scratch` grows."""
         return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
 
-    def mla_scratch(self, longest: int) -> np.ndarray:
-        """f32 scratch of `mla_decode` for at most `longest` cached rows; grows by doubling."""
-        needed = mla_scratch_size(self.n_rows, self._config.num_attention_heads, self._config.kv_lora_rank, longest)
-        if needed > self._mla_scratch.size:
-            self._mla_scratch = np.empty(2 * needed, np.float32)
-        return self._mla_scratch
+    def mla_scratch(self, longest: int) -> tuple[int, np.ndarray]:
+        """How many rows `mla_decode` is to take at a time, with at most `longest` cached rows, and its f32 scratch for
+        them, which grows by doubling."""
+        heads, rank = self._config.num_attention_heads, self._config.kv_lora_rank
+        of_a_row = mla_scratch_size(1, heads, rank, longest)
+        n_rows = min(self.n_rows, max(1, MLA_SCRATCH // of_a_row))
+        if n_rows * of_a_row > self._mla_scratch.size:
+            self._mla_scratch = np.empty(max(n_rows * of_a_row, min(2 * n_rows * of_a_row, MLA_SCRATCH)), np.float32)
+        return n_rows, self._mla_scratch
