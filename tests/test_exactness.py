@@ -94,5 +94,5 @@ def test_rows_that_share_scratch_in_turns_have_the_same_bits(monkeypatch: pytest
     whole = deepzig.load("stories", deterministic=True).logits(ids)
     monkeypatch.setattr(workspace, "MLA_SCRATCH", 20_000)  # a few rows at a time
     llm = deepzig.load("stories", deterministic=True)
-    assert workspace.Workspace(llm.config, 300, bf16_terms=0).mla_scratch(300)[0] < 100
+    assert workspace.MlaScratch(llm.config).for_rows(300, 300)[0] < 100
     assert np.array_equal(llm.logits(ids), whole)

@@ -90,7 +90,7 @@ class Attention:
         _kernels.absorb_query(q_nope, weight, space.query[:, :, : self._rank], n_threads=self._n_threads)
         space.query[:, :, self._rank :] = q_pe
         lengths = rows.positions + 1
-        at_a_time, scratch = space.mla_scratch(int(lengths.max()))
+        at_a_time, scratch = space.mla_scratch.for_rows(rows.n_rows, int(lengths.max()))
         for first in range(0, rows.n_rows, at_a_time):
             part = slice(first, first + at_a_time)
             _kernels.mla_decode(

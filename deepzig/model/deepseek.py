@@ -15,7 +15,7 @@ from deepzig.model.assemble import Assembler
 from deepzig.model.attention import cheaper_form
 from deepzig.model.cache import PAGE_SIZE, LatentCache, Rows
 from deepzig.model.rotary import RotaryEmbedding
-from deepzig.model.workspace import Workspace
+from deepzig.model.workspace import MlaScratch, Workspace
 
 KEPT_ROWS = 1280  # of all workspaces that are kept: a large prompt's, or those between which decoding alternates
 
@@ -57,6 +57,7 @@ class DeepseekModel:
         # BLAS, where it reads prompts, gives a row other bits in other company.
         self.reads_together = self._prompt_terms == 0 or not _kernels.FOR_PROMPTS
         self._workspaces: dict[tuple[int, int], Workspace] = {}
+        self._mla_scratch = MlaScratch(config)
 
     def make_cache(self, n_tokens: int) -> LatentCache:
         """A latent cache for n_tokens over all layers, MTP included."""
@@ -143,7 +144,7 @@ class DeepseekModel:
 
     def _workspace(self, rows: Rows) -> Workspace:
         key = (rows.n_rows, self._prompt_terms if rows.is_prompt else 0)
-        space = self._workspaces.pop(key, None) or Workspace(self.config, *key)
+        space = self._workspaces.pop(key, None) or Workspace(self.config, *key, self._mla_scratch)
         self._workspaces[key] = space  # most recently used last
         while len(self._workspaces) > 1 and sum(n_rows for n_rows, _ in self._workspaces) > KEPT_ROWS:
             self._workspaces.pop(next(iter(self._workspaces)))

@@ -12,10 +12,28 @@ from deepzig.config import ModelConfig
 MLA_SCRATCH = 1 << 24  # floats: a prompt's rows all at once would ask for gigabytes at a long context
 
 
+class MlaScratch:
+    """Scratch of `mla_decode`: one for all workspaces of a model, since many of them are kept."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._heads, self._rank = config.num_attention_heads, config.kv_lora_rank
+        self._floats = np.empty(0, np.float32)
+
+    def for_rows(self, n_rows: int, longest: int) -> tuple[int, np.ndarray]:
+        """How many of n_rows `mla_decode` is to take at a time, with at most `longest` cached rows, and f32 scratch for
+        them, which grows by doubling."""
+        of_a_row = mla_scratch_size(1, self._heads, self._rank, longest)
+        at_a_time = min(n_rows, max(1, MLA_SCRATCH // of_a_row))
+        needed = at_a_time * of_a_row
+        if needed > self._floats.size:
+            self._floats = np.empty(max(needed, min(2 * needed, MLA_SCRATCH)), np.float32)
+        return at_a_time, self._floats
+
+
 class Workspace:
     """Arrays for steps of n_rows new tokens, and how activations are given to products (`_kernels.linear`)."""
 
-    def __init__(self, config: ModelConfig, n_rows: int, bf16_terms: int) -> None:
+    def __init__(self, config: ModelConfig, n_rows: int, bf16_terms: int, mla_scratch: MlaScratch) -> None:
         def floats(*shape: int) -> np.ndarray:
             return np.empty(shape, np.float32)
 
@@ -24,6 +42,7 @@ class Workspace:
         dense = config.intermediate_size
         self.n_rows = n_rows
         self.bf16_terms = bf16_terms
+        self.mla_scratch = mla_scratch  # shared with other workspaces
         self.hidden = floats(n_rows, config.hidden_size)  # (T, D) residual stream
         self.normed = floats(n_rows, config.hidden_size)  # (T, D)
         self.branch = floats(n_rows, config.hidden_size)  # (T, D) output of attention or MLP
@@ -42,20 +61,8 @@ class Workspace:
         self.expert_scratch = floats(
             expert_scratch_size(n_rows, config.num_experts_per_tok, config.hidden_size, config.moe_intermediate_size)
         )
-        self._config = config
-        self._mla_scratch = floats(0)
 
     @property
     def nbytes(self) -> int:
-        """Of all arrays; in proportion to n_rows until `mla_scratch` grows."""
+        """Of all arrays; in proportion to n_rows."""
         return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
-
-    def mla_scratch(self, longest: int) -> tuple[int, np.ndarray]:
-        """How many rows `mla_decode` is to take at a time, with at most `longest` cached rows, and its f32 scratch for
-        them, which grows by doubling."""
-        heads, rank = self._config.num_attention_heads, self._config.kv_lora_rank
-        of_a_row = mla_scratch_size(1, heads, rank, longest)
-        n_rows = min(self.n_rows, max(1, MLA_SCRATCH // of_a_row))
-        if n_rows * of_a_row > self._mla_scratch.size:
-            self._mla_scratch = np.empty(max(n_rows * of_a_row, min(2 * n_rows * of_a_row, MLA_SCRATCH)), np.float32)
-        return n_rows, self._mla_scratch
