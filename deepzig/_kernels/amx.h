@@ -22,32 +22,6 @@ INLINE void amx_begin(void) {
 
 INLINE void amx_end(void) { _tile_release(); }
 
-/* column[c][r] = row[16 r + c]. */
-INLINE void transpose16(const float *row, vfloat *column) {
-    __m512 a[16], b[16];
-    for (int i = 0; i < 16; i += 2) {
-        __m512 even = _mm512_loadu_ps(row + 16 * i), odd = _mm512_loadu_ps(row + 16 * i + 16);
-        a[i] = _mm512_unpacklo_ps(even, odd);
-        a[i + 1] = _mm512_unpackhi_ps(even, odd);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int half = 0; half < 2; half++) {
-            __m512d first = _mm512_castps_pd(a[i + half]), second = _mm512_castps_pd(a[i + 2 + half]);
-            b[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(first, second));
-            b[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(first, second));
-        }
-    /* b[4 q + c] holds columns c, c + 4, c + 8, c + 12 of rows 4 q to 4 q + 3 */
-    for (int c = 0; c < 4; c++) {
-        __m512 low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), low_odd = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
-        __m512 high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88);
-        __m512 high_odd = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
-        column[c] = (vfloat)_mm512_shuffle_f32x4(low, high, 0x88);
-        column[c + 8] = (vfloat)_mm512_shuffle_f32x4(low, high, 0xdd);
-        column[c + 4] = (vfloat)_mm512_shuffle_f32x4(low_odd, high_odd, 0x88);
-        column[c + 12] = (vfloat)_mm512_shuffle_f32x4(low_odd, high_odd, 0xdd);
-    }
-}
-
 /* The scales of row n for each turn of so many columns, as floats: a turn is a group, or a part of the only one. */
 INLINE void row_scales(const Matrix *w, int64_t n, int64_t turn_columns, float *out) {
     const int64_t at = first_scale(w, n), turns = (w->k + turn_columns - 1) / turn_columns;
@@ -74,8 +48,9 @@ INLINE void row_scales(const Matrix *w, int64_t n, int64_t turn_columns, float *
 INLINE void write_square(const float *sum, const float *factor, int64_t rows, int64_t columns, float *out,
                          int64_t out_stride) {
     const __mmask16 valid = rows >= 16 ? 0xffff : (__mmask16)((1u << rows) - 1);
-    vfloat column[16];
-    transpose16(sum, column);
+    vfloat row[16], column[16];
+    for (int i = 0; i < 16; i++) row[i] = vload(sum + 16 * i);
+    transpose16(row, column);
     for (int64_t j = 0; j < columns; j++) {
         if (factor) column[j] *= factor[j];
         _mm512_mask_storeu_ps(out + j * out_stride, valid, (__m512)column[j]);

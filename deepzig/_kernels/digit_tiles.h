@@ -15,24 +15,18 @@
 #define DIGIT_BLOCK 16      /* x rows of a packed block */
 #define DIGIT_BLOCK_STEPS 8 /* steps of K whose packed tiles stay in L1 while weight rows pass */
 
-/* Columns whose sums are joined at once: a group, or a part of one that fits 32 bits when joined. */
-INLINE int64_t joined_columns(const Matrix *w) {
-    return w->group_size < DIGIT_MOST_UNIT ? w->group_size : DIGIT_MOST_UNIT;
-}
-
 /* Whether tiles can multiply w: a step of 64 columns has one scale. */
 INLINE int takes_digit_tiles(const Matrix *w) {
     const int64_t columns = joined_columns(w);
     return takes_digits(w) && columns % DIGIT_STEP == 0 && DIGIT_MOST_UNIT % columns == 0;
 }
 
-/* Whether registers sum the same columns before they scale (digits.h), so that both give the same bits. */
-INLINE int tiles_equal_rows(const Matrix *w) {
-    return joined_columns(w) == unit_columns(w) || (w->format == INT4 && w->group_size < 128);
-}
-
 /* A packed block: tiles (K / 64, digits, 16, 16, 4) and the scales of x rows (16) float. */
 INLINE int64_t digit_block_bytes(const Matrix *w, int digits) { return 16 * digits * w->k + 64; }
+
+INLINE int64_t digit_blocks_bytes(const Matrix *w, int64_t columns, int digits) {
+    return (columns + DIGIT_BLOCK - 1) / DIGIT_BLOCK * digit_block_bytes(w, digits);
+}
 
 /* Packed blocks of `columns` x rows; `space` holds 3 K bytes. */
 static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int64_t columns, int digits, uint8_t *packed,

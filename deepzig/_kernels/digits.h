@@ -1,6 +1,6 @@
 /* Activations as whole numbers of a few 8-bit digits: how int8 and int4 weights are multiplied where the CPU has VNNI.
  *
- * Included by digit_tiles.h and ways.h. Knows matrices and float rows, nothing of threads.
+ * Included by digit_tiles.h and digit_lanes.h. Knows matrices and float rows, nothing of threads.
  *
  * A row x is max|x| / M times whole numbers up to M, given by digits of 8 bits with sign, the highest first. Three digits
  * hold as much as a float: M = 127 * 2^16, rounding loses 2^-24 of max|x|. Two are enough for `fast` (2^-16).
@@ -39,37 +39,73 @@ INLINE int takes_digits(const Matrix *w) {
     return 0;
 }
 
+/* Columns whose sums are joined at once where many x rows are multiplied: a group, or a part of one that fits 32 bits. */
+INLINE int64_t joined_columns(const Matrix *w) {
+    return w->group_size < DIGIT_MOST_UNIT ? w->group_size : DIGIT_MOST_UNIT;
+}
+
+/* Whether registers sum the same columns before they scale (digit_tile), so that both give the same bits. */
+INLINE int tiles_equal_rows(const Matrix *w) {
+    return joined_columns(w) == unit_columns(w) || (w->format == INT4 && w->group_size < 128);
+}
+
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+
+/* sum + products of four unsigned codes with four digits, in each lane. In assembly, since gcc 12 moves the sums of a loop
+ * from register to register around its own function for it. */
+INLINE __m512i add_quads(__m512i sum, __m512i codes, __m512i digits) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(digits));
+    return sum;
+}
 
 /* Offset of the codes as instructions see them: int8 codes without offset get one (see code_flip). */
 INLINE int code_offset(const Matrix *w) { return w->format == INT4 ? 8 : 128; }
 
 INLINE __m512i code_flip(const Matrix *w) { return _mm512_set1_epi8(w->offset ? 0 : (char)0x80); }
 
-/* max|x| of k floats, a multiple of LANES; NaN if one is not finite. */
+/* max|x| of k floats, a multiple of 2 LANES; NaN if one is not finite. Without their sign, floats are ordered as whole
+ * numbers are. */
 INLINE float largest(const float *x, int64_t k) {
-    vfloat most = vset(0), odd = vset(0);
-    for (int64_t at = 0; at < k; at += LANES) {
-        vfloat value = vload(x + at);
-        odd += value - value;
-        most = (vfloat)_mm512_max_ps((__m512)most, _mm512_abs_ps((__m512)value));
-    }
-    return vmax(most) + vsum(odd);
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    __m512i most[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (int64_t at = 0; at < k; at += 2 * LANES)
+        for (int i = 0; i < 2; i++) {
+            __m512i value = _mm512_and_si512(_mm512_loadu_si512(x + at + i * LANES), magnitude);
+            most[i] = _mm512_max_epu32(most[i], value);
+        }
+    const uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(most[0], most[1]));
+    return bits < 0x7f800000u ? bits_to_float(bits) : NAN;
 }
 
-/* x row as `digits` rows of k bytes. Returns what a number's lowest digit stands for: x = digits' number * that. */
-static inline float split_digits(const float *x, int64_t k, int digits, uint8_t *out) {
+/* What makes whole numbers of an x row: x * factor; their lowest digit stands for `unit`: 0, or NaN, reaches all products. */
+typedef struct {
+    float factor, unit;
+} DigitScale;
+
+INLINE DigitScale digit_scale(const float *x, int64_t k, int digits) {
     const float most = digits == 3 ? 8323072.0f : 32512.0f, size = largest(x, k);
-    const vfloat factor = vset(size > 0 ? most / size : 0);
-    for (int64_t at = 0; at < k; at += 16) {
-        __m512i number = _mm512_cvtps_epi32((__m512)(vload(x + at) * factor));
-        for (int d = digits - 1; d >= 0; d--) {
-            __m512i digit = d ? _mm512_srai_epi32(_mm512_slli_epi32(number, 24), 24) : number;
-            number = _mm512_srai_epi32(_mm512_sub_epi32(number, digit), 8);
-            _mm_storeu_si128((__m128i *)(out + d * k + at), _mm512_cvtepi32_epi8(digit));
-        }
+    return (DigitScale){size > 0 ? most / size : 0, size > 0 ? size / most : size};
+}
+
+/* The digits of 16 x, the highest first, in lanes of 32 bits. */
+INLINE void take_digits(const float *x, float factor, int digits, __m512i *digit) {
+    __m512i number = _mm512_cvtps_epi32((__m512)(vload(x) * factor));
+    for (int d = digits - 1; d >= 0; d--) {
+        digit[d] = d ? _mm512_srai_epi32(_mm512_slli_epi32(number, 24), 24) : number;
+        number = _mm512_srai_epi32(_mm512_sub_epi32(number, digit[d]), 8);
     }
-    return size > 0 ? size / most : size; /* 0, or NaN, which reaches all products */
+}
+
+/* x row as `digits` rows of k bytes. Returns what a number's lowest digit stands for. */
+static inline float split_digits(const float *x, int64_t k, int digits, uint8_t *out) {
+    const DigitScale scale = digit_scale(x, k, digits);
+    for (int64_t at = 0; at < k; at += 16) {
+        __m512i digit[DIGITS_MOST];
+        take_digits(x + at, scale.factor, digits, digit);
+        for (int d = 0; d < digits; d++)
+            _mm_storeu_si128((__m128i *)(out + d * k + at), _mm512_cvtepi32_epi8(digit[d]));
+    }
+    return scale.unit;
 }
 
 /* Bytes of 2 * half elements in the order of spread nibbles: even elements first, then odd ones. */
@@ -157,28 +193,29 @@ INLINE void digit_tile(int format, int digits, int rows, int columns, const Matr
                 for (int i = 0; i < rows; i++) part[i][j][d] = start;
             }
         const int64_t end = (u + 1) * width < k_total ? (u + 1) * width : k_total;
-        for (int64_t k = u * width; k < end; k += format == INT4 ? 128 : DIGIT_STEP)
+        for (int64_t k = u * width; k < end; k += (format == INT4 ? 2 : 1) * DIGIT_STEP) {
+            __m512i weight[DIGIT_ROWS], high[DIGIT_ROWS];
             for (int i = 0; i < rows; i++) {
                 const uint8_t *from = codes + i * w->row_bytes + (format == INT4 ? k / 2 : k);
                 __builtin_prefetch(from + ahead, 0, 2); /* the rows that come next */
-                __m512i weight = _mm512_loadu_si512(from);
+                weight[i] = _mm512_loadu_si512(from);
                 if (format == INT4) {
-                    __m512i high = _mm512_and_si512(_mm512_srli_epi16(weight, 4), low);
-                    weight = _mm512_and_si512(weight, low);
-                    for (int j = 0; j < columns; j++)
-                        for (int d = 0; d < digits; d++) {
-                            const uint8_t *digit = x[j] + d * k_total + k;
-                            part[i][j][d] = _mm512_dpbusd_epi32(part[i][j][d], weight, _mm512_loadu_si512(digit));
-                            part[i][j][d] = _mm512_dpbusd_epi32(part[i][j][d], high, _mm512_loadu_si512(digit + 64));
-                        }
+                    high[i] = _mm512_and_si512(_mm512_srli_epi16(weight[i], 4), low);
+                    weight[i] = _mm512_and_si512(weight[i], low);
                 } else {
-                    weight = _mm512_xor_si512(weight, flip);
-                    for (int j = 0; j < columns; j++)
-                        for (int d = 0; d < digits; d++)
-                            part[i][j][d] = _mm512_dpbusd_epi32(part[i][j][d], weight,
-                                                                _mm512_loadu_si512(x[j] + d * k_total + k));
+                    weight[i] = _mm512_xor_si512(weight[i], flip);
                 }
             }
+            for (int j = 0; j < columns; j++)
+                for (int d = 0; d < digits; d++) {
+                    const uint8_t *digit = x[j] + d * k_total + k;
+                    __m512i value = _mm512_loadu_si512(digit);
+                    for (int i = 0; i < rows; i++) part[i][j][d] = add_quads(part[i][j][d], weight[i], value);
+                    if (format != INT4) continue;
+                    value = _mm512_loadu_si512(digit + DIGIT_STEP);
+                    for (int i = 0; i < rows; i++) part[i][j][d] = add_quads(part[i][j][d], high[i], value);
+                }
+        }
         /* joined digits, then the lowest ones: of four products each, or of eight */
         const int half = rows * columns <= 4 ? 4 : 8;
         __m512i digit_sum[16];

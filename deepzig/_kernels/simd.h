@@ -69,6 +69,32 @@ INLINE vfloat vsum16(const vfloat *v) {
     }
     return (vfloat)_mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x88), _mm512_shuffle_ps(two[0], two[1], 0xdd));
 }
+
+/* Lane r of column c is lane c of row r. */
+INLINE void transpose16(const vfloat *row, vfloat *column) {
+    __m512 a[16], b[16];
+    for (int i = 0; i < 16; i += 2) {
+        __m512 even = (__m512)row[i], odd = (__m512)row[i + 1];
+        a[i] = _mm512_unpacklo_ps(even, odd);
+        a[i + 1] = _mm512_unpackhi_ps(even, odd);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int half = 0; half < 2; half++) {
+            __m512d first = _mm512_castps_pd(a[i + half]), second = _mm512_castps_pd(a[i + 2 + half]);
+            b[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(first, second));
+            b[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(first, second));
+        }
+    /* b[4 q + c] holds columns c, c + 4, c + 8, c + 12 of rows 4 q to 4 q + 3 */
+    for (int c = 0; c < 4; c++) {
+        __m512 low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), low_odd = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
+        __m512 high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88);
+        __m512 high_odd = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
+        column[c] = (vfloat)_mm512_shuffle_f32x4(low, high, 0x88);
+        column[c + 8] = (vfloat)_mm512_shuffle_f32x4(low, high, 0xdd);
+        column[c + 4] = (vfloat)_mm512_shuffle_f32x4(low_odd, high_odd, 0x88);
+        column[c + 12] = (vfloat)_mm512_shuffle_f32x4(low_odd, high_odd, 0xdd);
+    }
+}
 #endif
 
 /* Four sums at once, each by the tree of vsum, to out[0..3]. */

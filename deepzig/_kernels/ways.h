@@ -5,7 +5,7 @@
  *     BF16_SUMS     x as one bf16 term or three (bf16.h)
  *     FP8_ROWS_WAY  x as three bf16 terms side by side in AMX tiles, for decoding (fp8_rows.h)
  *     DIGIT_ROWS    x as digits of whole numbers, in registers (digits.h)
- *     DIGIT_TILES   the same in AMX tiles (digit_tiles.h)
+ *     DIGIT_TILES   the same for many rows, in AMX tiles (digit_tiles.h) or in registers turned (digit_lanes.h)
  *
  * All but FLOATS multiply x rows that were packed before.
  */
@@ -13,6 +13,7 @@
 #define DEEPZIG_WAYS_H
 
 #include "blocks.h"
+#include "digit_lanes.h"
 #include "digit_tiles.h"
 #include "fp8_rows.h"
 
@@ -26,14 +27,18 @@ typedef struct {
 /* x rows packed by one task: whole blocks of every way. */
 #define PACK_ROWS 16
 
-/* Decoded x rows from which tiles are faster than registers: a tile takes up to 16 at once. */
+/* x rows from which DIGIT_TILES is faster than DIGIT_ROWS: an AMX tile takes up to 16 at once. */
+#if defined(__AMX_INT8__)
 #define TILES_FROM_ROWS 5
+#else
+#define TILES_FROM_ROWS 8
+#endif
 
 /* The way for w and about so many x rows; `terms` is the caller's bf16_terms: 0 decoding, 1 fast, 3 exact prompts. */
 INLINE Way way_for(const Matrix *w, int terms, int64_t rows) {
     Way way = {FLOATS, 0};
-#if defined(__AMX_INT8__)
-    if (takes_digit_tiles(w) && (terms || (rows >= TILES_FROM_ROWS && tiles_equal_rows(w))))
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+    if (takes_digit_tiles(w) && (tiles_equal_rows(w) ? rows >= TILES_FROM_ROWS : terms != 0))
         return (Way){DIGIT_TILES_WAY, terms == 1 ? 2 : 3};
 #endif
     if (!terms && takes_fp8_rows(w)) return (Way){FP8_ROWS_WAY, 3};
@@ -55,13 +60,10 @@ INLINE int64_t packed_bytes(Way way, const Matrix *w, int64_t rows) {
     case BF16_SUMS: return (2 * bf16_packed_size(rows, w->k, way.terms) + 63) / 64 * 64;
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
     case DIGIT_ROWS_WAY: return rows * digit_row_bytes(w, way.terms);
+    case DIGIT_TILES_WAY: return digit_blocks_bytes(w, rows, way.terms);
 #endif
 #if defined(__AMX_BF16__)
     case FP8_ROWS_WAY: return fp8_packed_bytes(w, rows);
-#endif
-#if defined(__AMX_INT8__)
-    case DIGIT_TILES_WAY:
-        return (rows + DIGIT_BLOCK - 1) / DIGIT_BLOCK * digit_block_bytes(w, way.terms);
 #endif
     default: return 0;
     }
@@ -78,12 +80,10 @@ static inline void pack_rows(Way way, const Matrix *w, const float *const *x, in
     case DIGIT_ROWS_WAY:
         for (int64_t j = 0; j < rows; j++) pack_digit_row(w, x[j], way.terms, packed + j * digit_row_bytes(w, way.terms));
         break;
+    case DIGIT_TILES_WAY: pack_digit_blocks(w, x, rows, way.terms, packed, (uint8_t *)space); break;
 #endif
 #if defined(__AMX_BF16__)
     case FP8_ROWS_WAY: pack_fp8_rows(w, x, rows, packed); break;
-#endif
-#if defined(__AMX_INT8__)
-    case DIGIT_TILES_WAY: pack_digit_blocks(w, x, rows, way.terms, packed, (uint8_t *)space); break;
 #endif
     }
 }
@@ -96,7 +96,7 @@ INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
 #if defined(__AMX_BF16__)
     case FP8_ROWS_WAY: return fp8_rows_space(w);
 #endif
-#if defined(__AMX_INT8__)
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
     case DIGIT_TILES_WAY: return digit_blocks_space(w, rows);
 #endif
     default: return 0;
@@ -132,14 +132,12 @@ static inline void multiply(Way way, const Matrix *w, int64_t first, int64_t las
         break;
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
     case DIGIT_ROWS_WAY: digit_rows(w, first, last, packed, rows, way.terms, out, out_stride); break;
-#endif
-#if defined(__AMX_BF16__)
-    case FP8_ROWS_WAY: fp8_rows(w, first, last, packed, rows, out, out_stride, space); break;
-#endif
-#if defined(__AMX_INT8__)
     case DIGIT_TILES_WAY:
         digit_blocks(w, first, last, packed, rows, way.terms, out, out_stride, next, space);
         break;
+#endif
+#if defined(__AMX_BF16__)
+    case FP8_ROWS_WAY: fp8_rows(w, first, last, packed, rows, out, out_stride, space); break;
 #endif
     }
 }

@@ -61,5 +61,5 @@ def test_emulated_tiles_match_the_reference(product: ctypes._CFuncPtr, shape: tu
     assert {("bf16", BF16_SUMS), ("fp8", BF16_SUMS)} <= ways
     if shape[1] % 64 == 0:
         assert ("fp8", FP8_ROWS) in ways
-    if shape[1] % 128 == 0:
+    if shape[1] % 128 == 0 and columns > 1:  # one row has the same bits in registers, and is faster there
         assert {("int8", DIGIT_TILES), ("int4", DIGIT_TILES)} <= ways

@@ -1,0 +1,196 @@
+/* Digits in registers whose lanes are weight rows: prompts, and many decoded rows, of int8 and int4 weights on CPUs with
+ * VNNI but without AMX. See digits.h for the numbers; the functions are those of digit_tiles.h.
+ *
+ * Included by ways.h. Blocks of LANE_ROWS weight rows x LANE_BLOCK columns are turned, so that one vector holds four columns
+ * of 16 rows, and stay in L1 while packed x rows go by, four columns of which are spread over all lanes. So sums need no
+ * adding across lanes, which takes as long as the products of digits.h do. The whole numbers are the same, and are joined,
+ * scaled and added in the same order.
+ */
+#ifndef DEEPZIG_DIGIT_LANES_H
+#define DEEPZIG_DIGIT_LANES_H
+
+#include "digits.h"
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__) && !defined(__AMX_INT8__)
+
+#define LANE_ROWS 32
+#define LANE_BLOCK 512
+#define LANE_TURNS (LANE_BLOCK / 32) /* most of a block */
+#define LANE_PASS 128                /* x rows that meet a block before it is made again */
+#define LANE_SUMS 12                 /* of LANE_ROWS: what registers hold beside a vector of each operand */
+
+typedef struct {
+    uint8_t panel[LANE_BLOCK / 4][LANE_ROWS][4];
+    float scale[LANE_TURNS][LANE_ROWS];
+    float sum[LANE_PASS][LANE_ROWS];
+} LaneSpace;
+
+INLINE int takes_digit_tiles(const Matrix *w) { return takes_digits(w); }
+
+/* A packed x row: (K / 4, digits, 4) bytes, what each turn's sums start with (turns, digits) int32, and its scale. */
+INLINE int64_t lane_row_bytes(const Matrix *w, int digits) {
+    const int64_t turns = (w->k + joined_columns(w) - 1) / joined_columns(w);
+    return (digits * (w->k + 4 * turns) + 4 + 63) / 64 * 64;
+}
+
+INLINE int64_t digit_blocks_bytes(const Matrix *w, int64_t columns, int digits) {
+    return columns * lane_row_bytes(w, digits);
+}
+
+INLINE void pack_lane_row(int digits, const Matrix *w, const float *x, uint8_t *packed) {
+    const __m512i order = digits == 3 ? _mm512_setr_epi32(0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11, 12, 13, 14, 15)
+                                      : _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const int64_t turn = joined_columns(w);
+    const DigitScale scale = digit_scale(x, w->k, digits);
+    int32_t *start = (int32_t *)(packed + digits * w->k);
+    for (int64_t k = 0; k < w->k; start += digits) {
+        __m512i sum[DIGITS_MOST] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+        for (const int64_t end = k + turn < w->k ? k + turn : w->k; k < end; k += 16) {
+            __m512i digit[DIGITS_MOST], quads;
+            take_digits(x + k, scale.factor, digits, digit);
+            for (int d = 0; d < digits; d++) sum[d] = _mm512_add_epi32(sum[d], digit[d]);
+            quads = _mm512_castsi128_si512(_mm512_cvtepi32_epi8(digit[0]));
+            quads = _mm512_inserti32x4(quads, _mm512_cvtepi32_epi8(digit[1]), 1);
+            if (digits == 3) quads = _mm512_inserti32x4(quads, _mm512_cvtepi32_epi8(digit[2]), 2);
+            const __mmask16 some = digits == 3 ? 0xfff : 0xff;
+            _mm512_mask_storeu_epi32(packed + digits * k, some, _mm512_permutexvar_epi32(order, quads));
+        }
+        for (int d = 0; d < digits; d++) start[d] = -code_offset(w) * _mm512_reduce_add_epi32(sum[d]);
+    }
+    const float unit = digits == 3 ? 256.0f * scale.unit : scale.unit; /* joined digits count in units of the second */
+    memcpy(start, &unit, 4);
+}
+
+/* Packed x rows. */
+static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int64_t columns, int digits, uint8_t *packed,
+                                     uint8_t *space) {
+    for (int64_t j = 0; j < columns; j++, packed += lane_row_bytes(w, digits)) {
+        if (digits == 2) pack_lane_row(2, w, x[j], packed);
+        else pack_lane_row(3, w, x[j], packed);
+    }
+}
+
+/* 64 codes from column k on, unsigned; those that come LANE_ROWS rows later are called for. */
+INLINE __m512i lane_codes(const Matrix *w, int64_t row, int64_t k) {
+    const uint8_t *codes = (const uint8_t *)w->codes + row * w->row_bytes + (w->format == INT4 ? k / 2 : k);
+    __builtin_prefetch(codes + LANE_ROWS * w->row_bytes, 0, 2);
+    if (w->format == INT8) return _mm512_xor_si512(_mm512_loadu_si512(codes), code_flip(w));
+    const __m512i pairs = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)codes));
+    return _mm512_and_si512(_mm512_or_si512(pairs, _mm512_slli_epi16(pairs, 4)), _mm512_set1_epi8(15));
+}
+
+/* Columns [k, k + width) of rows [first, last), turned; rows beyond the last are as the last. */
+static inline void lane_panel(const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width, LaneSpace *space) {
+    const int64_t turn = joined_columns(w);
+    for (int half = 0; half < LANE_ROWS; half += 16)
+        for (int64_t at = 0; at < width; at += 64) {
+            vfloat row[16], column[16];
+            for (int i = 0; i < 16; i++) {
+                const int64_t n = first + half + i < last ? first + half + i : last - 1;
+                row[i] = (vfloat)lane_codes(w, n, k + at);
+            }
+            transpose16(row, column);
+            for (int i = 0; i < 16; i++) vstore((float *)space->panel[at / 4 + i][half], column[i]);
+        }
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const int64_t scale = first_scale(w, first + i < last ? first + i : last - 1);
+        for (int64_t at = 0; at < width; at += turn)
+            space->scale[at / turn][i] = scale_at(w, scale + (k + at) / w->group_size);
+    }
+}
+
+/* sum[j] += the products of the block's `turn`, quads [first, last), with `columns` packed x rows. */
+INLINE void lane_tile(int digits, int columns, const LaneSpace *space, int64_t turn, int64_t first, int64_t last,
+                      const uint8_t *const *x, const int32_t *const *start, float (*sum)[LANE_ROWS]) {
+    __m512i part[LANE_SUMS / 2][DIGITS_MOST][2];
+    for (int j = 0; j < columns; j++)
+        for (int d = 0; d < digits; d++)
+            part[j][d][0] = part[j][d][1] = _mm512_set1_epi32(start[j][turn * digits + d]);
+    for (int64_t q = first; q < last; q++) {
+        const __m512i low = _mm512_loadu_si512(space->panel[q][0]), high = _mm512_loadu_si512(space->panel[q][16]);
+        for (int j = 0; j < columns; j++)
+            for (int d = 0; d < digits; d++) {
+                int32_t quad;
+                memcpy(&quad, x[j] + 4 * (digits * q + d), 4);
+                const __m512i spread = _mm512_set1_epi32(quad);
+                part[j][d][0] = add_quads(part[j][d][0], low, spread);
+                part[j][d][1] = add_quads(part[j][d][1], high, spread);
+            }
+    }
+    for (int half = 0; half < 2; half++) {
+        const __m512 factor = _mm512_loadu_ps(space->scale[turn] + 16 * half);
+        for (int j = 0; j < columns; j++) {
+            __m512i joined = _mm512_add_epi32(_mm512_slli_epi32(part[j][0][half], 8), part[j][1][half]);
+            __m512 value = _mm512_cvtepi32_ps(joined);
+            if (digits == 3)
+                value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[j][2][half]), _mm512_set1_ps(0.00390625f), value);
+            float *to = sum[j] + 16 * half;
+            _mm512_storeu_ps(to, _mm512_fmadd_ps(factor, value, _mm512_loadu_ps(to)));
+        }
+    }
+}
+
+/* All turns of the block, which begins with column k, with `columns` packed x rows. */
+INLINE void lane_turns(int digits, int columns, const Matrix *w, const LaneSpace *space, int64_t k, int64_t width,
+                       const uint8_t *packed, float (*sum)[LANE_ROWS]) {
+    const int64_t bytes = lane_row_bytes(w, digits), turn = joined_columns(w);
+    const uint8_t *x[LANE_SUMS / 2];
+    const int32_t *start[LANE_SUMS / 2];
+    for (int j = 0; j < columns; j++) {
+        x[j] = packed + j * bytes + digits * k;
+        start[j] = (const int32_t *)(packed + j * bytes + digits * w->k) + digits * (k / turn);
+    }
+    for (int64_t t = 0, at = 0; at < width; t++, at += turn)
+        lane_tile(digits, columns, space, t, at / 4, (at + turn < width ? at + turn : width) / 4, x, start, sum);
+}
+
+/* Rows [first, last), at most LANE_ROWS, with `columns` packed x rows, at most LANE_PASS. */
+INLINE void lane_pass(int digits, const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t columns,
+                      float *out, int64_t out_stride, LaneSpace *space) {
+    const int64_t bytes = lane_row_bytes(w, digits), turn = joined_columns(w), block = LANE_BLOCK / turn * turn;
+    const int at_once = LANE_SUMS / digits;
+    memset(space->sum, 0, (size_t)columns * sizeof *space->sum);
+    for (int64_t k = 0; k < w->k; k += block) {
+        const int64_t width = k + block < w->k ? block : w->k - k;
+        lane_panel(w, first, last, k, width, space);
+        for (int64_t j = 0; j < columns; j += at_once) {
+            const uint8_t *x = packed + j * bytes;
+            switch (columns - j < at_once ? columns - j : at_once) {
+            case 1: lane_turns(digits, 1, w, space, k, width, x, space->sum + j); break;
+            case 2: lane_turns(digits, 2, w, space, k, width, x, space->sum + j); break;
+            case 3: lane_turns(digits, 3, w, space, k, width, x, space->sum + j); break;
+            case 4: lane_turns(digits, 4, w, space, k, width, x, space->sum + j); break;
+            case 5: lane_turns(digits, digits == 2 ? 5 : 4, w, space, k, width, x, space->sum + j); break;
+            default: lane_turns(digits, digits == 2 ? 6 : 4, w, space, k, width, x, space->sum + j);
+            }
+        }
+    }
+    const size_t size = (size_t)(last - first) * sizeof(float);
+    for (int64_t j = 0; j < columns; j++) {
+        vfloat sums[2];
+        float factor;
+        memcpy(&factor, packed + j * bytes + digits * (w->k + 4 * ((w->k + turn - 1) / turn)), 4);
+        for (int half = 0; half < 2; half++) sums[half] = vload(space->sum[j] + 16 * half) * factor;
+        memcpy(out + j * out_stride, sums, size);
+    }
+}
+
+/* Floats of `space` that digit_blocks needs. */
+INLINE int64_t digit_blocks_space(const Matrix *w, int64_t rows) { return sizeof(LaneSpace) / sizeof(float); }
+
+/* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and packed rows x. */
+static inline void digit_blocks(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t columns,
+                                int digits, float *out, int64_t out_stride, const void *next, float *space) {
+    for (int64_t j = 0; j < columns; j += LANE_PASS, packed += LANE_PASS * lane_row_bytes(w, digits)) {
+        const int64_t count = columns - j < LANE_PASS ? columns - j : LANE_PASS;
+        for (int64_t n = first; n < last; n += LANE_ROWS) {
+            const int64_t end = n + LANE_ROWS < last ? n + LANE_ROWS : last;
+            float *to = out + j * out_stride + (n - first);
+            if (digits == 2) lane_pass(2, w, n, end, packed, count, to, out_stride, (LaneSpace *)space);
+            else lane_pass(3, w, n, end, packed, count, to, out_stride, (LaneSpace *)space);
+        }
+    }
+}
+
+#endif
+#endif
