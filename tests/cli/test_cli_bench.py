@@ -247,7 +247,9 @@ def test_serve_prints_times_and_counts(run: Run, server: OddServer) -> None:
     head, *found = rows(result.stdout)
     assert head == ["ms", "mean", "p50", "p99", "longest"]
     assert [row[0] for row in found] == ["first token", "further token", "between chunks", "whole answer"]
-    assert all(0 < float(row[2]) <= float(row[3]) <= float(row[4]) for row in found)
+    assert all(float(row[2]) <= float(row[3]) <= float(row[4]) for row in found)
+    # Chunks that come at once may be less than 0.005 ms apart, shown as 0.00.
+    assert all(float(mean) > 0 for name, mean, *_ in found if name in ("first token", "whole answer"))
 
 
 def test_serve_says_when_the_server_does_not_count(run: Run, server: OddServer) -> None:
