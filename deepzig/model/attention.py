@@ -39,7 +39,7 @@ class Attention:
         self.kv_a_proj_with_mqa, self.kv_a_layernorm = kv_a_proj_with_mqa, kv_a_layernorm
         self.kv_b_proj, self.o_proj = kv_b_proj, o_proj
         self._layer = layer
-        self._rank, self._nope = config.kv_lora_rank, config.qk_nope_head_dim
+        self._rank = config.kv_lora_rank
         self._interleave = config.rope_interleave
         self._softmax_scale = config.softmax_scale
         self._n_threads = n_threads
@@ -63,34 +63,29 @@ class Attention:
             self._attend_absorbed(rows, cache, space)
         else:
             self._attend_expanded(rows, cache, space)
-        return self.o_proj(space.o.reshape(len(x), -1), out, space.bf16_terms)
+        return self.o_proj(space.o_flat, out, space.bf16_terms)
 
     def _project_query(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, space: Workspace) -> None:
         """space.q f32 (T, H, N + P), its last P rotated."""
-        q = space.q.reshape(len(x), -1)
         if self.q_proj is not None:
-            self.q_proj(x, q, space.bf16_terms)
+            self.q_proj(x, space.q_flat, space.bf16_terms)
         elif self.q_a_proj is not None and self.q_a_layernorm is not None and self.q_b_proj is not None:
             self.q_a_proj(x, space.q_a, space.bf16_terms)
-            self.q_b_proj(self.q_a_layernorm(space.q_a, space.q_a), q, space.bf16_terms)
-        _kernels.rope(space.q[:, :, self._nope :], cos, sin, self._interleave, n_threads=self._n_threads)
+            self.q_b_proj(self.q_a_layernorm(space.q_a, space.q_a), space.q_flat, space.bf16_terms)
+        _kernels.rope(space.q_pe, cos, sin, self._interleave, n_threads=self._n_threads)
 
     def _project_latent(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, space: Workspace) -> None:
         """space.latent f32 (T, R + P): c_kv, normed, beside k_pe, rotated."""
         self.kv_a_proj_with_mqa(x, space.latent, space.bf16_terms)
-        c_kv = space.latent[:, : self._rank]
-        self.kv_a_layernorm(c_kv, c_kv)
-        k_pe = space.latent[:, None, self._rank :]  # (T, 1, P)
-        _kernels.rope(k_pe, cos, sin, self._interleave, n_threads=self._n_threads)
+        self.kv_a_layernorm(space.c_kv, space.c_kv)
+        _kernels.rope(space.k_pe, cos, sin, self._interleave, n_threads=self._n_threads)
 
     def _attend_absorbed(self, rows: Rows, cache: LatentCache, space: Workspace) -> None:
         """space.o f32 (T, H, V) by way of the latent space."""
         weight = self.kv_b_proj.weight
-        q_nope, q_pe = space.q[:, :, : self._nope], space.q[:, :, self._nope :]
-        _kernels.absorb_query(q_nope, weight, space.query[:, :, : self._rank], n_threads=self._n_threads)
-        space.query[:, :, self._rank :] = q_pe
-        lengths = rows.positions + 1
-        at_a_time, scratch = space.mla_scratch.for_rows(rows.n_rows, int(lengths.max()))
+        _kernels.absorb_query(space.q_nope, weight, space.query_c_kv, n_threads=self._n_threads)
+        space.query_k_pe[...] = space.q_pe
+        at_a_time, scratch = space.mla_scratch.for_rows(rows.n_rows, rows.longest)
         for first in range(0, rows.n_rows, at_a_time):
             part = slice(first, first + at_a_time)
             _kernels.mla_decode(
@@ -98,7 +93,7 @@ class Attention:
                 *cache.layer_rows(self._layer),
                 rows.block_tables,
                 rows.row_sequence[part],
-                lengths[part],
+                rows.lengths[part],
                 self._softmax_scale,
                 scratch,
                 space.o_latent[part],

@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -32,6 +33,22 @@ class Rows:
     def n_rows(self) -> int:
         """T."""
         return len(self.positions)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """i32 (T,): tokens that each attends to, its own too."""
+        return self.positions + 1
+
+    @cached_property
+    def longest(self) -> int:
+        """Greatest of `lengths`."""
+        return int(self.lengths.max())
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """i64 (T,): where the latents go, among the rows of all pages of a layer."""
+        page = self.block_tables[self.row_sequence, self.positions // PAGE_SIZE]
+        return page.astype(np.int64) * PAGE_SIZE + self.positions % PAGE_SIZE
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """(first row, row behind the last) of each sequence."""
@@ -69,12 +86,11 @@ class LatentCache:
 
     def write(self, layer: int, rows: Rows, latent: np.ndarray) -> None:
         """Store latent f32 (T, R + P) of the new tokens."""
-        page = rows.block_tables[rows.row_sequence, rows.positions // PAGE_SIZE]
-        place = layer, page, rows.positions % PAGE_SIZE
+        stored = self.pages[layer].reshape(-1, latent.shape[1])  # a view
         if self._scales is None:
-            self.pages[place] = latent
+            stored[rows.places] = latent
         else:
-            self.pages[place], self._scales[place] = to_int8(latent)
+            stored[rows.places], self._scales[layer].reshape(-1)[rows.places] = to_int8(latent)
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page, all layers of it."""

@@ -48,10 +48,16 @@ class Workspace:
         self.branch = floats(n_rows, config.hidden_size)  # (T, D) output of attention or MLP
         self.q_a = floats(n_rows, config.q_lora_rank or 0)  # (T, q_lora_rank)
         self.q = floats(n_rows, heads, config.qk_head_dim)  # (T, H, N + P)
+        self.q_flat = self.q.reshape(n_rows, -1)  # (T, H (N + P)), a view as the next two
+        self.q_nope, self.q_pe = np.split(self.q, [config.qk_nope_head_dim], axis=2)  # (T, H, N), (T, H, P)
         self.latent = floats(n_rows, config.latent_dim)  # (T, R + P)
+        self.c_kv = self.latent[:, :rank]  # (T, R), a view as the next
+        self.k_pe = self.latent[:, None, rank:]  # (T, 1, P)
         self.query = floats(n_rows, heads, config.latent_dim)  # (T, H, R + P), absorbed form
+        self.query_c_kv, self.query_k_pe = np.split(self.query, [rank], axis=2)  # (T, H, R), (T, H, P), views
         self.o_latent = floats(n_rows, heads, rank)  # (T, H, R), absorbed form
         self.o = floats(n_rows, heads, config.v_head_dim)  # (T, H, V)
+        self.o_flat = self.o.reshape(n_rows, -1)  # (T, H V), a view
         self.gate = floats(n_rows, max(dense, shared))  # (T, I) dense MLP or shared experts
         self.up = floats(n_rows, max(dense, shared))  # (T, I)
         self.shared_out = floats(n_rows, config.hidden_size)  # (T, D)
@@ -64,5 +70,6 @@ class Workspace:
 
     @property
     def nbytes(self) -> int:
-        """Of all arrays; in proportion to n_rows."""
-        return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
+        """Of all arrays, views left out; in proportion to n_rows."""
+        arrays = [array for array in vars(self).values() if isinstance(array, np.ndarray)]
+        return sum(array.nbytes for array in arrays if array.base is None)
