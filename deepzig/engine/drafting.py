@@ -77,7 +77,5 @@ class MtpDrafter:
 
 def block_tables(branches: Sequence[Branch]) -> np.ndarray:
     """i32 (B, blocks): the pages of each branch, then zeros."""
-    tables = np.zeros((len(branches), max(len(branch.pages) for branch in branches)), np.int32)
-    for row, branch in zip(tables, branches, strict=True):
-        row[: len(branch.pages)] = branch.pages
-    return tables
+    width = max(len(branch.pages) for branch in branches)
+    return np.array([branch.pages + [0] * (width - len(branch.pages)) for branch in branches], np.int32)

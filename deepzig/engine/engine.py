@@ -305,26 +305,33 @@ class Engine:
         first: int,
         seconds: float,
     ) -> None:
-        """The next tokens of each branch, from the rows, `first` and on, of its last token and of its guesses, as far
-        as these are what was chosen. hidden f32 (T, D) of all rows; the step has taken `seconds`."""
+        """The next tokens of each branch, from the rows, `first` and on, of its last token and of its guesses.
+        hidden f32 (T, D) of all rows; the step has taken `seconds`."""
         for branch, guesses in zip(branches, drafts, strict=True):
-            if branch.request.beam_search is not None:  # makes no guesses
+            if branch.drafting is not None:
+                n_chosen = self._choose_guessed(branch, guesses, rows, first)
+                self._speculator.note_branch(branch, len(guesses), n_chosen, seconds, len(branches))
+                self._speculator.follow(branch, hidden[first : first + n_chosen])
+            else:
                 branch.n_computed += 1
-                self._take_beam(branch, rows.logits[first], branch.request.beam_search, rows.time)
-                first += 1
-                continue
-            n_chosen = 0
-            for row in range(first, first + 1 + len(guesses)):
-                branch.n_computed += 1
-                n_chosen += 1
-                token = self._choose_token(branch, rows, row)
-                if branch.is_finished or n_chosen > len(guesses) or token != guesses[n_chosen - 1]:
-                    break
-            self._tokens_drafted += len(guesses)
-            self._tokens_accepted += n_chosen - 1
-            self._speculator.note_branch(branch, len(guesses), n_chosen, seconds, len(branches))
-            self._speculator.follow(branch, hidden[first : first + n_chosen])
+                if branch.request.beam_search is not None:
+                    self._take_beam(branch, rows.logits[first], branch.request.beam_search, rows.time)
+                else:
+                    self._choose_token(branch, rows, first)
             first += 1 + len(guesses)
+
+    def _choose_guessed(self, branch: Branch, guesses: list[int], rows: LogitRows, first: int) -> int:
+        """The next tokens of a branch, as far as its guesses are what was chosen; how many."""
+        n_chosen = 0
+        for row in range(first, first + 1 + len(guesses)):
+            branch.n_computed += 1
+            n_chosen += 1
+            token = self._choose_token(branch, rows, row)
+            if branch.is_finished or n_chosen > len(guesses) or token != guesses[n_chosen - 1]:
+                break
+        self._tokens_drafted += len(guesses)
+        self._tokens_accepted += n_chosen - 1
+        return n_chosen
 
     def _choose_token(self, branch: Branch, rows: LogitRows, row: int) -> int | None:
         """Append the token that follows from a row of logits, and return it. An error ends the branch's request alone;

@@ -133,7 +133,7 @@ class Generation:
 
     def _hear(self) -> None:
         """Called by the engine's thread when there is something to read."""
-        if self._request.is_finished or not self._awaits_end:
+        if (self._request.is_finished or not self._awaits_end) and not self._news.is_set():
             self._news.set()
         if self._on_event is not None:
             self._on_event()

@@ -65,11 +65,6 @@ class Branch:
         """More than its last token waits to be computed: the prompt, or all of it after a preemption."""
         return self.n_computed < len(self.tokens) - 1 or self.length == self.request.n_prompt
 
-    @property
-    def urgency(self) -> tuple[int, int, int]:
-        """Sorts branches: by priority, then by arrival."""
-        return (-self.request.priority, self.request.number, self.index)
-
 
 @dataclass(eq=False)
 class Request:

@@ -6,6 +6,7 @@ Knows nothing of the model's arithmetic nor of sampling.
 """
 
 import time
+from bisect import insort
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ class Scheduler:
         wants to make when so many decode."""
         self.pool = PagePool(cache.n_pages)
         self.prefixes = PrefixTree(self.pool)
-        self.waiting: list[Branch] = []  # in order of urgency
+        self.waiting: list[Branch] = []  # both in order of urgency
         self.running: list[Branch] = []
         self.n_preemptions = 0
         self._cache = cache
@@ -48,8 +49,7 @@ class Scheduler:
 
     def add(self, branch: Branch) -> None:
         """Put a branch into the queue."""
-        self.waiting.append(branch)
-        self.waiting.sort(key=lambda waiting: waiting.urgency)
+        insort(self.waiting, branch, key=_urgency)
 
     def fork(self, branch: Branch, copies: list[Branch]) -> None:
         """Let copies of a running branch run too, on its pages; whoever writes into a shared page gets a copy of it."""
@@ -57,7 +57,7 @@ class Scheduler:
             copy.pages, copy.n_computed, copy.hidden = list(branch.pages), branch.n_computed, branch.hidden
             for page in copy.pages:
                 self.pool.share(page)
-            self.running.append(copy)
+            insort(self.running, copy, key=_urgency)
 
     def remove(self, branch: Branch, *, keep: bool) -> None:
         """Take a branch out for good. keep: its pages, the partly filled one too, go to the prefix tree."""
@@ -84,7 +84,7 @@ class Scheduler:
         reading: list[tuple[Branch, int]] = []
         decoding: list[Branch] = []
         budget = PREFILL_CHUNK
-        for branch in sorted(self.running, key=lambda running: running.urgency):
+        for branch in list(self.running):
             if self.n_preemptions > n_preemptions and branch not in self.running:  # gave way to a more urgent one
                 continue
             if branch.logits is not None:  # a beam that waits for the others
@@ -147,7 +147,7 @@ class Scheduler:
                 return
             for each in together:
                 self.waiting.remove(each)
-                self.running.append(each)
+                insort(self.running, each, key=_urgency)
             if branch.request.started is None:
                 branch.request.started = time.perf_counter()
 
@@ -193,7 +193,7 @@ class Scheduler:
         for block in range(first_written, -(-n_tokens // PAGE_SIZE)):
             while not self._own(branch, block):
                 # One that is alone goes back too: unshared, the pages that it wants to write can be had next time.
-                self._preempt(max(self.running, key=lambda running: running.urgency))
+                self._preempt(self.running[-1])
                 if branch not in self.running:
                     return False
         return True
@@ -215,6 +215,8 @@ class Scheduler:
 
     def _room_for_drafts(self, branch: Branch, n_decoding: int) -> int:
         """Guesses of the branch, with pages for them; 0 where that would preempt anybody."""
+        if branch.drafting is None:
+            return 0
         n_drafts = self._draft_length(branch, n_decoding)
         n_new = -(-(len(branch.tokens) + n_drafts) // PAGE_SIZE) - len(branch.pages)
         if not n_drafts or not self._can_free(n_new):
@@ -242,3 +244,8 @@ class Scheduler:
         for page in branch.pages:
             self.pool.release(page)
         branch.pages, branch.n_computed, branch.hidden, branch.is_shifted = [], 0, None, False
+
+
+def _urgency(branch: Branch) -> tuple[int, int, int]:
+    """Sorts branches: by priority, then by arrival."""
+    return (-branch.request.priority, branch.request.number, branch.index)
