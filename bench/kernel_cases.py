@@ -186,6 +186,8 @@ def mla_prefill_cases(operands: Operands) -> Iterator[Case]:
         arguments = (query, kv, operands.floats(PROMPT, ROPE), first_query, 0, 0.07, highest, total, out)
         shown = f"{N_HEADS} heads, {PROMPT} x {PROMPT}{'' if first_query else ', causal'}"
         yield Case("mla_prefill", shown, [arguments])
+        if ACTIVE["mla_prefill"].endswith(("amx", "bf16")):
+            yield Case("mla_prefill", f"{shown}, fast", [arguments], {"bf16_terms": 1})
 
 
 def expert_gate_cases(operands: Operands) -> Iterator[Case]:

@@ -1,4 +1,4 @@
-/* Tiles of AMX and what both ways of using them share. Included by bf16.h and digits.h. */
+/* Tiles of AMX and what all ways of using them share. Included by bf16.h and digit_tiles.h. */
 #ifndef DEEPZIG_AMX_H
 #define DEEPZIG_AMX_H
 

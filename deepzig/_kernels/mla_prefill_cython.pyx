@@ -1,17 +1,18 @@
 """Prompt attention over one tile of expanded keys and values, compiled once per ISA; contract in `mla_prefill.py`.
 
-A task is one head and QUERY_BLOCK queries. KEY_BLOCK keys at a time are packed (k_nope beside k_pe, so that scores are
+A task is one head and some of its queries. KEY_BLOCK keys at a time are packed (k_nope beside k_pe, so that scores are
 one dot product; values side by side, since 16 KB apart they meet in a few sets of a cache); then come MIX_COLUMNS
-queries at a time: scores, running softmax, weighted sum of the values.
+queries at a time: scores, running softmax, weighted sum of the values. With one bf16 term, where the ISA multiplies
+bf16, packing and the queries' part are those of `bf16_attention.h`.
 """
 
 from libc.math cimport INFINITY, expf
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint16_t
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size
-from deepzig._kernels._pool cimport parallel_for
+from deepzig._kernels._pool cimport parallel_for, task_fn
 from deepzig._kernels._rows cimport exp_row, highest_of
 from deepzig._kernels._tiles cimport (
     FOR_TASK, Matrix, MIX_COLUMNS, dot_floats, float_matrix, mix_floats, padded, thread_floats,
@@ -19,10 +20,36 @@ from deepzig._kernels._tiles cimport (
 
 cnp.import_array()
 
-cdef int64_t QUERY_BLOCK = 256
+cdef extern from "bf16_attention.h" nogil:
+    bint BF16_ATTENTION  # whether the ISA multiplies bf16
+    int64_t ATTENTION_QUERIES
+    int64_t ATTENTION_PACK
+
+    ctypedef struct PackedKeys:
+        int64_t n_keys, padded_keys, width, value_width
+        uint16_t* keys
+        uint16_t* values
+
+    ctypedef struct Queries:
+        const float* query
+        float* running_max
+        float* running_sum
+        float* out
+        int64_t query_step, running_step, out_step, size, rope, value_dim, rows, next, visible
+        float scale
+
+    int64_t bf16_width(int64_t k)
+    int64_t bf16_attention_space(int64_t width, int64_t value_width)
+    void bf16_pack_keys(const float* nope_rows, int64_t nope_step, int64_t nope, const float* rope_rows, int64_t rope,
+                        PackedKeys* to, float* space)
+    void bf16_pack_values(const float* rows, int64_t step, int64_t value_dim, PackedKeys* to)
+    void bf16_attend(const Queries* q, const PackedKeys* packed, float* space)
+
+
 cdef int64_t KEY_BLOCK = 256  # packed keys and values should stay in L2
 cdef enum:
     MAX_COLUMNS = 8
+    TASKS_PER_THREAD = 4  # about; fewer, since each packs its head's keys, and more would not even out much
 
 
 cdef struct Job:
@@ -34,8 +61,14 @@ cdef struct Job:
     float* out  # (T, H, value_dim)
     int64_t n_rows, n_keys, n_heads, nope, rope_dim, value_dim
     int64_t ahead  # keys that query 0 sees; query t sees t more
+    int64_t task_rows  # queries of a task
     float softmax_scale
     bint no_memory
+
+
+cdef int64_t rows_of_task(const Job* job, int n_threads) noexcept nogil:
+    cdef int64_t rows = job.n_rows * job.n_heads // (TASKS_PER_THREAD * n_threads)
+    return (rows // ATTENTION_QUERIES + 1) * ATTENTION_QUERIES
 
 
 cdef void pack_keys(const Job* job, int64_t head, int64_t first, int64_t n_keys, float* keys,
@@ -93,8 +126,8 @@ cdef void attend(const Job* job, int64_t head, int64_t t, int64_t count, int64_t
 
 cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
-    cdef int64_t head = task % job.n_heads, start = task // job.n_heads * QUERY_BLOCK, first, count, t
-    cdef int64_t stop = min(start + QUERY_BLOCK, job.n_rows), n_keys = min(job.n_keys, job.ahead + stop - 1)
+    cdef int64_t head = task % job.n_heads, start = task // job.n_heads * job.task_rows, first, count, t
+    cdef int64_t stop = min(start + job.task_rows, job.n_rows), n_keys = min(job.n_keys, job.ahead + stop - 1)
     cdef int64_t width = padded(job.nope + job.rope_dim), value_width = padded(job.value_dim)
     cdef float* keys = thread_floats(FOR_TASK, (KEY_BLOCK + MIX_COLUMNS) * (width + value_width)
                                      + MIX_COLUMNS * KEY_BLOCK)
@@ -118,9 +151,49 @@ cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
             t += MIX_COLUMNS
 
 
+cdef void attend_bf16_task(void* ctx, int64_t task, int thread) noexcept nogil:
+    cdef Job* job = <Job*>ctx
+    cdef int64_t head = task % job.n_heads, start = task // job.n_heads * job.task_rows, first, t, at
+    cdef int64_t stop = min(start + job.task_rows, job.n_rows), n_keys = min(job.n_keys, job.ahead + stop - 1)
+    cdef int64_t step = job.n_heads * (job.nope + job.value_dim)
+    cdef PackedKeys packed
+    cdef Queries queries
+    cdef const float* row
+    packed.width, packed.value_width = bf16_width(job.nope + 2 * job.rope_dim), bf16_width(job.value_dim)
+    cdef int64_t packed_floats = ATTENTION_PACK * (packed.width + packed.value_width) // 2
+    cdef float* space = thread_floats(
+        FOR_TASK, packed_floats + bf16_attention_space(packed.width, packed.value_width))
+    if space == NULL:
+        job.no_memory = True
+        return
+    packed.keys = <uint16_t*>space
+    packed.values = packed.keys + ATTENTION_PACK * packed.width
+    space += packed_floats
+    queries.size, queries.rope, queries.value_dim = job.nope + job.rope_dim, job.rope_dim, job.value_dim
+    queries.scale = job.softmax_scale
+    queries.query_step, queries.out_step = job.n_heads * queries.size, job.n_heads * job.value_dim
+    queries.running_step = job.n_heads
+    for first from 0 <= first < n_keys by ATTENTION_PACK:
+        packed.n_keys = min(ATTENTION_PACK, n_keys - first)
+        packed.padded_keys = bf16_width(packed.n_keys)
+        row = job.kv + first * step + head * (job.nope + job.value_dim)
+        bf16_pack_keys(row, step, job.nope, job.k_pe + first * job.rope_dim, job.rope_dim, &packed, space)
+        bf16_pack_values(row + job.nope, step, job.value_dim, &packed)
+        t = max(start, first - job.ahead + 1)  # the first query that sees key `first`
+        while t < stop:
+            at = t * job.n_heads + head
+            queries.rows, queries.visible = min(ATTENTION_QUERIES, stop - t), job.ahead + t - first
+            queries.next = stop - t - queries.rows
+            queries.query, queries.out = job.query + at * queries.size, job.out + at * job.value_dim
+            queries.running_max, queries.running_sum = job.running_max + at, job.running_sum + at
+            bf16_attend(&queries, &packed, space)
+            t += ATTENTION_QUERIES
+
+
 def mla_prefill(cnp.ndarray query not None, cnp.ndarray kv not None, cnp.ndarray k_pe not None, int64_t first_query,
                 int64_t first_key, float softmax_scale, cnp.ndarray running_max not None,
-                cnp.ndarray running_sum not None, cnp.ndarray out not None, *, int n_threads):
+                cnp.ndarray running_sum not None, cnp.ndarray out not None, *, int bf16_terms=0,
+                int n_threads):
     cdef Job job
     need_array(query, "query", cnp.NPY_FLOAT32, 3, 3)
     need_array(kv, "kv", cnp.NPY_FLOAT32, 3, 3)
@@ -144,7 +217,9 @@ def mla_prefill(cnp.ndarray query not None, cnp.ndarray kv not None, cnp.ndarray
     job.ahead = first_query - first_key + 1
     job.softmax_scale = softmax_scale
     job.no_memory = False
+    job.task_rows = rows_of_task(&job, n_threads)
+    cdef task_fn attend = attend_bf16_task if BF16_ATTENTION and bf16_terms == 1 else attend_task
     with nogil:
-        parallel_for(attend_task, &job, job.n_heads * ((job.n_rows + QUERY_BLOCK - 1) // QUERY_BLOCK), n_threads)
+        parallel_for(attend, &job, job.n_heads * ((job.n_rows + job.task_rows - 1) // job.task_rows), n_threads)
     if job.no_memory:
         raise MemoryError

@@ -81,6 +81,7 @@ def mla_prefill(
     running_sum: np.ndarray,
     out: np.ndarray,
     *,
+    bf16_terms: int = 0,
     n_threads: int,
 ) -> None:
     need(query, "query", np.float32, None, None, None)

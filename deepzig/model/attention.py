@@ -139,6 +139,7 @@ class Attention:
                 running_max,
                 running_sum,
                 out,
+                bf16_terms=bf16_terms,
                 n_threads=self._n_threads,
             )
         out /= running_sum[:, :, None]

@@ -1,7 +1,7 @@
-"""The AMX ways of bf16.h, fp8_rows.h and digit_tiles.h, with tile instructions in plain C: arithmetic and packing.
+"""The AMX ways of products and of attention, with tile instructions in plain C: arithmetic and packing.
 
-On a CPU with AMX the compiled kernels are tested like all others (test_linear.py, test_experts.py); this file says that
-they are right before such a CPU is at hand, wherever there is AVX512-BF16.
+On a CPU with AMX the compiled kernels are tested like all others (test_linear.py, test_mla_prefill.py, ...); this file
+says that they are right before such a CPU is at hand, wherever there is AVX512-BF16.
 """
 
 import ctypes
@@ -16,26 +16,37 @@ from deepzig import _kernels
 from deepzig._kernels._isa import ISA_NAMES, ISAS
 from deepzig._kernels._pick import missing_flags
 from deepzig._kernels.dequantize import reference as dequantize_reference
+from deepzig._kernels.mla_prefill import reference as attention_reference
 from deepzig._kernels.weight_cases import random_weights
 
 HEADERS = Path(_kernels.__file__).parent
-SOURCE = Path(__file__).parent / "emulation" / "product.c"
+EMULATION = Path(__file__).parent / "emulation"
 FLAGS = ISAS[ISA_NAMES.index("avx512_bf16")].compiler_flags
 
 BF16_SUMS, FP8_ROWS, DIGIT_TILES = 1, 2, 4  # of ways.h
 
 
-@pytest.fixture(scope="module")
-def product(tmp_path_factory: pytest.TempPathFactory) -> ctypes._CFuncPtr:
+def emulated(name: str, directory: Path) -> ctypes._CFuncPtr:
+    """The function `name` of emulation/name.c."""
     if missing := missing_flags("avx512_bf16"):
         pytest.skip(f"the emulated tiles still need AVX512-BF16 around them; missing {', '.join(missing)}")
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    library = tmp_path_factory.mktemp("amx") / "product.so"
-    command = [compiler, "-O1", "-shared", "-fPIC", *FLAGS, f"-I{HEADERS}", str(SOURCE), "-o", str(library), "-lm"]
+    source, library = EMULATION / f"{name}.c", directory / f"{name}.so"
+    command = [compiler, "-O1", "-shared", "-fPIC", *FLAGS, f"-I{HEADERS}", str(source), "-o", str(library), "-lm"]
     subprocess.run(command, check=True, capture_output=True, text=True)
-    return ctypes.CDLL(str(library)).product
+    return getattr(ctypes.CDLL(str(library)), name)
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> ctypes._CFuncPtr:
+    return emulated("product", tmp_path_factory.mktemp("amx"))
+
+
+@pytest.fixture(scope="module")
+def attention(tmp_path_factory: pytest.TempPathFactory) -> ctypes._CFuncPtr:
+    return emulated("attention", tmp_path_factory.mktemp("amx"))
 
 
 @pytest.mark.parametrize("shape", [(1, 32), (45, 64), (33, 200), (70, 384), (160, 640)])
@@ -63,3 +74,35 @@ def test_emulated_tiles_match_the_reference(product: ctypes._CFuncPtr, shape: tu
         assert ("fp8", FP8_ROWS) in ways
     if shape[1] % 128 == 0 and columns > 1:  # one row has the same bits in registers, and is faster there
         assert {("int8", DIGIT_TILES), ("int4", DIGIT_TILES)} <= ways
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 0), (37, 37, 0), (50, 40, 5), (16, 300, 284), (33, 700, 600), (90, 600, 0)])
+@pytest.mark.parametrize("widths", [(2, 128, 64, 128), (3, 5, 6, 7)])
+def test_emulated_tiles_attend(
+    attention: ctypes._CFuncPtr, sizes: tuple[int, int, int], widths: tuple[int, int, int, int]
+) -> None:
+    rng = np.random.default_rng(8)
+    (n_rows, n_keys, first_query), (n_heads, nope, rope_dim, value_dim) = sizes, widths
+    query = rng.standard_normal((n_rows, n_heads, nope + rope_dim), np.float32)
+    kv = rng.standard_normal((n_keys, n_heads, nope + value_dim), np.float32)
+    k_pe = rng.standard_normal((n_keys, rope_dim), np.float32)
+    results = []
+    for implementation in ("tiles", "reference", "magnitudes"):
+        running_max, running_sum = (
+            np.full((n_rows, n_heads), -np.inf, np.float32),
+            np.zeros((n_rows, n_heads), np.float32),
+        )
+        out = np.zeros((n_rows, n_heads, value_dim), np.float32)
+        if implementation == "tiles":
+            counts = np.array([n_rows, n_keys, *widths, first_query + 1], np.int64)
+            pointers = [ctypes.c_void_p(array.ctypes.data) for array in (counts, query, kv, k_pe)]
+            outputs = [ctypes.c_void_p(array.ctypes.data) for array in (running_max, running_sum, out)]
+            attention(*pointers, ctypes.c_float(0.1), *outputs)
+        else:
+            values = (
+                np.concatenate([kv[:, :, :nope], abs(kv[:, :, nope:])], 2) if implementation == "magnitudes" else kv
+            )
+            attention_reference(query, values, k_pe, first_query, 0, 0.1, running_max, running_sum, out, n_threads=1)
+        results.append(out / running_sum[:, :, None])
+    tiles, expected, magnitude = results
+    assert (abs(tiles - expected) <= 1e-2 * magnitude).all()

@@ -1,10 +1,13 @@
 """The kernel mla_prefill: every implementation against its contract, `deepzig/_kernels/mla_prefill.py`."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from deepzig._kernels import REGISTRY
 
 from . import agreement
 from .agreement import every_implementation
@@ -70,14 +73,62 @@ def inputs(
 
 @every_implementation_but("mla_prefill", "reference")
 @pytest.mark.parametrize("sizes", [(4, 32, 16, 48), (3, 5, 6, 7)])
+@pytest.mark.parametrize("bf16_terms", [0, 1])
 def test_a_row_does_not_depend_on_its_neighbours(
-    function: Callable[..., None], sizes: tuple[int, int, int, int]
+    function: Callable[..., None], sizes: tuple[int, int, int, int], bf16_terms: int
 ) -> None:
-    query, kv, k_pe = inputs(np.random.default_rng(51), 140, 200, *sizes)
-    together = attend(function, query, kv, k_pe, 60, tile=64)
-    for t in range(0, 140, 3):
-        alone = attend(function, query[t : t + 1], kv, k_pe, 60 + t, tile=64, n_threads=1)
-        np.testing.assert_array_equal(together[t : t + 1], alone, err_msg=f"row {t}")
+    query, kv, k_pe = inputs(np.random.default_rng(51), 140, 900, *sizes)
+    rounded = partial(function, bf16_terms=bf16_terms)
+    for tile in (64, 700):
+        together = attend(rounded, query, kv, k_pe, 760, tile)
+        for t in range(0, 140, 3):
+            alone = attend(rounded, query[t : t + 1], kv, k_pe, 760 + t, tile, n_threads=1)
+            np.testing.assert_array_equal(together[t : t + 1], alone, err_msg=f"row {t}, tile {tile}")
+
+
+@every_implementation("mla_prefill")
+@pytest.mark.parametrize("bf16_terms", [1, 3])
+def test_roundings_of_prompts(function: Callable[..., None], bf16_terms: int) -> None:
+    """Beside the reference, in parts of the weighted sum of magnitudes: that of one rounding, or of float32."""
+    tolerance = 1e-2 if bf16_terms == 1 else 1e-5
+    for case, (given, magnitudes) in enumerate(
+        zip(agreement.cases("mla_prefill"), agreement.cases("mla_prefill"), strict=True)
+    ):
+        *_, running_max, running_sum, out = given
+        function(*given, bf16_terms=bf16_terms, n_threads=1)
+        expected = agreement.expected_of("mla_prefill")[case]
+        value_dim = out.shape[2]
+        magnitudes[1][:, :, -value_dim:] = abs(magnitudes[1][:, :, -value_dim:])
+        magnitudes[-1][...] = abs(magnitudes[-1])
+        REGISTRY["mla_prefill"].reference(*magnitudes, n_threads=1)
+        expected_max, expected_sum, expected_out = expected[-3:]
+        total = expected_sum[:, :, None]
+        error = abs(out / running_sum[:, :, None] - expected_out / total)
+        assert (error <= tolerance * magnitudes[-1] / total).all(), f"case {case}: {error.max()}"
+        np.testing.assert_allclose(
+            np.log(running_sum) + running_max, np.log(expected_sum) + expected_max, rtol=0, atol=tolerance
+        )
+
+
+@every_implementation("mla_prefill")
+def test_threads_do_not_matter_to_roundings(function: Callable[..., None]) -> None:
+    agreement.check_threads_do_not_matter("mla_prefill", partial(function, bf16_terms=1))
+
+
+@every_implementation_but("mla_prefill", "reference")
+@pytest.mark.parametrize("bf16_terms", [0, 1])
+def test_nan_and_infinity_reach_the_queries_that_see_them(function: Callable[..., None], bf16_terms: int) -> None:
+    rounded = partial(function, bf16_terms=bf16_terms)
+    for special in (np.nan, np.inf):
+        query, kv, k_pe = inputs(np.random.default_rng(54), 80, 80, 2, 16, 16, 40)
+        expected = attend(rounded, query, kv, k_pe, 0, tile=80)
+        query[3, 0, 5] = special
+        kv[40, 1, 16 + 7] = special
+        out = attend(rounded, query, kv, k_pe, 0, tile=80)
+        assert np.isnan(out[3, 0]).all()
+        assert not np.isfinite(out[40:, 1, 7]).any()
+        out[3, 0], out[:, 1, 7] = expected[3, 0], expected[:, 1, 7]
+        np.testing.assert_array_equal(out, expected)
 
 
 @every_implementation("mla_prefill")
@@ -96,11 +147,13 @@ def test_tiles_against_the_whole_softmax(function: Callable[..., None], tile: in
 
 
 @every_implementation("mla_prefill")
-def test_keys_ahead_of_a_query_do_not_reach_it(function: Callable[..., None]) -> None:
+@pytest.mark.parametrize("bf16_terms", [0, 1])
+def test_keys_ahead_of_a_query_do_not_reach_it(function: Callable[..., None], bf16_terms: int) -> None:
     query, kv, k_pe = inputs(np.random.default_rng(53), 6, 12, 2, 16, 16, 32)
-    expected = attend(function, query, kv, k_pe, 2, tile=12)
+    rounded = partial(function, bf16_terms=bf16_terms)
+    expected = attend(rounded, query, kv, k_pe, 2, tile=12)
     kv[8:], k_pe[8:] = 1e30, 1e30
-    np.testing.assert_array_equal(attend(function, query, kv, k_pe, 2, tile=12), expected)
+    np.testing.assert_array_equal(attend(rounded, query, kv, k_pe, 2, tile=12), expected)
 
 
 @every_implementation_but("mla_prefill", "reference")

@@ -1,4 +1,5 @@
-/* The tile instructions of bf16.h, fp8_rows.h and digit_tiles.h in plain C: their AMX ways are tested on any CPU. */
+/* The tile instructions of bf16.h, fp8_rows.h, digit_tiles.h and bf16_attention.h in plain C: their AMX ways are tested on
+ * any CPU. */
 #define __AMX_TILE__ 1
 #define __AMX_BF16__ 1
 #define __AMX_INT8__ 1
