@@ -9,67 +9,81 @@
 #include "tiles.h"
 
 /* A block of weights, as floats without their scales, stays in L1 while PASS_COLUMNS x rows go by. Between blocks the sums
- * of each weight row and x row wait in memory as vectors. */
+ * of each weight row and x row wait in memory as vectors. Where groups have scales of their own, registers hold the sums of
+ * a group beside those of the groups before, if there are enough. */
+#if defined(__AVX512F__)
+#define BLOCK_ROWS 8
+#define BLOCK_WIDTH 512
+#define GROUP_COLUMNS 4
+#else
 #define BLOCK_ROWS (4 * TILE_ROWS)
 #define BLOCK_WIDTH 256
+#define GROUP_COLUMNS TILE_COLUMNS
+#endif
 #define PASS_COLUMNS 64
 
 typedef struct {
     float weights[BLOCK_ROWS][BLOCK_WIDTH];
-    vfloat part[PASS_COLUMNS][BLOCK_ROWS]; /* of a group that goes on in the next block */
+    float factor[BLOCK_WIDTH / LANES][BLOCK_ROWS]; /* of each group of the block, if it has several */
     vfloat sum[PASS_COLUMNS][BLOCK_ROWS];
 } DotSpace;
 
-/* A stretch of columns of W that lies in one block and in one group. */
 typedef struct {
-    const float *weights;     /* of the block's first row */
+    const float *weights;     /* of its first row */
     int64_t step;             /* floats from one row to the next */
-    int64_t k, width;         /* first column, and how many */
-    int opens, closes;        /* its group */
-    float factor[BLOCK_ROWS]; /* of the group, for each row */
-} Stretch;
+    int64_t k, width, group;  /* first column, and how many; columns of a group, or 0: one scale a row */
+    int rows;
+} Block;
+
+/* Block.group: columns that have a scale of their own. */
+INLINE int64_t block_group(const Matrix *w) { return w->group_size < w->k ? w->group_size : 0; }
 
 /* `rows` rows of the block, from `row` on, against `columns` x rows, of which the first is the pass's `column`. */
-INLINE void stretch_tile(int rows, int columns, const Stretch *s, int row, const float *const *x, DotSpace *space,
-                         int64_t column) {
-    vfloat part[TILE_ROWS][TILE_COLUMNS];
+INLINE void block_tile(int grouped, int rows, int columns, const Block *b, int row, const float *const *x, DotSpace *space,
+                       int64_t column) {
+    vfloat sum[TILE_ROWS][TILE_COLUMNS], part[TILE_ROWS][TILE_COLUMNS];
+    const float *weights = b->weights + row * b->step;
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) part[i][j] = s->opens ? vset(0) : space->part[column + j][row + i];
-    const float *weights = s->weights + row * s->step;
-    for (int64_t k = 0; k < s->width; k += LANES)
-        for (int i = 0; i < rows; i++) {
-            const vfloat weight = vload(weights + i * s->step + k);
-            for (int j = 0; j < columns; j++) part[i][j] += weight * vload(x[j] + s->k + k);
+        for (int j = 0; j < columns; j++) sum[i][j] = b->k ? space->sum[column + j][row + i] : vset(0);
+    if (!grouped) {
+        for (int64_t k = 0; k < b->width; k += LANES)
+            for (int i = 0; i < rows; i++) {
+                const vfloat weight = vload(weights + i * b->step + k);
+                for (int j = 0; j < columns; j++) sum[i][j] += weight * vload(x[j] + b->k + k);
+            }
+    } else {
+        for (int64_t group = 0, k = 0; k < b->width; group++) {
+            for (int i = 0; i < rows; i++)
+                for (int j = 0; j < columns; j++) part[i][j] = vset(0);
+            for (const int64_t end = k + b->group < b->width ? k + b->group : b->width; k < end; k += LANES)
+                for (int i = 0; i < rows; i++) {
+                    const vfloat weight = vload(weights + i * b->step + k);
+                    for (int j = 0; j < columns; j++) part[i][j] += weight * vload(x[j] + b->k + k);
+                }
+            for (int i = 0; i < rows; i++) {
+                const vfloat factor = vset(space->factor[group][row + i]);
+                for (int j = 0; j < columns; j++) sum[i][j] += factor * part[i][j];
+            }
         }
-    for (int i = 0; i < rows; i++) {
-        const vfloat factor = vset(s->factor[row + i]);
-        for (int j = 0; j < columns; j++)
-            if (s->closes)
-                space->sum[column + j][row + i] += factor * part[i][j];
-            else
-                space->part[column + j][row + i] = part[i][j];
     }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < columns; j++) space->sum[column + j][row + i] = sum[i][j];
 }
 
-INLINE void stretch_rows(int columns, const Stretch *s, int rows, const float *const *x, DotSpace *space,
-                         int64_t column) {
+INLINE void block_tiles(int grouped, int columns, const Block *b, const float *const *x, DotSpace *space, int64_t column) {
     int row = 0;
-    for (; row + TILE_ROWS <= rows; row += TILE_ROWS) stretch_tile(TILE_ROWS, columns, s, row, x, space, column);
-    for (; row < rows; row++) stretch_tile(1, columns, s, row, x, space, column);
+    for (; row + TILE_ROWS <= b->rows; row += TILE_ROWS)
+        block_tile(grouped, TILE_ROWS, columns, b, row, x, space, column);
+    for (; row < b->rows; row++) block_tile(grouped, 1, columns, b, row, x, space, column);
 }
 
-/* All x rows of a pass against the block's rows. */
-static inline void stretch_pass(const Stretch *s, int rows, const float *const *x, int64_t columns, DotSpace *space) {
+/* The block's rows against all x rows of a pass. */
+INLINE void block_pass(int grouped, const Block *b, const float *const *x, int64_t columns, DotSpace *space) {
+    const int at_once = grouped ? GROUP_COLUMNS : TILE_COLUMNS;
     int64_t j = 0;
-    for (; j + TILE_COLUMNS <= columns; j += TILE_COLUMNS) stretch_rows(TILE_COLUMNS, s, rows, x + j, space, j);
-    switch (columns - j) {
-    case 1: stretch_rows(1, s, rows, x + j, space, j); break;
-    case 2: stretch_rows(2, s, rows, x + j, space, j); break;
-    case 3: stretch_rows(3, s, rows, x + j, space, j); break;
-#if TILE_COLUMNS > 4
-    case 4: stretch_rows(4, s, rows, x + j, space, j); break;
-#endif
-    }
+    for (; j + at_once <= columns; j += at_once) block_tiles(grouped, at_once, b, x + j, space, j);
+    for (; j + 2 <= columns; j += 2) block_tiles(grouped, 2, b, x + j, space, j);
+    if (j < columns) block_tiles(grouped, 1, b, x + j, space, j);
 }
 
 /* Weights k to k + width of a row without their scales. */
@@ -94,31 +108,30 @@ static inline void decode_weights(const Matrix *w, int64_t row, int64_t k, int64
 /* Weight rows [first, first + rows), rows <= BLOCK_ROWS, of an even w against columns <= PASS_COLUMNS x rows. */
 static inline void dot_pass(const Matrix *w, int64_t first, int rows, const float *const *x, int64_t columns, float *out,
                             int64_t out_stride, DotSpace *space) {
-    Stretch s = {&space->weights[0][0], BLOCK_WIDTH, 0, 0, 0, 0, {0}};
-    int64_t scale[BLOCK_ROWS], group = 0;
-    for (int64_t j = 0; j < columns; j++)
-        for (int i = 0; i < rows; i++) space->sum[j][i] = vset(0);
+    Block b = {&space->weights[0][0], BLOCK_WIDTH, 0, 0, block_group(w), rows};
+    const int64_t width = b.group ? BLOCK_WIDTH / b.group * b.group : BLOCK_WIDTH;
+    int64_t scale[BLOCK_ROWS];
     for (int i = 0; i < rows; i++) scale[i] = first_scale(w, first + i);
-    for (int64_t block = 0; block < w->k; block += BLOCK_WIDTH) {
-        const int64_t stop = block + BLOCK_WIDTH < w->k ? block + BLOCK_WIDTH : w->k;
-        if (w->format != F32)
-            for (int i = 0; i < rows; i++) decode_weights(w, first + i, block, stop - block, space->weights[i]);
-        for (s.k = block; s.k < stop; s.k += s.width) {
-            const int64_t end = (group + 1) * w->group_size;
-            s.opens = s.k == group * w->group_size;
-            s.closes = end <= stop || stop == w->k;
-            s.width = (end < stop ? end : stop) - s.k;
-            if (w->format == F32) {
-                s.weights = (const float *)((const uint8_t *)w->codes + first * w->row_bytes) + s.k;
-                s.step = w->row_bytes / 4;
-            } else {
-                s.weights = &space->weights[0][s.k - block];
-            }
-            for (int i = 0; i < rows; i++)
-                s.factor[i] = decode_scale((int)w->format, scale_at(w, scale[i] + group));
-            stretch_pass(&s, rows, x, columns, space);
-            group += s.closes;
+    for (; b.k < w->k; b.k += width) {
+        b.width = b.k + width < w->k ? width : w->k - b.k;
+        if (w->format == F32) {
+            b.weights = (const float *)((const uint8_t *)w->codes + first * w->row_bytes) + b.k;
+            b.step = w->row_bytes / 4;
+        } else {
+            for (int i = 0; i < rows; i++) decode_weights(w, first + i, b.k, b.width, space->weights[i]);
         }
+        if (b.group) {
+            for (int i = 0; i < rows; i++)
+                for (int64_t g = 0; g * b.group < b.width; g++)
+                    space->factor[g][i] = decode_scale((int)w->format, scale_at(w, scale[i] + b.k / b.group + g));
+            block_pass(1, &b, x, columns, space);
+        } else {
+            block_pass(0, &b, x, columns, space);
+        }
+    }
+    for (int i = 0; !b.group && w->scale_format != SCALE_NONE && i < rows; i++) {
+        const vfloat factor = vset(decode_scale((int)w->format, scale_at(w, scale[i])));
+        for (int64_t j = 0; j < columns; j++) space->sum[j][i] *= factor;
     }
     for (int64_t j = 0; j < columns; j++) {
         float *sums = out + j * out_stride;
