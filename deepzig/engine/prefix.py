@@ -5,6 +5,8 @@ learns from timing what others asked. The tree is one holder of each of its page
 given back least recently used first. Called by `engine`; knows tokens and page numbers.
 """
 
+import heapq
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,9 +19,13 @@ from deepzig.model.cache import PAGE_SIZE
 class _Node:
     tokens: tuple[int, ...]  # at most PAGE_SIZE; fewer only in a leaf
     page: int
-    parent: "_Node | None"
+    parent: "_Node | None"  # None: a root, or no longer in the tree
     last_used: int
-    children: list["_Node"] = field(default_factory=list)
+    children: list["_Node"] = field(default_factory=list)  # sorted by tokens; none begins another
+
+    def place(self, tokens: tuple[int, ...]) -> int:
+        """Of the first child that is not before `tokens`. Neighbours there have the longest beginning in common."""
+        return bisect_left(self.children, tokens, key=lambda child: child.tokens)
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class PrefixTree:
         self._pool = pool
         self._roots: dict[str, _Node] = {}
         self._clock = 0
+        self._idle: list[tuple[int, int, _Node]] = []  # heap of what `evict` found: last used, page
         self.n_inserted = 0  # pages that have come, ever
 
     def match(self, tenant: str, tokens: Sequence[int]) -> Match:
@@ -59,8 +66,10 @@ class PrefixTree:
         node = self._roots.get(tenant)
         pages: list[int] = []
         while node is not None:
-            rest = tokens[len(pages) * PAGE_SIZE :]
-            best = max(node.children, key=lambda child: _common(child.tokens, rest), default=None)
+            rest = tuple(tokens[len(pages) * PAGE_SIZE : (len(pages) + 1) * PAGE_SIZE])
+            place = node.place(rest)
+            near = node.children[max(0, place - 1) : place + 1]
+            best = max(near, key=lambda child: _common(child.tokens, rest), default=None)
             common = 0 if best is None else _common(best.tokens, rest)
             if best is None or common == 0:
                 break
@@ -79,9 +88,10 @@ class PrefixTree:
             part = tuple(tokens[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
             if not part:
                 return
-            known = next((child for child in node.children if child.tokens[: len(part)] == part), None)
-            if known is None:
-                known = self._add(node, part, page)
+            place = node.place(part)
+            if place == len(node.children) or node.children[place].tokens[: len(part)] != part:
+                place = self._add(node, place, part, page)
+            known = node.children[place]
             known.last_used = self._clock
             if len(known.tokens) < PAGE_SIZE:
                 return
@@ -107,13 +117,17 @@ class PrefixTree:
 
     def evict(self) -> bool:
         """Give back the least recently used page that only the tree holds. False: there is none."""
-        idle = [node for node in self._nodes() if not node.children and not self._pool.is_shared(node.page)]
-        if not idle:
+        oldest = self._oldest()
+        if oldest is None:  # look anew: what was used since the last look, or shared, is not in the heap
+            self._idle = [(node.last_used, node.page, node) for node in self._nodes() if self._is_idle(node)]
+            heapq.heapify(self._idle)
+            oldest = self._oldest()
+        if oldest is None or oldest.parent is None:
             return False
-        oldest = min(idle, key=lambda node: node.last_used)
-        assert oldest.parent is not None
-        oldest.parent.children.remove(oldest)
-        self._pool.release(oldest.page)
+        parent = oldest.parent
+        self._remove(parent, parent.place(oldest.tokens))
+        if self._is_idle(parent):
+            heapq.heappush(self._idle, (parent.last_used, parent.page, parent))
         return True
 
     @property
@@ -121,18 +135,32 @@ class PrefixTree:
         """Pages that the tree holds."""
         return sum(1 for _ in self._nodes())
 
-    def _add(self, parent: _Node, tokens: tuple[int, ...], page: int) -> _Node:
-        """A new node; a shorter one that it continues gives way."""
-        for child in parent.children:
-            if not child.children and child.tokens == tokens[: len(child.tokens)]:
-                parent.children.remove(child)
-                self._pool.release(child.page)
-                break
-        node = _Node(tokens, page, parent, self._clock)
+    def _add(self, parent: _Node, place: int, tokens: tuple[int, ...], page: int) -> int:
+        """A new node at its place, which is returned; a shorter one that it continues gives way."""
+        if place and parent.children[place - 1].tokens == tokens[: len(parent.children[place - 1].tokens)]:
+            place -= 1
+            self._remove(parent, place)
+        parent.children.insert(place, _Node(tokens, page, parent, self._clock))
         self.n_inserted += 1
-        parent.children.append(node)
         self._pool.share(page)
-        return node
+        return place
+
+    def _remove(self, parent: _Node, place: int) -> None:
+        node = parent.children.pop(place)
+        node.parent = None
+        self._pool.release(node.page)
+
+    def _is_idle(self, node: _Node) -> bool:
+        """Only the tree holds its page, and no page follows it."""
+        return node.parent is not None and not node.children and not self._pool.is_shared(node.page)
+
+    def _oldest(self) -> _Node | None:
+        """The least recently used idle node of the heap, taken from it."""
+        while self._idle:
+            last_used, _, node = heapq.heappop(self._idle)
+            if node.last_used == last_used and self._is_idle(node):
+                return node
+        return None
 
     def _nodes(self) -> Iterator[_Node]:
         return self._below(self._roots.values())

@@ -1,5 +1,7 @@
 """PrefixTree: what it finds, for whom, and which pages it gives back first."""
 
+import numpy as np
+
 from deepzig.engine.pages import PagePool
 from deepzig.engine.prefix import PrefixTree
 from deepzig.model.cache import PAGE_SIZE
@@ -24,6 +26,49 @@ def test_the_longest_beginning_is_found() -> None:
     assert (match.pages, match.partial_page, match.n_partial, match.n_tokens) == (pages[:2], pages[2], 1, 129)
     assert tree.match("", [*A, *C]).n_tokens == PAGE_SIZE
     assert tree.match("", C).n_tokens == 0
+
+
+def test_among_many_texts_the_longest_beginning_is_found() -> None:
+    rng = np.random.default_rng(0)
+    pool = PagePool(1000)
+    tree = PrefixTree(pool)
+    texts: list[list[int]] = [[]]
+    for _ in range(200):
+        begun = texts[rng.integers(len(texts))]
+        text = [*begun[: rng.integers(len(begun) + 1)], *rng.integers(1, 3, rng.integers(1, 100)).tolist()]
+        common = [sum(np.cumprod([a == b for a, b in zip(text, other, strict=False)])) for other in texts]
+        assert tree.match("", text).n_tokens == max(common)
+        kept(tree, pool, text)
+        texts.append(text)
+    assert tree.n_pages == pool.n_pages - pool.n_free
+
+
+def test_pages_go_in_order_of_their_last_use_whatever_comes_between() -> None:
+    rng = np.random.default_rng(0)
+    pool = PagePool(100)
+    tree = PrefixTree(pool)
+    used: list[tuple[list[int], list[int]]] = []  # tokens and pages of the texts, the last used at the end
+
+    def take() -> int:
+        page = pool.take()
+        if page is None:
+            assert tree.evict()
+            page = pool.take()
+            assert page is not None and page == used[0][1].pop()
+            if not used[0][1]:
+                del used[0]
+        return page
+
+    for token in range(300):
+        text, pages = [token] * 2 * PAGE_SIZE, [take(), take()]
+        tree.insert("", text, pages)
+        for page in pages:
+            pool.release(page)
+        used.append((text, pages))
+        for _ in range(rng.integers(3)):
+            again = used.pop(rng.integers(len(used)))
+            assert tree.match("", again[0]).pages == again[1]
+            used.append(again)
 
 
 def test_tenants_find_only_their_own() -> None:
