@@ -13,6 +13,18 @@ from deepzig._kernels._tiles cimport (
 cnp.import_array()
 
 
+cdef extern from *:
+    """
+    /* Calls for bytes from memory. */
+    static inline void prefetch(const void *bytes, int64_t count) {
+        for (int64_t i = 0; i < count; i += 64) __builtin_prefetch((const char *)bytes + i, 0, 2);
+    }
+    """
+    void prefetch(const void* bytes, int64_t count) noexcept nogil
+
+cdef int64_t BLOCK_ROWS = 16  # weight rows whose columns are met part by part: they stay in L1 meanwhile
+
+
 cdef struct Job:
     Matrix weight
     const float* query
@@ -24,7 +36,7 @@ cdef struct Job:
 cdef void head_task(void* ctx, int64_t head, int thread) noexcept nogil:
     """One head for all rows. Sums gather in padded rows of the thread, then move to `out`."""
     cdef Job* job = <Job*>ctx
-    cdef int64_t rank = job.weight.k, width = padded(rank), first = head * job.head_rows, t, j, n, count
+    cdef int64_t rank = job.weight.k, width = padded(rank), first = head * job.head_rows, t, j, n, count, rows
     cdef bint decoded = (
         not is_even(&job.weight) or job.n_rows > TILE_COLUMNS or has_nan(&job.weight, first, first + job.nope)
     )
@@ -44,9 +56,15 @@ cdef void head_task(void* ctx, int64_t head, int thread) noexcept nogil:
     while t < job.n_rows:
         count = min(TILE_COLUMNS, job.n_rows - t)
         memset(sums, 0, count * width * sizeof(float))
-        for j in range(count):
-            coefficients[j] = job.query + (t + j) * job.query_step + head * job.query_head_step
-        mix_rows(&matrix, first, first + job.nope, coefficients, <int>count, width, sums, width)
+        n = 0
+        while n < job.nope:
+            rows = job.nope if decoded else min(BLOCK_ROWS, job.nope - n)
+            for j in range(count):
+                coefficients[j] = job.query + (t + j) * job.query_step + head * job.query_head_step + n
+            if not decoded:  # soon this thread will want the same rows of the next head
+                prefetch(<const char*>matrix.codes + (first + n + job.head_rows) * matrix.row_bytes, rows * matrix.row_bytes)
+            mix_rows(&matrix, first + n, first + n + rows, coefficients, <int>count, width, sums, width)
+            n += rows
         for j in range(count):
             memcpy(job.out + (t + j) * job.out_step + head * job.out_head_step, sums + j * width, rank * sizeof(float))
         t += count

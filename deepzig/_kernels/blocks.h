@@ -136,6 +136,14 @@ static inline void dot_pass(const Matrix *w, int64_t first, int rows, const floa
     for (int64_t j = 0; j < columns; j++) {
         float *sums = out + j * out_stride;
         int i = 0;
+#if defined(__AVX512F__)
+        if (rows == 16) { /* vsum16 leaves the sum of flat[4 i + j] in lane 4 j + i */
+            vfloat flat[16];
+            for (int k = 0; k < 16; k++) flat[k] = space->sum[j][k % 4 * 4 + k / 4];
+            vstore(sums, vsum16(flat));
+            continue;
+        }
+#endif
         for (; i + 4 <= rows; i += 4) vsum4(&space->sum[j][i], sums + i);
         for (; i < rows; i++) sums[i] = vsum(space->sum[j][i]);
     }
