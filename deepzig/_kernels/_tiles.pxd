@@ -7,7 +7,6 @@ cdef extern from "tiles.h" nogil:
     int64_t LANES
     int64_t TILE_ROWS
     int64_t TILE_COLUMNS
-    int64_t MIX_COLUMNS
 
     ctypedef struct Matrix:
         int64_t codes, scale, n, k, row_bytes, format, scale_format, group_size, block_rows, offset
