@@ -237,22 +237,14 @@ def pick_for_prompts(stem: str, *, blas_below: str) -> Implementation:
     """The implementation of a picked kernel for rows of prompts, called with bf16_terms 1 or 3.
 
     It is BLAS unless one is forced or the picked one is compiled for `blas_below` or better, whose own products of so
-    many rows are measured to be faster (docs/log.md). One bf16 term is left to a CPU that has instructions for it.
+    many rows are measured to be as fast or faster (docs/log.md).
     """
-    picked, label = _load(stem, ACTIVE[stem]), ACTIVE[stem]
+    label = ACTIVE[stem]
     isa = ISA_NAMES.index(label.removeprefix("cython/")) if label.startswith("cython/") else 0
     if stem in _forced() or label == "reference" or isa >= ISA_NAMES.index(blas_below):
-        return picked
+        return _load(stem, label)
     FOR_PROMPTS[stem] = "blas"
-    blas = _load(stem, "blas")
-    if label != "cython/avx512_bf16":
-        return blas
-    FOR_PROMPTS[stem] = f"blas, fast: {label}"
-
-    def by_terms(*arguments: Any, bf16_terms: int, n_threads: int) -> None:
-        (picked if bf16_terms == 1 else blas)(*arguments, bf16_terms=bf16_terms, n_threads=n_threads)
-
-    return by_terms
+    return _load(stem, "blas")
 
 
 def _available(kernel: Kernel) -> tuple[str, ...]:

@@ -168,27 +168,5 @@ def test_prompts_are_left_to_blas_where_it_is_faster() -> None:
     assert for_prompts(DEEPZIG_KERNEL="linear:numba,experts:numba") == {}
     if "avx512" in usable():
         assert for_prompts(DEEPZIG_ISA="avx512") == {"linear": "blas"}
-    if "amx" in usable():
+    if "avx512_bf16" in usable():
         assert for_prompts() == {}
-
-
-@needs_build
-@pytest.mark.skipif("avx512_bf16" not in usable(), reason="needs AVX512-BF16")
-def test_one_term_is_left_to_instructions_for_bf16() -> None:
-    code = """
-import numpy as np
-import deepzig._kernels as k
-from deepzig._kernels import linear_blas
-from deepzig._kernels.weight_cases import random_weights
-rng = np.random.default_rng(0)
-weight = next(w for w in random_weights(rng, (48, 128)) if w.format == "bf16")
-x = rng.standard_normal((40, 128), np.float32)
-outs = [np.empty((40, 48), np.float32) for _ in range(4)]
-k.prompt_linear(x, weight, outs[0], bf16_terms=3, n_threads=1)
-linear_blas.linear(x, weight, outs[1], n_threads=1)
-k.prompt_linear(x, weight, outs[2], bf16_terms=1, n_threads=1)
-k.linear(x, weight, outs[3], bf16_terms=1, n_threads=1)
-print(np.array_equal(outs[0], outs[1]), np.array_equal(outs[2], outs[3]), np.array_equal(outs[0], outs[2]))
-"""
-    result = run_python(code, DEEPZIG_ISA="avx512_bf16")
-    assert result.stdout.split() == ["True", "True", "False"], result.stderr
