@@ -92,33 +92,24 @@ static inline void bf16_pack(const float *const *x, int64_t columns, int64_t k, 
         }
 }
 
-/* Row n of w, fp8, as bf16: both bytes of a number are looked up. The halves of 128 bits that unpacking makes come out in
- * order because the codes were sorted by eights before. */
-INLINE void bf16_from_fp8(const uint8_t *codes, int64_t steps, const uint8_t (*table)[128], uint16_t *to) {
-    const __m512i low0 = _mm512_loadu_si512(table[0]), low1 = _mm512_loadu_si512(table[0] + 64);
-    const __m512i high0 = _mm512_loadu_si512(table[1]), high1 = _mm512_loadu_si512(table[1] + 64);
-    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), sign = _mm512_set1_epi8((char)0x80);
+/* A row of fp8 codes as bf16, in tiles. The halves of 128 bits that unpacking makes come out in order because the codes
+ * were sorted by eights before. */
+INLINE void bf16_from_fp8(const uint8_t *codes, int64_t steps, uint16_t *to) {
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     for (int64_t s = 0; s < steps; s += 2, to += 1024) {
         const __mmask64 some = s + 1 < steps ? ~(__mmask64)0 : 0xffffffff;
-        __m512i code = _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(some, codes + 32 * s));
-        __m512i low = _mm512_permutex2var_epi8(low0, code, low1), high = _mm512_permutex2var_epi8(high0, code, high1);
-        high = _mm512_ternarylogic_epi32(high, code, sign, 0xf8); /* high | (code & sign) */
-        _mm512_storeu_si512(to, _mm512_unpacklo_epi8(low, high));
-        if (s + 1 < steps) _mm512_storeu_si512(to + 512, _mm512_unpackhi_epi8(low, high));
+        __m512i half[2];
+        fp8_to_bf16(_mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(some, codes + 32 * s)), half, half + 1);
+        _mm512_storeu_si512(to, half[0]);
+        if (s + 1 < steps) _mm512_storeu_si512(to + 512, half[1]);
     }
 }
 
 /* Rows [first, last) of w as tiles (rows / 16, K / 32, 16, 32); those beyond the last are zero. `row` has room for K. */
 static inline void bf16_tiles(const Matrix *w, int64_t first, int64_t last, int64_t rows, float *row, uint16_t *panel) {
     const int64_t steps = bf16_width(w->k) / BF16_STEP;
-    uint8_t table[2][128];
     Matrix plain = *w;
     if (bf16_scales_apart(w)) plain.scale_format = SCALE_NONE;
-    for (int i = 0; w->format == FP8 && i < 128; i++) {
-        float value = fp8_to_float((uint8_t)i);
-        memcpy(&table[0][i], (const uint8_t *)&value + 2, 1);
-        memcpy(&table[1][i], (const uint8_t *)&value + 3, 1);
-    }
     for (int64_t i = 0; i < rows; i++) {
         uint16_t *to = panel + i / 16 * steps * 512 + i % 16 * 32;
         const uint8_t *codes = (const uint8_t *)w->codes + (first + i) * w->row_bytes;
@@ -127,7 +118,7 @@ static inline void bf16_tiles(const Matrix *w, int64_t first, int64_t last, int6
         } else if (w->format == BF16 && w->k % BF16_STEP == 0) {
             for (int64_t s = 0; s < steps; s++) memcpy(to + 512 * s, codes + 64 * s, 64);
         } else if (w->format == FP8 && w->k % BF16_STEP == 0 && plain.scale_format == SCALE_NONE) {
-            bf16_from_fp8(codes, steps, (const uint8_t(*)[128])table, to);
+            bf16_from_fp8(codes, steps, to);
         } else {
             __m512 rest;
             dequantize_row(&plain, first + i, row);

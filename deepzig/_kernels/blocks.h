@@ -175,7 +175,8 @@ static inline void dot_block(const Matrix *w, int64_t first, int64_t last, const
         }
     } else if (columns <= TILE_COLUMNS) {
         dot_rows(w, first, last, x, (int)columns, out, out_stride);
-    } else if (columns <= FEW_COLUMNS && w->format != FP8 && w->format != INT4) { /* cheap to decode once more */
+    } else if (columns <= FEW_COLUMNS && (w->format == FP8 ? LOOKS_UP_FP8 : w->format != INT4)) {
+        /* cheap to decode once more */
         dot_few(w, first, last, x, columns, out, out_stride);
     } else {
         for (int64_t j = 0; j < columns; j += PASS_COLUMNS)

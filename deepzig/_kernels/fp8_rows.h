@@ -59,29 +59,13 @@ static inline void pack_fp8_rows(const Matrix *w, const float *const *x, int64_t
     }
 }
 
-/* Both bytes of each code's value as bf16, without its sign. */
-static uint8_t fp8_low_bytes[128], fp8_high_bytes[128];
-
-__attribute__((constructor)) static void fill_fp8_bytes(void) {
-    for (int i = 0; i < 128; i++) {
-        float value = fp8_to_float((uint8_t)i);
-        memcpy(fp8_low_bytes + i, (const uint8_t *)&value + 2, 1);
-        memcpy(fp8_high_bytes + i, (const uint8_t *)&value + 3, 1);
-    }
-}
-
 /* A step of 16 rows as two tiles (2 halves of K, 16, 64), by looking codes up. */
 static void fp8_look_up(const uint8_t *const *row, int64_t k, uint8_t *tiles) {
-    const __m512i low0 = _mm512_loadu_si512(fp8_low_bytes), low1 = _mm512_loadu_si512(fp8_low_bytes + 64);
-    const __m512i high0 = _mm512_loadu_si512(fp8_high_bytes), high1 = _mm512_loadu_si512(fp8_high_bytes + 64);
-    const __m512i sign = _mm512_set1_epi8((char)0x80);
     for (int i = 0; i < 16; i++) {
-        const __m512i code = _mm512_loadu_si512(row[i] + k);
-        __m512i low = _mm512_permutex2var_epi8(low0, code, low1);
-        __m512i high = _mm512_permutex2var_epi8(high0, code, high1);
-        high = _mm512_ternarylogic_epi32(high, code, sign, 0xf8); /* high | (code & sign) */
-        _mm512_store_si512(tiles + 64 * i, _mm512_unpacklo_epi8(low, high));
-        _mm512_store_si512(tiles + 1024 + 64 * i, _mm512_unpackhi_epi8(low, high));
+        __m512i half[2];
+        fp8_to_bf16(_mm512_loadu_si512(row[i] + k), half, half + 1);
+        _mm512_store_si512(tiles + 64 * i, half[0]);
+        _mm512_store_si512(tiles + 1024 + 64 * i, half[1]);
     }
 }
 

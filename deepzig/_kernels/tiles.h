@@ -97,6 +97,7 @@ INLINE void dot_tile(int format, int rows, int columns, const Matrix *w, int64_t
                     for (int j = 0; j < columns; j++) part[i][j] += weight[v] * vload(x[j] + k + v * LANES);
             }
         }
+        if (format == FP8 && LOOKS_UP_FP8) __asm__("" : "+r"(g)); /* or gcc counts up every row's index in memory */
         for (int i = 0; i < rows; i++) {
             const vfloat factor = vset(decode_scale(format, scale_at(w, scale[i] + g)));
             for (int j = 0; j < columns; j++) sum[i][j] += factor * part[i][j];
@@ -118,9 +119,16 @@ INLINE void dot_tile(int format, int rows, int columns, const Matrix *w, int64_t
         for (int j = 0; j < columns; j++) out[j * out_stride + i] = nan[i] ? NAN : vsum(sum[i][j]);
 }
 
+/* Weight rows of a tile with so many x rows: twice as many for one, unless fp8's tables take the registers. */
+INLINE int rows_of_tile(int format, int columns) {
+    if (format == FP8 && LOOKS_UP_FP8) return columns < TILE_COLUMNS ? TILE_ROWS : TILE_ROWS / 2;
+    return columns == 1 ? 2 * TILE_ROWS : TILE_ROWS;
+}
+
 /* Rows [first, last) of W against `columns` x rows, in tiles of constant size. */
-INLINE void dot_rows_of(int format, int tile_rows, int columns, const Matrix *w, int64_t first, int64_t last,
+INLINE void dot_rows_of(int format, int columns, const Matrix *w, int64_t first, int64_t last,
                         const float *const *x, float *out, int64_t out_stride) {
+    const int tile_rows = rows_of_tile(format, columns);
     int64_t n = first;
     for (; n + tile_rows <= last; n += tile_rows)
         dot_tile(format, tile_rows, columns, w, n, x, out + (n - first), out_stride);
@@ -130,11 +138,11 @@ INLINE void dot_rows_of(int format, int tile_rows, int columns, const Matrix *w,
 INLINE void dot_rows_as(int format, int columns, const Matrix *w, int64_t first, int64_t last, const float *const *x,
                         float *out, int64_t out_stride) {
     switch (columns) {
-    case 1: dot_rows_of(format, 2 * TILE_ROWS, 1, w, first, last, x, out, out_stride); break;
-    case 2: dot_rows_of(format, TILE_ROWS, 2, w, first, last, x, out, out_stride); break;
-    case 3: dot_rows_of(format, TILE_ROWS, 3, w, first, last, x, out, out_stride); break;
-    case 4: dot_rows_of(format, TILE_ROWS, 4, w, first, last, x, out, out_stride); break;
-    default: dot_rows_of(format, TILE_ROWS, TILE_COLUMNS, w, first, last, x, out, out_stride);
+    case 1: dot_rows_of(format, 1, w, first, last, x, out, out_stride); break;
+    case 2: dot_rows_of(format, 2, w, first, last, x, out, out_stride); break;
+    case 3: dot_rows_of(format, 3, w, first, last, x, out, out_stride); break;
+    case 4: dot_rows_of(format, 4, w, first, last, x, out, out_stride); break;
+    default: dot_rows_of(format, TILE_COLUMNS, w, first, last, x, out, out_stride);
     }
 }
 
@@ -180,6 +188,7 @@ static inline void dot_floats(const Matrix *w, int64_t first, int64_t last, cons
 INLINE void mix_tile(int format, int vectors, int columns, const Matrix *w, int64_t first, int64_t last,
                      const float *const *c, int64_t k, float *out, int64_t out_stride) {
     const int64_t groups = (w->k + w->group_size - 1) / w->group_size;
+    const int step = format == FP8 && vectors % STEP_VECTORS(FP8) == 0 ? STEP_VECTORS(FP8) : 1;
     vfloat sum[MIX_COLUMNS][4 * MIX_VECTORS];
     int64_t group[4 * MIX_VECTORS]; /* of each vector, in a row */
     for (int v = 0; v < vectors; v++) group[v] = (k + v * LANES) / w->group_size;
@@ -192,13 +201,17 @@ INLINE void mix_tile(int format, int vectors, int columns, const Matrix *w, int6
         vfloat coefficient[MIX_COLUMNS], factor = vset(1);
         if (n == (block + 1) * w->block_rows) block++;
         for (int j = 0; j < columns; j++) coefficient[j] = vset(c[j][n - first]);
-        for (int v = 0; v < vectors; v++) {
-            vfloat weight = decode(format, row, k + v * LANES, w->offset);
-            if (format >= FP8) {
-                if (v == 0 || !one_group) factor = vset(decode_scale(format, scale_at(w, block * groups + group[v])));
-                weight *= factor;
+#pragma GCC unroll 8 /* or sums live in memory */
+        for (int at = 0; at < vectors; at += step) {
+            if (format >= FP8 && (at == 0 || !one_group))
+                factor = vset(decode_scale(format, scale_at(w, block * groups + group[at])));
+            vfloat weight[4];
+            if (step == 1) weight[0] = decode(format, row, k + at * LANES, w->offset);
+            else decode_step(format, row, k + at * LANES, w->offset, weight);
+            for (int v = at; v < at + step; v++) {
+                if (format >= FP8) weight[v - at] *= factor;
+                for (int j = 0; j < columns; j++) sum[j][v] += coefficient[j] * weight[v - at];
             }
-            for (int j = 0; j < columns; j++) sum[j][v] += coefficient[j] * weight;
         }
     }
     for (int j = 0; j < columns; j++)

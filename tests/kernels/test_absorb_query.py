@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+from deepzig._kernels.weight import Weight
 from deepzig._kernels.weight_cases import random_weights
 
 from . import agreement
@@ -67,6 +69,19 @@ def test_many_rows_against_exact_sums(function: Callable[..., None], n_rows: int
         function(q_nope, weight, out, n_threads=2)
         exact = np.einsum("thn,hnr->thr", q_nope.astype(np.float64), decoded(weight).reshape(2, 39, 96)[:, :33])
         np.testing.assert_allclose(out, exact, rtol=0, atol=2e-6 * abs(exact).max(), err_msg=weight.format)
+
+
+@every_implementation("absorb_query")
+@pytest.mark.parametrize("n_rows", [1, 2, 5, 7])
+def test_every_code_of_fp8(function: Callable[..., None], n_rows: int) -> None:
+    """One row of all codes, NaN among them, times one number for each row of queries."""
+    codes = np.stack([np.arange(256, dtype=np.uint8), np.zeros(256, np.uint8)])
+    value = codes[0].view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    weight = Weight("fp8", codes.shape, codes, np.ones((1, 2), np.float32), "f32", 128, block_rows=128)
+    q_nope = np.exp2(np.arange(n_rows, dtype=np.float32) * 11 - 30)[:, None, None]
+    out = np.empty((n_rows, 1, 256), np.float32)
+    function(q_nope, weight, out, n_threads=1)
+    np.testing.assert_array_equal(out, q_nope * value)
 
 
 @every_implementation_but("absorb_query", "reference")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import threadpoolctl
@@ -55,11 +56,14 @@ def test_a_row_does_not_depend_on_its_neighbours(function: Callable[..., None], 
     for weight in random_weights(rng, shape):
         x = rng.standard_normal((41, shape[1]), np.float32)
         together, alone = np.empty((41, shape[0]), np.float32), np.empty((41, shape[0]), np.float32)
+        few = np.empty((5, shape[0]), np.float32)
         function(x, weight, together, n_threads=2)
+        function(x[:5], weight, few, n_threads=2)
         for t in range(0, 41, 5):
             function(x[t : t + 1], weight, alone[t : t + 1], n_threads=1)
         message = f"{weight.format}, groups of {weight.group_size}"
         np.testing.assert_array_equal(together[::5], alone[::5], err_msg=message)
+        np.testing.assert_array_equal(few, together[:5], err_msg=message)
 
 
 @every_implementation("linear")
@@ -92,6 +96,24 @@ def test_groups_of_any_size(function: Callable[..., None], group_size: int) -> N
         function(x, weight, out, n_threads=2)
         exact = x.astype(np.float64) @ decoded(weight).T
         np.testing.assert_allclose(out, exact, rtol=0, atol=5e-5 * abs(exact).max(), err_msg=weight_format)
+
+
+@every_implementation("linear")
+@pytest.mark.parametrize("n_columns", [192, 37])
+def test_every_code_of_fp8(function: Callable[..., None], n_columns: int) -> None:
+    """A code alone in its row, the columns in turn, is multiplied without rounding by tiny and by huge x."""
+    codes, column = np.zeros((256, n_columns), np.uint8), np.arange(256) * 7 % n_columns
+    codes[np.arange(256), column] = np.arange(256)
+    value = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    weight = Weight(
+        "fp8", codes.shape, codes, np.ones((2, -(-n_columns // 128)), np.float32), "f32", 128, block_rows=128
+    )
+    sizes = np.exp2(np.array([[0], [-90], [90], [-1], [1], [5], [-7]], np.float32))
+    x = sizes * (1 + np.arange(n_columns, dtype=np.float32) / 256)
+    for n_rows in (1, 2, 5, 7):
+        out = np.empty((n_rows, 256), np.float32)
+        function(x[:n_rows], weight, out, n_threads=2)
+        np.testing.assert_array_equal(out, x[:n_rows, column] * value)
 
 
 @every_implementation("linear")
