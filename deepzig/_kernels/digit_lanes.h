@@ -70,33 +70,44 @@ static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int
     }
 }
 
-/* 64 codes from column k on, unsigned; those that come LANE_ROWS rows later are called for. */
-INLINE __m512i lane_codes(const Matrix *w, int64_t row, int64_t k) {
-    const uint8_t *codes = (const uint8_t *)w->codes + row * w->row_bytes + (w->format == INT4 ? k / 2 : k);
-    __builtin_prefetch(codes + LANE_ROWS * w->row_bytes, 0, 2);
-    if (w->format == INT8) return _mm512_xor_si512(_mm512_loadu_si512(codes), code_flip(w));
-    const __m512i pairs = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)codes));
-    return _mm512_and_si512(_mm512_or_si512(pairs, _mm512_slli_epi16(pairs, 4)), _mm512_set1_epi8(15));
+/* 64 columns of 16 rows, `codes`, as panel: codes without sign, turned; those that lie `ahead` are called for. */
+INLINE void turn_codes(int format, const uint8_t *const *codes, int64_t at, int64_t ahead, __m512i flip,
+                       uint8_t (*panel)[LANE_ROWS][4]) {
+    vfloat row[16], column[16];
+    for (int i = 0; i < 16; i++) {
+        __builtin_prefetch(codes[i] + at + ahead, 0, 2);
+        if (format == INT8) {
+            row[i] = (vfloat)_mm512_loadu_si512(codes[i] + at);
+        } else {
+            const __m512i pairs = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(codes[i] + at)));
+            const __m512i nibbles = _mm512_or_si512(pairs, _mm512_slli_epi16(pairs, 4));
+            row[i] = (vfloat)_mm512_and_si512(nibbles, _mm512_set1_epi8(15));
+        }
+    }
+    transpose16(row, column);
+    for (int i = 0; i < 16; i++) {
+        const __m512i value = format == INT8 ? _mm512_xor_si512((__m512i)column[i], flip) : (__m512i)column[i];
+        _mm512_storeu_si512(panel[i][0], value);
+    }
 }
 
-/* Columns [k, k + width) of rows [first, last), turned; rows beyond the last are as the last. */
+/* Columns [k, k + width) of rows [first, last), turned, and their scales; rows beyond the last are as the last. */
 static inline void lane_panel(const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width, LaneSpace *space) {
-    const int64_t turn = joined_columns(w);
+    const int64_t ahead = LANE_ROWS * w->row_bytes, group = k / w->group_size;
+    const int64_t turns = (width + joined_columns(w) - 1) / joined_columns(w);
+    const __m512i flip = code_flip(w);
+    const uint8_t *codes[LANE_ROWS];
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const int64_t n = first + i < last ? first + i : last - 1, scale = first_scale(w, n) + group;
+        codes[i] = (const uint8_t *)w->codes + n * w->row_bytes + (w->format == INT4 ? k / 2 : k);
+        for (int64_t t = 0; t < turns; t++) space->scale[t][i] = scale_at(w, scale + t); /* a turn is a group, or all */
+    }
     for (int half = 0; half < LANE_ROWS; half += 16)
         for (int64_t at = 0; at < width; at += 64) {
-            vfloat row[16], column[16];
-            for (int i = 0; i < 16; i++) {
-                const int64_t n = first + half + i < last ? first + half + i : last - 1;
-                row[i] = (vfloat)lane_codes(w, n, k + at);
-            }
-            transpose16(row, column);
-            for (int i = 0; i < 16; i++) vstore((float *)space->panel[at / 4 + i][half], column[i]);
+            uint8_t(*panel)[LANE_ROWS][4] = (uint8_t(*)[LANE_ROWS][4])space->panel[at / 4][half];
+            if (w->format == INT8) turn_codes(INT8, codes + half, at, ahead, flip, panel);
+            else turn_codes(INT4, codes + half, at / 2, ahead, flip, panel);
         }
-    for (int i = 0; i < LANE_ROWS; i++) {
-        const int64_t scale = first_scale(w, first + i < last ? first + i : last - 1);
-        for (int64_t at = 0; at < width; at += turn)
-            space->scale[at / turn][i] = scale_at(w, scale + (k + at) / w->group_size);
-    }
 }
 
 /* sum[j] += the products of the block's `turn`, quads [first, last), with `columns` packed x rows. */

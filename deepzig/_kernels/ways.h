@@ -27,12 +27,8 @@ typedef struct {
 /* x rows packed by one task: whole blocks of every way. */
 #define PACK_ROWS 16
 
-/* x rows from which DIGIT_TILES is faster than DIGIT_ROWS: an AMX tile takes up to 16 at once. */
-#if defined(__AMX_INT8__)
+/* x rows from which DIGIT_TILES is faster than DIGIT_ROWS. */
 #define TILES_FROM_ROWS 5
-#else
-#define TILES_FROM_ROWS 8
-#endif
 
 /* The way for w and about so many x rows; `terms` is the caller's bf16_terms: 0 decoding, 1 fast, 3 exact prompts. */
 INLINE Way way_for(const Matrix *w, int terms, int64_t rows) {
