@@ -143,7 +143,7 @@ class Generation:
         if answer.is_stopped and event.finish_reason is None:
             self._thread.cancel(self._request, answer.index, "stop")
         result = None
-        if all(each.is_ended for each in self._answers):
+        if answer.is_ended and all(each.is_ended for each in self._answers):
             self._is_ended = True
             choices = [each.choice() for each in self._answers]
             timings = self.timings
