@@ -129,8 +129,8 @@ class DeepseekModel:
 
     def _embed(self, token_ids: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Rows of the embedding, decoded: f32 (T, D) in out."""
-        for row, token in enumerate(token_ids):
-            _kernels.dequantize(self.embed_tokens, int(token), out[row : row + 1], n_threads=1)
+        for token, row in zip(token_ids.tolist(), out[:, None], strict=True):  # row (1, D)
+            _kernels.dequantize(self.embed_tokens, token, row, n_threads=1)
         return out
 
     def prompt_form(self, n_rows: int, length: int) -> str:
