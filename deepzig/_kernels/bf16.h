@@ -1,12 +1,12 @@
 /* Products of weights with activations given as sums of bfloat16 terms: the way of prompts on CPUs that multiply bf16
  * faster than float. Included by linear and experts; knows matrices and float rows, nothing of threads.
  *
- *     AVX512-BF16   one term: vdpbf16ps, up to twice the rate of float. (More terms would be no faster than float.)
+ *     AVX512-BF16   one term: vdpbf16ps (bf16_lanes.h), twice the rate of float. (More terms would be no faster than float.)
  *     AMX           one term or three: 16 x 16 x 32 tiles. Weight rows lie as tile A, packed activations as tile B.
  *
  * One term is `precision="fast"`; three hold all 24 bits of a float. (Two hold 16 bits and move the logits of small models
- * by up to 2.7e-4: docs/log.md.) With AMX weights stay what the codes say, exact in bf16 but for float weights, and
- * scales multiply float sums of each group; without, scales are folded into the bf16 weights.
+ * by up to 2.7e-4: docs/log.md.) Weights stay what the codes say, exact in bf16 but for float weights, and scales multiply
+ * float sums of each group.
  * Sums run over k in fixed steps: a row does not depend on the rows multiplied with it.
  */
 #ifndef DEEPZIG_BF16_H
@@ -18,7 +18,7 @@
 
 #if defined(__AMX_BF16__)
 #define BF16_TERMS 3 /* most terms that are worth it here */
-#elif defined(__AVX512BF16__)
+#elif defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 #define BF16_TERMS 1
 #else
 #define BF16_TERMS 0
@@ -245,72 +245,9 @@ INLINE int64_t bf16_space(const Matrix *w, int64_t rows) {
     return rows * (32 + bf16_width(w->k) / BF16_STEP) + bf16_width(w->k) + rows * bf16_width(w->k) / 2;
 }
 
-#elif defined(__AVX512BF16__)
+#elif defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 
-#define BF16_ROWS 4
-
-/* Rows [first, last) of w as bf16, (last - first, bf16_width(K)), times their scales. `row` has room for K. */
-static inline void bf16_panel(const Matrix *w, int64_t first, int64_t last, float *row, uint16_t *panel) {
-    const int64_t width = bf16_width(w->k);
-    __m512 rest;
-    for (int64_t n = first; n < last; n++, panel += width) {
-        dequantize_row(w, n, row);
-        for (int64_t k = 0; k < width; k += 16)
-            _mm256_storeu_si256((__m256i *)(panel + k), bf16_round(row + k, w->k - k, &rest));
-    }
-}
-
-INLINE int64_t bf16_packed_size(int64_t columns, int64_t k, int terms) { return columns * bf16_width(k) * terms; }
-
-/* Packed activations: rows of bf16_width(K). */
-static inline void bf16_pack(const float *const *x, int64_t columns, int64_t k, int terms, uint16_t *packed) {
-    const int64_t width = bf16_width(k);
-    __m512 rest;
-    for (int64_t j = 0; j < columns; j++)
-        for (int64_t at = 0; at < width; at += 16)
-            _mm256_storeu_si256((__m256i *)(packed + j * width + at), bf16_round(x[j] + at, k - at, &rest));
-}
-
-INLINE void bf16_tile(int rows, int columns, const uint16_t *w, const uint16_t *x, int64_t width, float *out,
-                      int64_t out_stride) {
-    __m512 sum[BF16_ROWS][TILE_COLUMNS];
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) sum[i][j] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < width; k += BF16_STEP)
-        for (int i = 0; i < rows; i++) {
-            __m512bh weight = (__m512bh)_mm512_loadu_si512(w + i * width + k);
-            for (int j = 0; j < columns; j++)
-                sum[i][j] = _mm512_dpbf16_ps(sum[i][j], weight, (__m512bh)_mm512_loadu_si512(x + j * width + k));
-        }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) out[j * out_stride + i] = vsum((vfloat)sum[i][j]);
-}
-
-INLINE void bf16_rows(int columns, const uint16_t *panel, int64_t count, const uint16_t *x, int64_t width, float *out,
-                      int64_t out_stride) {
-    int64_t n = 0;
-    for (; n + BF16_ROWS <= count; n += BF16_ROWS)
-        bf16_tile(BF16_ROWS, columns, panel + n * width, x, width, out + n, out_stride);
-    for (; n < count; n++) bf16_tile(1, columns, panel + n * width, x, width, out + n, out_stride);
-}
-
-/* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last). */
-static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, const uint16_t *packed, int64_t columns,
-                              int terms, float *out, int64_t out_stride, const void *next, float *space) {
-    const int64_t width = bf16_width(w->k);
-    uint16_t *panel = (uint16_t *)(space + width);
-    bf16_panel(w, first, last, space, panel);
-    int64_t j = 0;
-    for (; j + TILE_COLUMNS <= columns; j += TILE_COLUMNS)
-        bf16_rows(TILE_COLUMNS, panel, last - first, packed + j * width, width, out + j * out_stride, out_stride);
-    for (; j < columns; j++)
-        bf16_rows(1, panel, last - first, packed + j * width, width, out + j * out_stride, out_stride);
-}
-
-/* Floats of `space` that bf16_block needs for `rows` weight rows. */
-INLINE int64_t bf16_space(const Matrix *w, int64_t rows) {
-    return bf16_width(w->k) + ((rows + BF16_ROWS - 1) / BF16_ROWS * BF16_ROWS * bf16_width(w->k) + 1) / 2;
-}
+#include "bf16_lanes.h"
 
 #else /* no bf16 arithmetic: bf16_terms is 0, these are never reached */
 
