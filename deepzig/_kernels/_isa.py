@@ -18,7 +18,8 @@ class Isa(NamedTuple):
 
 _AVX2 = ("avx2", "fma", "f16c", "bmi2")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd")
-_AVX512_BF16 = (*_AVX512, "avx512vnni", "avx512bf16", "avx512vbmi")
+_AVX512_VNNI = (*_AVX512, "avx512vnni", "avx512vbmi")
+_AVX512_BF16 = (*_AVX512_VNNI, "avx512bf16")
 _AMX = (*_AVX512_BF16, "amx-tile", "amx-int8", "amx-bf16")
 
 
@@ -31,6 +32,7 @@ ISAS = (
     Isa("plain", False, (), ()),
     _x86("avx2", _AVX2),
     _x86("avx512", _AVX512),
+    _x86("avx512_vnni", _AVX512_VNNI),
     _x86("avx512_bf16", _AVX512_BF16),
     _x86("amx", _AMX),
 )

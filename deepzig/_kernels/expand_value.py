@@ -14,7 +14,7 @@ from deepzig._kernels.dequantize import reference as dequantize_reference
 from deepzig._kernels.weight import Weight
 from deepzig._kernels.weight_cases import random_weights
 
-ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
+ISAS = ("plain", "avx2", "avx512", "avx512_vnni")
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
 
 

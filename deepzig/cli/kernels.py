@@ -21,8 +21,8 @@ HEAD = ("kernel", "runs", "prompts", "available", "forced by")
 def kernels(as_json: bool) -> None:
     """Show which kernels run on this machine.
 
-    DEEPZIG_ISA limits all kernels to an instruction set (plain, avx2, avx512, avx512_bf16, amx). DEEPZIG_KERNEL forces
-    single ones:
+    DEEPZIG_ISA limits all kernels to an instruction set (plain, avx2, avx512, avx512_vnni, avx512_bf16, amx).
+    DEEPZIG_KERNEL forces single ones:
 
     \b
         DEEPZIG_KERNEL=rms_norm:numba deepzig kernels

@@ -168,5 +168,5 @@ def test_prompts_are_left_to_blas_where_it_is_faster() -> None:
     assert for_prompts(DEEPZIG_KERNEL="linear:numba,experts:numba") == {}
     if "avx512" in usable():
         assert for_prompts(DEEPZIG_ISA="avx512") == {"linear": "blas"}
-    if "avx512_bf16" in usable():
-        assert for_prompts() == {}
+    if "avx512_vnni" in usable():
+        assert for_prompts(DEEPZIG_ISA="avx512_vnni") == for_prompts() == {}
