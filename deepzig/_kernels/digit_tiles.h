@@ -115,13 +115,15 @@ INLINE void multiply_digits(int digits, int set, const uint8_t *weights, const u
     }
 }
 
-/* sum[16][16] += scale[row * scale_step] * (joined digits of `product`). */
+/* sum[16][16] += scale[row * scale_step] * (joined digits of `product`); fused as in digits.h, for the same bits. */
 INLINE void collect_digits(int digits, float *sum, const float *scale, int64_t scale_step, int32_t (*product)[16][16]) {
     for (int i = 0; i < 16; i++) {
         __m512i joined = _mm512_slli_epi32(_mm512_loadu_si512(product[0][i]), 8);
-        vfloat value = (vfloat)_mm512_cvtepi32_ps(_mm512_add_epi32(joined, _mm512_loadu_si512(product[1][i])));
-        if (digits == 3) value += (vfloat)_mm512_cvtepi32_ps(_mm512_loadu_si512(product[2][i])) * 0.00390625f;
-        vstore(sum + 16 * i, vload(sum + 16 * i) + vset(scale[i * scale_step]) * value);
+        __m512 value = _mm512_cvtepi32_ps(_mm512_add_epi32(joined, _mm512_loadu_si512(product[1][i])));
+        const __m512 lowest = _mm512_cvtepi32_ps(_mm512_loadu_si512(product[2][i]));
+        if (digits == 3) value = _mm512_fmadd_ps(lowest, _mm512_set1_ps(0.00390625f), value);
+        const __m512 factor = _mm512_set1_ps(scale[i * scale_step]);
+        _mm512_storeu_ps(sum + 16 * i, _mm512_fmadd_ps(factor, value, _mm512_loadu_ps(sum + 16 * i)));
     }
 }
 

@@ -17,13 +17,14 @@ from deepzig._kernels._isa import ISA_NAMES, ISAS
 from deepzig._kernels._pick import missing_flags
 from deepzig._kernels.dequantize import reference as dequantize_reference
 from deepzig._kernels.mla_prefill import reference as attention_reference
+from deepzig._kernels.weight import Weight
 from deepzig._kernels.weight_cases import random_weights
 
 HEADERS = Path(_kernels.__file__).parent
 EMULATION = Path(__file__).parent / "emulation"
 FLAGS = ISAS[ISA_NAMES.index("avx512_bf16")].compiler_flags
 
-BF16_SUMS, FP8_ROWS, DIGIT_TILES = 1, 2, 4  # of ways.h
+BF16_SUMS, FP8_ROWS, DIGIT_ROWS, DIGIT_TILES = 1, 2, 3, 4  # of ways.h
 
 
 def emulated(name: str, directory: Path) -> ctypes._CFuncPtr:
@@ -49,6 +50,16 @@ def attention(tmp_path_factory: pytest.TempPathFactory) -> ctypes._CFuncPtr:
     return emulated("attention", tmp_path_factory.mktemp("amx"))
 
 
+def multiply(product: ctypes._CFuncPtr, weight: Weight, x: np.ndarray, wanted: int) -> tuple[np.ndarray, int]:
+    """x W^T, NaN where the way is FLOATS, and the way."""
+    out = np.full((len(x), weight.shape[0]), np.nan, np.float32)
+    way = product(
+        ctypes.c_void_p(weight.descriptor.ctypes.data), ctypes.c_void_p(x.ctypes.data), ctypes.c_int64(len(x)),
+        ctypes.c_int(wanted), ctypes.c_void_p(out.ctypes.data),
+    )  # fmt: skip
+    return out, way
+
+
 @pytest.mark.parametrize("shape", [(1, 32), (45, 64), (33, 200), (70, 384), (160, 640)])
 @pytest.mark.parametrize("columns", [1, 17, 40])
 def test_emulated_tiles_match_the_reference(product: ctypes._CFuncPtr, shape: tuple[int, int], columns: int) -> None:
@@ -61,11 +72,7 @@ def test_emulated_tiles_match_the_reference(product: ctypes._CFuncPtr, shape: tu
         expected = x.astype(np.float64) @ decoded.T.astype(np.float64)
         magnitude = np.abs(x) @ np.abs(decoded.T)
         for wanted, tolerance in ((0, 1e-6), (1, 1e-2), (3, 1e-6)):
-            out = np.full(expected.shape, np.nan, np.float32)
-            way = product(
-                ctypes.c_void_p(weight.descriptor.ctypes.data), ctypes.c_void_p(x.ctypes.data),
-                ctypes.c_int64(columns), ctypes.c_int(wanted), ctypes.c_void_p(out.ctypes.data),
-            )  # fmt: skip
+            out, way = multiply(product, weight, x, wanted)
             if way:
                 assert np.all(np.abs(out - expected) <= tolerance * magnitude + 1e-30)
                 ways.add((weight.format, way))
@@ -74,6 +81,21 @@ def test_emulated_tiles_match_the_reference(product: ctypes._CFuncPtr, shape: tu
         assert ("fp8", FP8_ROWS) in ways
     if shape[1] % 128 == 0 and columns > 1:  # one row has the same bits in registers, and is faster there
         assert {("int8", DIGIT_TILES), ("int4", DIGIT_TILES)} <= ways
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 3])
+def test_company_changes_no_bit(product: ctypes._CFuncPtr, wanted: int) -> None:
+    """Rows alone, in registers where there are few, and among others, in tiles."""
+    rng = np.random.default_rng(9)
+    x = rng.standard_normal((40, 640), np.float32)
+    ways = set()
+    for weight in random_weights(rng, (70, 640)):
+        together, way = multiply(product, weight, x, wanted)
+        for first, last in ((0, 1), (7, 9), (20, 24), (3, 9)):
+            part, way_of_few = multiply(product, weight, np.ascontiguousarray(x[first:last]), wanted)
+            ways.add((way_of_few, way))
+            assert np.array_equal(part, together[first:last], equal_nan=True)
+    assert (DIGIT_ROWS, DIGIT_TILES) in ways
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 0), (37, 37, 0), (50, 40, 5), (16, 300, 284), (33, 700, 600), (90, 600, 0)])
