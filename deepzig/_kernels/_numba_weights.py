@@ -1,4 +1,4 @@
-"""Products with weights and with cached rows, for the `*_numba` kernels: the counterpart of simd.h and tiles.h.
+"""Products with weights and with cached rows, for the `*_numba` kernels: the counterpart of weights.h and tiles.h.
 
 Weights are read through their descriptors (`weight.Weight`), so that each function is compiled once for all formats and
 for writable and read-only memory alike. Called inside the njit functions of the kernels; knows nothing of threads.

@@ -17,8 +17,3 @@ cdef extern from "vmath.h" nogil:
     vfloat vmaximum(vfloat a, vfloat b)
     vfloat vexp(vfloat x)
     vfloat vsigmoid(vfloat x)
-
-    # The descriptor of a Weight (weight.py).
-    ctypedef struct Matrix:
-        int64_t codes, scale, n, k, row_bytes, format, scale_format, group_size, block_rows, offset
-    void dequantize_row(const Matrix* w, int64_t n, float* out)

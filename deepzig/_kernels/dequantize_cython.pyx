@@ -1,11 +1,11 @@
-"""dequantize, compiled once per ISA; contract in `dequantize.py`, the formats' arithmetic in simd.h."""
+"""dequantize, compiled once per ISA; contract in `dequantize.py`, the formats' arithmetic in weights.h."""
 
 from libc.stdint cimport int64_t
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for, rows_per_task
-from deepzig._kernels._simd cimport Matrix, dequantize_row
+from deepzig._kernels._tiles cimport Matrix, dequantize_row
 
 cnp.import_array()
 

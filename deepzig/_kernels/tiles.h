@@ -14,7 +14,7 @@
 
 #include <stdlib.h>
 
-#include "simd.h"
+#include "weights.h"
 
 /* A dot tile holds TILE_ROWS weight rows x TILE_COLUMNS x rows in registers. A mix tile holds MIX_COLUMNS rows of
  * coefficients x MIX_VECTORS vectors, or, for half as many rows and fewer, twice as many vectors. */
