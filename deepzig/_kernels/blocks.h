@@ -137,10 +137,13 @@ static inline void dot_pass(const Matrix *w, int64_t first, int rows, const floa
         float *sums = out + j * out_stride;
         int i = 0;
 #if defined(__AVX512F__)
-        if (rows == 16) { /* vsum16 leaves the sum of flat[4 i + j] in lane 4 j + i */
+        if (rows == 8 && j + 1 < columns) { /* two x rows; vsum16 leaves the sum of flat[4 i + j] in lane 4 j + i */
             vfloat flat[16];
-            for (int k = 0; k < 16; k++) flat[k] = space->sum[j][k % 4 * 4 + k / 4];
-            vstore(sums, vsum16(flat));
+            for (int k = 0; k < 16; k++) flat[k] = space->sum[j + k % 4 / 2][k % 2 * 4 + k / 4];
+            const __m512 pair = (__m512)vsum16(flat);
+            _mm256_storeu_ps(sums, _mm512_castps512_ps256(pair));
+            _mm256_storeu_ps(sums + out_stride, _mm512_extractf32x8_ps(pair, 1));
+            j++;
             continue;
         }
 #endif
@@ -175,8 +178,9 @@ static inline void dot_block(const Matrix *w, int64_t first, int64_t last, const
         }
     } else if (columns <= TILE_COLUMNS) {
         dot_rows(w, first, last, x, (int)columns, out, out_stride);
-    } else if (columns <= FEW_COLUMNS && (w->format == FP8 ? LOOKS_UP_FP8 : w->format != INT4)) {
-        /* cheap to decode once more */
+    } else if ((columns <= FEW_COLUMNS && (w->format == FP8 ? LOOKS_UP_FP8 : w->format != INT4)) ||
+               block_group(w) > BLOCK_WIDTH) {
+        /* cheap to decode once more, or groups that no block holds */
         dot_few(w, first, last, x, columns, out, out_stride);
     } else {
         for (int64_t j = 0; j < columns; j += PASS_COLUMNS)

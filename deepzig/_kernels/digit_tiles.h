@@ -120,8 +120,10 @@ INLINE void collect_digits(int digits, float *sum, const float *scale, int64_t s
     for (int i = 0; i < 16; i++) {
         __m512i joined = _mm512_slli_epi32(_mm512_loadu_si512(product[0][i]), 8);
         __m512 value = _mm512_cvtepi32_ps(_mm512_add_epi32(joined, _mm512_loadu_si512(product[1][i])));
-        const __m512 lowest = _mm512_cvtepi32_ps(_mm512_loadu_si512(product[2][i]));
-        if (digits == 3) value = _mm512_fmadd_ps(lowest, _mm512_set1_ps(0.00390625f), value);
+        if (digits == 3) {
+            const __m512 lowest = _mm512_cvtepi32_ps(_mm512_loadu_si512(product[2][i]));
+            value = _mm512_fmadd_ps(lowest, _mm512_set1_ps(0.00390625f), value);
+        }
         const __m512 factor = _mm512_set1_ps(scale[i * scale_step]);
         _mm512_storeu_ps(sum + 16 * i, _mm512_fmadd_ps(factor, value, _mm512_loadu_ps(sum + 16 * i)));
     }

@@ -99,6 +99,24 @@ def test_groups_of_any_size(function: Callable[..., None], group_size: int) -> N
 
 
 @every_implementation("linear")
+@pytest.mark.parametrize("group_size", [384, 1024])
+def test_wide_groups_with_many_rows(function: Callable[..., None], group_size: int) -> None:
+    """Groups that are wider than the blocks in which weights meet many rows (blocks.h), or do not divide them."""
+    rng = np.random.default_rng(12)
+    x = rng.standard_normal((41, 3072), np.float32)
+    for weight_format, stored in (("int8", 3072), ("int4", 1536), ("fp8", 3072)):
+        codes = rng.integers(0, 0x70, (13, stored), np.uint8)
+        scale = rng.random((13, 3072 // group_size), np.float32) * np.float32(0.01)
+        weight = Weight(weight_format, (13, 3072), codes, scale, "f32", group_size)
+        out, few = np.empty((41, 13), np.float32), np.empty((2, 13), np.float32)
+        function(x, weight, out, n_threads=2)
+        function(x[20:22], weight, few, n_threads=1)
+        exact = x.astype(np.float64) @ decoded(weight).T
+        np.testing.assert_allclose(out, exact, rtol=0, atol=5e-5 * abs(exact).max(), err_msg=weight_format)
+        np.testing.assert_allclose(few, exact[20:22], rtol=0, atol=5e-5 * abs(exact).max(), err_msg=weight_format)
+
+
+@every_implementation("linear")
 @pytest.mark.parametrize("n_columns", [192, 37])
 def test_every_code_of_fp8(function: Callable[..., None], n_columns: int) -> None:
     """A code alone in its row, the columns in turn, is multiplied without rounding by tiny and by huge x."""
