@@ -33,8 +33,8 @@ swiglu = pick("swiglu")
 top_tokens = pick("top_tokens")
 
 # The same for rows of prompts, where bf16_terms is not 0.
-prompt_experts = pick_for_prompts("experts", blas_below="avx2")
-prompt_linear = pick_for_prompts("linear", blas_below="avx512_vnni")
+prompt_experts = pick_for_prompts("experts")
+prompt_linear = pick_for_prompts("linear")
 
 __all__ = [
     "ACTIVE",

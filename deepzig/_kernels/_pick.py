@@ -233,15 +233,14 @@ def pick(stem: str) -> Implementation:
     return _load(stem, label)
 
 
-def pick_for_prompts(stem: str, *, blas_below: str) -> Implementation:
+def pick_for_prompts(stem: str) -> Implementation:
     """The implementation of a picked kernel for rows of prompts, called with bf16_terms 1 or 3.
 
-    It is BLAS unless one is forced or the picked one is compiled for `blas_below` or better, whose own products of so
-    many rows are measured to be as fast or faster (docs/log.md).
+    It is BLAS unless one is forced or the picked one is compiled with vectors, whose own products of so many rows are
+    measured to be as fast or faster (docs/log.md).
     """
     label = ACTIVE[stem]
-    isa = ISA_NAMES.index(label.removeprefix("cython/")) if label.startswith("cython/") else 0
-    if stem in _forced() or label == "reference" or isa >= ISA_NAMES.index(blas_below):
+    if stem in _forced() or label == "reference" or (label.startswith("cython/") and label != "cython/plain"):
         return _load(stem, label)
     FOR_PROMPTS[stem] = "blas"
     return _load(stem, "blas")

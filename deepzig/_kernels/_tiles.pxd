@@ -51,6 +51,7 @@ cdef extern from "ways.h" nogil:
     int64_t multiply_space(Way way, const Matrix* w, int64_t rows)
     int64_t row_step(Way way)
     bint has_panel(Way way)
+    bint packs(Way way)
     bint wants_copies(Way way, const Matrix* w, int64_t rows)
     void multiply(Way way, const Matrix* w, int64_t first, int64_t last, const float** x, const uint8_t* packed,
                   int64_t rows, float* out, int64_t out_stride, const void* next, float* space)

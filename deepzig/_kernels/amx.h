@@ -50,7 +50,7 @@ INLINE void write_square(const float *sum, const float *factor, int64_t rows, in
     const __mmask16 valid = rows >= 16 ? 0xffff : (__mmask16)((1u << rows) - 1);
     vfloat row[16], column[16];
     for (int i = 0; i < 16; i++) row[i] = vload(sum + 16 * i);
-    transpose16(row, column);
+    transpose(row, column);
     for (int64_t j = 0; j < columns; j++) {
         if (factor) column[j] *= factor[j];
         _mm512_mask_storeu_ps(out + j * out_stride, valid, (__m512)column[j]);

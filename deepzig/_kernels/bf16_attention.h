@@ -58,7 +58,7 @@ static inline void bf16_pack_keys(const float *rows, int64_t step, int64_t nope,
         for (int64_t d = 0; d < width; d += 32, panel += 512) { /* pairs of bf16 change places as floats do */
             vfloat key[16], column[16];
             for (int i = 0; i < 16; i++) key[i] = vload(rounded + (i * width + d) / 2);
-            transpose16(key, column);
+            transpose(key, column);
             for (int i = 0; i < 16; i++) vstore((float *)panel + 16 * i, column[i]);
         }
     }

@@ -40,7 +40,7 @@ INLINE void turn_bf16(const uint8_t *const *row, int64_t ahead, uint16_t (*panel
         __builtin_prefetch(row[i] + ahead, 0, 2);
         value[i] = (vfloat)_mm512_loadu_si512(row[i]);
     }
-    transpose16(value, column);
+    transpose(value, column);
     for (int i = 0; i < 16; i++) vstore((float *)panel[i][0], column[i]);
 }
 
@@ -57,7 +57,7 @@ INLINE void turn_fp8(const uint8_t *const *row, int64_t ahead, uint16_t (*panel)
         __builtin_prefetch(row[i] + ahead, 0, 2);
         value[i] = (vfloat)_mm512_loadu_si512(row[i]);
     }
-    transpose16(value, column);
+    transpose(value, column);
     for (int i = 0; i < 16; i++) {
         const __m512i code = (__m512i)column[i];
         __m512i low = _mm512_permutex2var_epi8(low0, code, low1), high = _mm512_permutex2var_epi8(high0, code, high1);

@@ -84,7 +84,7 @@ INLINE void turn_codes(int format, const uint8_t *const *codes, int64_t at, int6
             row[i] = (vfloat)_mm512_and_si512(nibbles, _mm512_set1_epi8(15));
         }
     }
-    transpose16(row, column);
+    transpose(row, column);
     for (int i = 0; i < 16; i++) {
         const __m512i value = format == INT8 ? _mm512_xor_si512((__m512i)column[i], flip) : (__m512i)column[i];
         _mm512_storeu_si512(panel[i][0], value);

@@ -13,7 +13,7 @@ from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._rows cimport swiglu_row
 from deepzig._kernels._tiles cimport (
     FLOATS, FOR_CALL, FOR_TASK, Matrix, Way, copy_step, has_panel, multiply, multiply_space, pack_rows, pack_space,
-    packed_bytes, padded, row_step, same_packing, thread_floats, wants_copies, way_for,
+    packed_bytes, packs, padded, row_step, same_packing, thread_floats, wants_copies, way_for,
 )
 
 cnp.import_array()
@@ -34,7 +34,7 @@ cdef struct Job:
     int64_t* hit  # (E,) experts with a slot
     int64_t* x_start  # (E + 1,) where an expert's packed x begins
     int64_t* activation_start  # (E + 1,) where its packed activations begin
-    uint8_t* packed_x  # unless FLOATS
+    uint8_t* packed_x  # if the way packs
     uint8_t* packed_activations
     Way up_way, down_way  # of gate_proj and up_proj; of down_proj
     int64_t n_tokens, n_slots, n_experts, n_hit, hidden_size, intermediate_size
@@ -209,10 +209,10 @@ cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept 
     job.down_rows = rows_of_task(job.weights + 2, job.down_way)
     job.gate_tasks = (job.intermediate_size + job.gate_rows - 1) // job.gate_rows
     job.down_tasks = (job.hidden_size + job.down_rows - 1) // job.down_rows
-    if job.up_way.kind != FLOATS:
+    if packs(job.up_way):
         parallel_for(pack_x_task, job, job.n_hit, n_threads)
     parallel_for(gate_up_task, job, job.n_hit * job.gate_tasks, n_threads)
-    if job.down_way.kind != FLOATS:
+    if packs(job.down_way):
         parallel_for(pack_activation_task, job, job.n_hit, n_threads)
     parallel_for(down_task, job, job.n_hit * job.down_tasks, n_threads)
     parallel_for(sum_task, job, job.n_tokens, n_threads if job.n_tokens > 16 else 1)

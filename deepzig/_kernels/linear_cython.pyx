@@ -7,8 +7,8 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._tiles cimport (
-    FLOATS, FOR_CALL, FOR_TASK, Matrix, PACK_ROWS, PASS_COLUMNS, Way, copy_step, has_panel, multiply, multiply_space,
-    pack_rows, pack_space, packed_bytes, padded, row_step, thread_floats, wants_copies, way_for,
+    FOR_CALL, FOR_TASK, Matrix, PACK_ROWS, PASS_COLUMNS, Way, copy_step, has_panel, multiply, multiply_space, pack_rows,
+    pack_space, packed_bytes, packs, padded, row_step, thread_floats, wants_copies, way_for,
 )
 
 cnp.import_array()
@@ -24,7 +24,7 @@ cdef struct Job:
     Matrix weight
     Way way
     const float** x  # T rows
-    uint8_t* packed  # the same packed, unless FLOATS
+    uint8_t* packed  # the same packed, if the way packs
     int64_t n_rows, first_row, task_rows, out_step  # first_row: of the pass
     float* out
     bint no_memory
@@ -41,7 +41,7 @@ cdef int64_t rows_of_task(const Matrix* weight, int64_t n_rows, Way way, int n_t
 
 
 cdef inline int64_t pass_rows(const Job* job) noexcept nogil:
-    if job.way.kind != FLOATS:
+    if packs(job.way):
         return PASS_ROWS
     return max(1, PASS_FLOATS // (job.weight.k * PASS_COLUMNS)) * PASS_COLUMNS
 
@@ -73,7 +73,6 @@ cdef void pack_task(void* ctx, int64_t task, int thread) noexcept nogil:
 
 cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept nogil:
     """Rows of x as pointers, with zeros behind them or packed where the way needs it; then the products."""
-    cdef bint packs = job.way.kind != FLOATS
     cdef int64_t t, k = job.weight.k, width = copy_step(k)
     cdef int64_t pointers = padded(2 * job.n_rows)
     cdef int64_t copied = job.n_rows * width if wants_copies(job.way, &job.weight, job.n_rows) else 0
@@ -91,7 +90,7 @@ cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept 
             memcpy(copy + t * width, job.x[t], k * sizeof(float))
             memset(copy + t * width + k, 0, (padded(k) - k) * sizeof(float))
             job.x[t] = copy + t * width
-    if packs:
+    if packs(job.way):
         parallel_for(pack_task, job, (job.n_rows + PACK_ROWS - 1) // PACK_ROWS, n_threads)
     job.first_row = 0
     while job.first_row < job.n_rows and not job.no_memory:

@@ -69,9 +69,11 @@ INLINE vfloat vsum16(const vfloat *v) {
     }
     return (vfloat)_mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x88), _mm512_shuffle_ps(two[0], two[1], 0xdd));
 }
+#endif
 
 /* Lane r of column c is lane c of row r. */
-INLINE void transpose16(const vfloat *row, vfloat *column) {
+#if defined(__AVX512F__)
+INLINE void transpose(const vfloat *row, vfloat *column) {
     __m512 a[16], b[16];
     for (int i = 0; i < 16; i += 2) {
         __m512 even = (__m512)row[i], odd = (__m512)row[i + 1];
@@ -93,6 +95,34 @@ INLINE void transpose16(const vfloat *row, vfloat *column) {
         column[c + 8] = (vfloat)_mm512_shuffle_f32x4(low, high, 0xdd);
         column[c + 4] = (vfloat)_mm512_shuffle_f32x4(low_odd, high_odd, 0x88);
         column[c + 12] = (vfloat)_mm512_shuffle_f32x4(low_odd, high_odd, 0xdd);
+    }
+}
+#elif defined(__AVX2__)
+INLINE void transpose(const vfloat *row, vfloat *column) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 4; i++) { /* rows i and i + 4 in halves: columns 0 to 3, then 4 to 7 */
+        const __m256 low = (__m256)row[i], high = (__m256)row[i + 4];
+        a[i] = _mm256_permute2f128_ps(low, high, 0x20);
+        a[i + 4] = _mm256_permute2f128_ps(low, high, 0x31);
+    }
+    for (int half = 0; half < 8; half += 4) {
+        for (int i = 0; i < 4; i += 2) {
+            b[half + i] = _mm256_unpacklo_ps(a[half + i], a[half + i + 1]);
+            b[half + i + 1] = _mm256_unpackhi_ps(a[half + i], a[half + i + 1]);
+        }
+        for (int i = 0; i < 2; i++) {
+            const __m256d first = _mm256_castps_pd(b[half + i]), second = _mm256_castps_pd(b[half + 2 + i]);
+            column[half + 2 * i] = (vfloat)_mm256_castpd_ps(_mm256_unpacklo_pd(first, second));
+            column[half + 2 * i + 1] = (vfloat)_mm256_castpd_ps(_mm256_unpackhi_pd(first, second));
+        }
+    }
+}
+#else
+INLINE void transpose(const vfloat *row, vfloat *column) {
+    float lane[LANES];
+    for (int c = 0; c < LANES; c++) {
+        for (int r = 0; r < LANES; r++) lane[r] = row[r][c];
+        column[c] = vload(lane);
     }
 }
 #endif

@@ -2,12 +2,14 @@
  * number of rows only where both ways give the same bits. Included by linear and experts, which hold the loops over tasks.
  *
  *     FLOATS        fp32 products, weights decoded on the way or in blocks (blocks.h)
+ *     FLOAT_LANES   the same for prompts, in registers turned (float_lanes.h)
+ *     WORD_LANES    x and weights as whole numbers of 16 bits, for fast prompts (word_lanes.h)
  *     BF16_SUMS     x as one bf16 term or three (bf16.h)
  *     FP8_ROWS_WAY  x as three bf16 terms side by side in AMX tiles, for decoding (fp8_rows.h)
  *     DIGIT_ROWS    x as digits of whole numbers, in registers (digits.h)
  *     DIGIT_TILES   the same for many rows, in AMX tiles (digit_tiles.h) or in registers turned (digit_lanes.h)
  *
- * All but FLOATS multiply x rows that were packed before.
+ * All but the first two multiply x rows that were packed before.
  */
 #ifndef DEEPZIG_WAYS_H
 #define DEEPZIG_WAYS_H
@@ -15,9 +17,11 @@
 #include "blocks.h"
 #include "digit_lanes.h"
 #include "digit_tiles.h"
+#include "float_lanes.h"
 #include "fp8_rows.h"
+#include "word_lanes.h"
 
-enum { FLOATS, BF16_SUMS, FP8_ROWS_WAY, DIGIT_ROWS_WAY, DIGIT_TILES_WAY };
+enum { FLOATS, FLOAT_LANES, BF16_SUMS, FP8_ROWS_WAY, DIGIT_ROWS_WAY, DIGIT_TILES_WAY, WORD_LANES };
 
 typedef struct {
     int kind;
@@ -41,6 +45,7 @@ INLINE Way way_for(const Matrix *w, int terms, int64_t rows) {
     if (takes_digits(w)) return (Way){DIGIT_ROWS_WAY, terms == 1 ? 2 : 3};
     way.terms = bf16_terms(w, terms);
     if (way.terms) way.kind = BF16_SUMS;
+    else if (terms) way.kind = terms == 1 && takes_words(w) ? WORD_LANES : FLOAT_LANES;
     return way;
 }
 
@@ -60,6 +65,9 @@ INLINE int64_t packed_bytes(Way way, const Matrix *w, int64_t rows) {
 #endif
 #if defined(__AMX_BF16__)
     case FP8_ROWS_WAY: return fp8_packed_bytes(w, rows);
+#endif
+#if HAS_WORDS
+    case WORD_LANES: return rows * word_row_bytes(w);
 #endif
     default: return 0;
     }
@@ -81,6 +89,11 @@ static inline void pack_rows(Way way, const Matrix *w, const float *const *x, in
 #if defined(__AMX_BF16__)
     case FP8_ROWS_WAY: pack_fp8_rows(w, x, rows, packed); break;
 #endif
+#if HAS_WORDS
+    case WORD_LANES:
+        for (int64_t j = 0; j < rows; j++) pack_words(w, x[j], packed + j * word_row_bytes(w));
+        break;
+#endif
     }
 }
 
@@ -88,12 +101,16 @@ static inline void pack_rows(Way way, const Matrix *w, const float *const *x, in
 INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
     switch (way.kind) {
     case FLOATS: return dot_space(w);
+    case FLOAT_LANES: return float_lanes_space(w);
     case BF16_SUMS: return bf16_space(w, rows);
 #if defined(__AMX_BF16__)
     case FP8_ROWS_WAY: return fp8_rows_space(w);
 #endif
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
     case DIGIT_TILES_WAY: return digit_blocks_space(w, rows);
+#endif
+#if HAS_WORDS
+    case WORD_LANES: return sizeof(WordSpace) / sizeof(float);
 #endif
     default: return 0;
     }
@@ -103,26 +120,33 @@ INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
 INLINE int64_t row_step(Way way) {
     const int64_t step = way.kind == BF16_SUMS ? BF16_ROWS
                          : way.kind == FP8_ROWS_WAY || way.kind == DIGIT_TILES_WAY ? 32
-                         : way.kind == FLOATS ? BLOCK_ROWS : 1;
+                         : way.kind == FLOATS ? BLOCK_ROWS
+                         : way.kind == FLOAT_LANES || way.kind == WORD_LANES ? 2 * LANES : 1;
     return step > 2 * TILE_ROWS ? step : 2 * TILE_ROWS;
 }
 
 /* Whether weight rows become a panel that is used for all x rows, so that it has to fit a cache. */
-INLINE int has_panel(Way way) { return way.kind == BF16_SUMS || way.kind == DIGIT_TILES_WAY; }
-
-/* Whether x rows are to be copied for FLOATS, copy_step apart and with zeros behind them: rows that are not even need
- * the zeros, many the distance. */
-INLINE int wants_copies(Way way, const Matrix *w, int64_t rows) {
-    return way.kind == FLOATS && (!is_even(w) || rows > TILE_COLUMNS);
+INLINE int has_panel(Way way) {
+    return way.kind != FLOATS && way.kind != FP8_ROWS_WAY && way.kind != DIGIT_ROWS_WAY;
 }
 
-/* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last). x: rows of floats, for FLOATS; packed: the same
- * rows packed, for all other ways. next: codes of the weight rows that this thread will need after. */
+/* Whether x rows are packed. */
+INLINE int packs(Way way) { return way.kind > FLOAT_LANES; }
+
+/* Whether x rows that are not packed are to be copied, copy_step apart and with zeros behind them: rows that are not even
+ * need the zeros, many the distance. */
+INLINE int wants_copies(Way way, const Matrix *w, int64_t rows) {
+    return !packs(way) && (!is_even(w) || rows > TILE_COLUMNS);
+}
+
+/* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last). x: rows of floats; packed: the same rows packed,
+ * for ways that pack. next: codes of the weight rows that this thread will need after. */
 static inline void multiply(Way way, const Matrix *w, int64_t first, int64_t last, const float *const *x,
                             const uint8_t *packed, int64_t rows, float *out, int64_t out_stride, const void *next,
                             float *space) {
     switch (way.kind) {
     case FLOATS: dot_block(w, first, last, x, rows, out, out_stride, space); break;
+    case FLOAT_LANES: float_lanes(w, first, last, x, rows, out, out_stride, (FloatSpace *)space); break;
     case BF16_SUMS:
         bf16_block(w, first, last, (const uint16_t *)packed, rows, way.terms, out, out_stride, next, space);
         break;
@@ -134,6 +158,9 @@ static inline void multiply(Way way, const Matrix *w, int64_t first, int64_t las
 #endif
 #if defined(__AMX_BF16__)
     case FP8_ROWS_WAY: fp8_rows(w, first, last, packed, rows, out, out_stride, space); break;
+#endif
+#if HAS_WORDS
+    case WORD_LANES: word_lanes(w, first, last, packed, rows, out, out_stride, (WordSpace *)space); break;
 #endif
     }
 }

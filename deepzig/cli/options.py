@@ -142,7 +142,7 @@ compute_options = in_order(
     threads_option,
     shared_option(
         "--precision", heading=COMPUTING, type=click.Choice(["exact", "fast"]), default="exact", show_default=True,
-        help="'fast' rounds activations to bf16 where that speeds up prompts.",
+        help="'fast' rounds activations where that speeds up prompts.",
     ),
     shared_option(
         "--deterministic", heading=COMPUTING, is_flag=True,

@@ -61,8 +61,8 @@ def load(
             Hugging Face hub, "org/name" or "org/name@revision", which is downloaded unless it is here. More than 1 GB
             only if the environment variable DEEPZIG_YES is 1; none at all if DEEPZIG_OFFLINE is 1.
         n_threads: compute threads; None takes one for each core that this process may use.
-        precision: "exact", products accurate to about float32; or "fast", activations of prompts in bfloat16 where the
-            CPU multiplies those faster.
+        precision: "exact", products accurate to about float32; or "fast", activations of prompts rounded to bfloat16
+            or 16-bit whole numbers, whichever the CPU multiplies faster.
         deterministic: the same bits whatever the batch, threads, chunks and cache hits.
         strict: tensors that the model does not need are an error, not a warning.
         cache_dtype: of the latent cache: "f32"; or "int8", a quarter of the memory (docs/quantising.md has its cost).

@@ -1,0 +1,137 @@
+/* Products of weights with float rows in registers whose lanes are weight rows: prompts, where nothing else is faster.
+ *
+ * Included by ways.h. Knows matrices and float rows, nothing of threads. Blocks of FLOAT_ROWS weight rows x FLOAT_BLOCK
+ * columns are decoded and turned, so that one vector holds a column of LANES rows, and stay in L1 while x rows go by, each
+ * of whose columns is spread over all lanes. So sums need no adding across lanes, as those of blocks.h do, and have another
+ * order: the columns of a block that share a scale, one after the other, then these sums times their scales. A row depends
+ * on no other row.
+ */
+#ifndef DEEPZIG_FLOAT_LANES_H
+#define DEEPZIG_FLOAT_LANES_H
+
+#include "blocks.h"
+
+#define FLOAT_ROWS (2 * LANES)
+#define FLOAT_BLOCK (LANES == 16 ? 128 : 256)
+#define FLOAT_PASS 128 /* x rows that meet a block before it is made again */
+
+/* Most x rows at once: what registers hold sums for, beside the operands; and each number of them. */
+#if defined(__AVX512F__)
+#define LANE_COLUMNS 12
+#define EACH_COUNT(take) take(1) take(2) take(3) take(4) take(5) take(6) take(7) take(8) take(9) take(10) take(11) take(12)
+#else
+#define LANE_COLUMNS 6
+#define EACH_COUNT(take) take(1) take(2) take(3) take(4) take(5) take(6)
+#endif
+
+/* How many of so many x rows to take next: parts as even as can be, since few sums at once wait for each other. */
+INLINE int64_t even_part(int64_t rows) {
+    const int64_t parts = (rows + LANE_COLUMNS - 1) / LANE_COLUMNS;
+    return (rows + parts - 1) / parts;
+}
+
+typedef struct {
+    float panel[FLOAT_BLOCK][FLOAT_ROWS];
+    float decoded[LANES][FLOAT_BLOCK];
+    float sum[FLOAT_PASS][FLOAT_ROWS];
+    float rows[]; /* FLOAT_ROWS whole rows, of weights that cannot be decoded in steps */
+} FloatSpace;
+
+/* Columns [k, k + width) of LANES weight rows, from row `first` on, as panel; rows from `last` on are as the one before. */
+INLINE void turn_floats(const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width,
+                        float (*panel)[FLOAT_ROWS], float (*decoded)[FLOAT_BLOCK]) {
+    const float *row[LANES];
+    for (int i = 0; i < LANES; i++) {
+        const int64_t n = first + i < last ? first + i : last - 1;
+        row[i] = decoded[i];
+        if (w->format == F32) row[i] = (const float *)((const uint8_t *)w->codes + n * w->row_bytes) + k;
+        else decode_weights(w, n, k, width, decoded[i]);
+    }
+    for (int64_t at = 0; at < width; at += LANES) {
+        vfloat value[LANES], column[LANES];
+        for (int i = 0; i < LANES; i++) value[i] = vload(row[i] + at);
+        transpose(value, column);
+        for (int c = 0; c < LANES; c++) vstore(panel[at + c], column[c]);
+    }
+}
+
+/* sum[j] += scale * the products of columns [first, last) of a block with `columns` x rows, of which it begins with k. */
+INLINE void float_tile(int columns, float (*panel)[FLOAT_ROWS], int64_t first, int64_t last, const float *scale,
+                       const float *const *x, int64_t k, float (*sum)[FLOAT_ROWS]) {
+    vfloat part[LANE_COLUMNS][2];
+    for (int j = 0; j < columns; j++) part[j][0] = part[j][1] = vset(0);
+    for (int64_t at = first; at < last; at++) {
+        const vfloat low = vload(panel[at]), high = vload(panel[at] + LANES);
+        for (int j = 0; j < columns; j++) {
+            const vfloat spread = vset(x[j][k + at]);
+            part[j][0] += low * spread;
+            part[j][1] += high * spread;
+        }
+    }
+    for (int half = 0; half < 2; half++) {
+        const vfloat factor = vload(scale + half * LANES);
+        for (int j = 0; j < columns; j++) {
+            float *to = sum[j] + half * LANES;
+            vstore(to, vload(to) + factor * part[j][half]);
+        }
+    }
+}
+
+/* Rows [first, last), at most FLOAT_ROWS, of an even w with `columns` x rows, at most FLOAT_PASS. */
+static inline void float_pass(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t columns,
+                              FloatSpace *space) {
+    const int format = (int)w->format;
+    float scale[FLOAT_ROWS];
+    memset(space->sum, 0, (size_t)columns * sizeof *space->sum);
+    for (int64_t k = 0; k < w->k; k += FLOAT_BLOCK) {
+        const int64_t width = w->k - k < FLOAT_BLOCK ? w->k - k : FLOAT_BLOCK;
+        for (int half = 0; half < FLOAT_ROWS; half += LANES)
+            turn_floats(w, first + half, last, k, width, (float(*)[FLOAT_ROWS]) & space->panel[0][half], space->decoded);
+        for (int64_t at = 0, end; at < width; at = end) {
+            const int64_t group = (k + at) / w->group_size, group_end = (group + 1) * w->group_size - k;
+            end = group_end < width ? group_end : width;
+            for (int i = 0; i < FLOAT_ROWS; i++) {
+                const int64_t n = first + i < last ? first + i : last - 1;
+                scale[i] = decode_scale(format, scale_at(w, first_scale(w, n) + group));
+            }
+            for (int64_t j = 0, count; j < columns; j += count) {
+                count = even_part(columns - j);
+#define TAKE(count)                                                                                                    \
+    case count: float_tile(count, space->panel, at, end, scale, x + j, k, space->sum + j); break;
+                switch (count) { EACH_COUNT(TAKE) }
+#undef TAKE
+            }
+        }
+    }
+    for (int64_t i = 0; format == FP8 && i < last - first; i++)
+        if (has_nan(w, first + i, first + i + 1))
+            for (int64_t j = 0; j < columns; j++) space->sum[j][i] = NAN;
+}
+
+/* Floats of `space` that float_lanes needs. */
+INLINE int64_t float_lanes_space(const Matrix *w) {
+    return (int64_t)(sizeof(FloatSpace) / sizeof(float)) + (is_even(w) ? 0 : FLOAT_ROWS * padded(w->k));
+}
+
+/* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last). */
+static inline void float_lanes(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t columns,
+                               float *out, int64_t out_stride, FloatSpace *space) {
+    const int64_t width = padded(w->k);
+    for (int64_t n = first; n < last; n += FLOAT_ROWS) {
+        const int64_t end = n + FLOAT_ROWS < last ? n + FLOAT_ROWS : last;
+        Matrix decoded;
+        if (!is_even(w)) {
+            for (int64_t i = n; i < end; i++) dequantize_row(w, i, space->rows + (i - n) * width);
+            decoded = float_matrix(space->rows, end - n, w->k, width);
+        }
+        for (int64_t j = 0; j < columns; j += FLOAT_PASS) {
+            const int64_t count = columns - j < FLOAT_PASS ? columns - j : FLOAT_PASS;
+            if (is_even(w)) float_pass(w, n, end, x + j, count, space);
+            else float_pass(&decoded, 0, end - n, x + j, count, space);
+            for (int64_t c = 0; c < count; c++)
+                memcpy(out + (j + c) * out_stride + (n - first), space->sum[c], (size_t)(end - n) * sizeof(float));
+        }
+    }
+}
+
+#endif
