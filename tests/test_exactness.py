@@ -19,8 +19,9 @@ def ids_of_golden() -> list[int]:
 
 @pytest.mark.parametrize("model", ["stories", FOLDER], ids=["stories", "v3_classic"])
 @pytest.mark.parametrize("precision", ["exact", "fast"])
-def test_threads_do_not_change_a_bit(model: str | Path, precision: str) -> None:
-    ids = ids_of_golden()
+@pytest.mark.parametrize("times", [1, 3], ids=["a short prompt", "a long one"])
+def test_threads_do_not_change_a_bit(model: str | Path, precision: str, times: int) -> None:
+    ids = ids_of_golden() * times
     one = deepzig.load(model, n_threads=1, precision=precision).logits(ids)
     for n_threads in (2, 3):
         assert np.array_equal(one, deepzig.load(model, n_threads=n_threads, precision=precision).logits(ids))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import deepzig
+from deepzig import _kernels
 from deepzig.model.rotary import RotaryEmbedding
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -46,9 +47,19 @@ def load(name: str) -> Golden:
         return Golden(deepzig.load(str(GOLDEN / name)), dict(arrays))
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["as_short_prompts", "as_long_ones"])
+def kernels_of_long_prompts(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Short pieces of prompts take the kernels of decoding: here also those that long ones take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_kernels.LONG_PIECE, "exact", 1 if request.param else 1000)
+        yield request.param
+
+
 @pytest.fixture(scope="module", params=CASES)
-def golden(request: pytest.FixtureRequest) -> Iterator[Golden]:
-    yield load(request.param)
+def golden(request: pytest.FixtureRequest, kernels_of_long_prompts: bool) -> Iterator[Golden]:
+    loaded = load(request.param)
+    assert loaded.llm.model.is_short(len(loaded.ids)) is not kernels_of_long_prompts
+    yield loaded
 
 
 def test_every_family_has_a_case() -> None:

@@ -13,6 +13,7 @@ from deepzig._kernels._pick import (
     KernelRow,
     build_report,
     implementations,
+    long_piece,
     pick,
     pick_for_prompts,
     table,
@@ -35,10 +36,12 @@ top_tokens = pick("top_tokens")
 # The same for rows of prompts, where bf16_terms is not 0.
 prompt_experts = pick_for_prompts("experts")
 prompt_linear = pick_for_prompts("linear")
+LONG_PIECE = long_piece()
 
 __all__ = [
     "ACTIVE",
     "FOR_PROMPTS",
+    "LONG_PIECE",
     "REGISTRY",
     "BuildReport",
     "Kernel",

@@ -246,6 +246,15 @@ def pick_for_prompts(stem: str) -> Implementation:
     return _load(stem, "blas")
 
 
+def long_piece() -> dict[str, int]:
+    """By precision, rows of a piece of a prompt from which the products for prompts are faster than those for decoding.
+
+    Fewer meet each expert's weights once or twice, and these are then as costly to prepare as to use (docs/log.md).
+    """
+    floats = ACTIVE["linear"].startswith("cython/avx") and ACTIVE["experts"].startswith("cython/avx")
+    return {"exact": 64 if floats else 16, "fast": 8}
+
+
 def _available(kernel: Kernel) -> tuple[str, ...]:
     portable = [name for name in reversed(kernel.portable) if _has_portable(kernel, name)]
     return ("reference", *portable, *(f"cython/{isa}" for isa in reversed(_runnable_isas(kernel))))

@@ -4,8 +4,8 @@
 
 Products are as accurate as float32 arithmetic, in one of the ways of `ways.h`. A row of `out` does not depend on the
 other rows, nor on n_threads. bf16_terms says what kind of rows x has, where the CPU has faster ways for prompts: 0 rows
-of decoding, 1 a prompt that may be rounded once to bfloat16 or to as few bits (1e-2 of a product; infinity may become NaN), 3 a
-prompt with all bits of a float32. Implementations may ignore it.
+of decoding, 1 a prompt that may be rounded to bfloat16 or no more than that (1e-2 of a product; infinity may become
+NaN), 3 a prompt with all bits of a float32. Implementations may ignore it.
 Called by `model.linear`; the formats are those of `weight.Weight`.
 """
 

@@ -229,13 +229,15 @@ class Engine:
             self._model.move_pages(self._cache, moved, first + self._shift.n_dropped, first)
 
     def _together(self, reading: list[tuple[Branch, int]]) -> list[list[tuple[Branch, int]]]:
-        """Pieces of prompts that go through the model in one call: those of one form, if company changes no bit."""
+        """Pieces of prompts that go through the model in one call: if company changes no bit, all of one form that are
+        short, or that are not."""
         if not self._model.reads_together:
             return [[piece] for piece in reading]
-        by_form: dict[str, list[tuple[Branch, int]]] = {}
+        by_kind: dict[tuple[str, bool], list[tuple[Branch, int]]] = {}
         for branch, last in reading:
-            by_form.setdefault(branch.form, []).append((branch, last))
-        return list(by_form.values())
+            kind = branch.form, self._model.is_short(last - branch.n_computed)
+            by_kind.setdefault(kind, []).append((branch, last))
+        return list(by_kind.values())
 
     def _read(self, pieces: list[tuple[Branch, int]]) -> list[np.ndarray]:
         """Each branch's tokens up to `last`, all of one form of attention: f32 (T, D) of each after the final norm."""

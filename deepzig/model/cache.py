@@ -45,6 +45,11 @@ class Rows:
         return int(self.lengths.max())
 
     @cached_property
+    def longest_piece(self) -> int:
+        """Most rows of one sequence."""
+        return int(np.bincount(self.row_sequence).max())
+
+    @cached_property
     def places(self) -> np.ndarray:
         """i64 (T,): where the latents go, among the rows of all pages of a layer."""
         page = self.block_tables[self.row_sequence, self.positions // PAGE_SIZE]

@@ -38,7 +38,7 @@ class DeepseekModel:
         deterministic: bool = False,
         cache_dtype: str = "f32",
     ) -> None:
-        """precision: "fast" rounds activations of prompts to bfloat16 where the CPU gains by it. deterministic:
+        """precision: "fast" rounds activations of prompts where the CPU gains by it. deterministic:
         absorbed attention and float products throughout, so that chunks and cache hits do not change a bit.
         cache_dtype: of the rows of `make_cache`, one of cache.CACHE_DTYPES."""
         self.config = config
@@ -54,6 +54,7 @@ class DeepseekModel:
         self.mtp_layers = [assembler.mtp_layer(config.num_hidden_layers + i) for i in range(n_mtp)]
         self._rotary = RotaryEmbedding(config)
         self._prompt_terms = 0 if deterministic else 1 if precision == "fast" else 3
+        self._long_piece = _kernels.LONG_PIECE[precision]
         # BLAS, where it reads prompts, gives a row other bits in other company.
         self.reads_together = self._prompt_terms == 0 or not _kernels.FOR_PROMPTS
         self._workspaces: dict[tuple[int, int], Workspace] = {}
@@ -137,13 +138,19 @@ class DeepseekModel:
         """Form of attention for a prompt of n_rows new tokens that ends at `length`."""
         return "absorbed" if self.deterministic else cheaper_form(self.config, n_rows, length)
 
+    def is_short(self, n_rows: int) -> bool:
+        """Whether so many rows of a prompt are multiplied as rows that decode are, which is faster for few; a call has
+        short pieces or long ones, so that none depends on its company."""
+        return n_rows < self._long_piece
+
     def _form(self, forced: str | None, rows: Rows) -> str:
         if not rows.is_prompt:
             return "absorbed"
         return forced or self.prompt_form(rows.n_rows, int(rows.positions[-1]) + 1)
 
     def _workspace(self, rows: Rows) -> Workspace:
-        key = (rows.n_rows, self._prompt_terms if rows.is_prompt else 0)
+        takes_prompt_kernels = rows.is_prompt and not self.is_short(rows.longest_piece)
+        key = (rows.n_rows, self._prompt_terms if takes_prompt_kernels else 0)
         space = self._workspaces.pop(key, None) or Workspace(self.config, *key, self._mla_scratch)
         self._workspaces[key] = space  # most recently used last
         while len(self._workspaces) > 1 and sum(n_rows for n_rows, _ in self._workspaces) > KEPT_ROWS:
