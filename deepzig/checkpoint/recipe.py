@@ -70,7 +70,17 @@ class Recipe:
     def assign(self, config: ModelConfig, modules: Mapping[str, tuple[int, int]]) -> dict[str, Scheme]:
         """The scheme of each module, given their (N, K). Raises RequestError if a pattern matches none."""
         self._check_patterns(config, modules)
-        return {module: self._scheme(config, module, shape[1]) for module, shape in modules.items()}
+        has_patterns = bool(self.include or self.exclude)
+        routed: dict[int, Scheme] = {}  # by width: V3 has 45,000 of them, alike unless a pattern names one
+        schemes = {}
+        for module, (_, n_columns) in modules.items():
+            if has_patterns or not is_routed(module):
+                schemes[module] = self._scheme(config, module, n_columns)
+                continue
+            if n_columns not in routed:
+                routed[n_columns] = self._scheme(config, module, n_columns)
+            schemes[module] = routed[n_columns]
+        return schemes
 
     def _scheme(self, config: ModelConfig, module: str, n_columns: int) -> Scheme:
         wanted = self._wanted(config, module)

@@ -20,6 +20,7 @@ from deepzig.checkpoint.recipe import INTEGERS, KEEP, Recipe, Scheme
 from deepzig.checkpoint.schemes import GROUP_SIZES, declared_scheme
 from deepzig.config import ModelConfig
 
+LAYERS = "model.layers."
 ROUTED, EMBEDDINGS, MTP = "routed experts", "embedding", "MTP"
 # First match wins. MTP layers are told apart by their number, before these.
 GROUPS = (
@@ -74,8 +75,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
 
 def tensor_group(name: str, config: ModelConfig) -> str:
     """The part of the model that a module or tensor belongs to, as `deepzig info` calls it."""
-    parts = name.split(".")
-    if parts[1:2] == ["layers"] and int(parts[2]) >= config.num_hidden_layers:
+    if name.startswith(LAYERS) and int(name[len(LAYERS) : name.index(".", len(LAYERS))]) >= config.num_hidden_layers:
         return MTP
     return next(group for part, group in GROUPS if part in name)
 
@@ -141,11 +141,7 @@ def _copies(expected: Expected) -> set[str]:
 def _size_of_schemes(
     config: ModelConfig, expected: Expected, schemes: Mapping[str, Scheme], copies: set[str]
 ) -> ModelSize:
-    matrices = {}
-    for module, scheme in schemes.items():
-        shape = expected.linear[module]
-        label = _label(scheme.format, scheme.group_size or shape[1], shape[1])
-        matrices[module] = _Matrix(label, _bytes_of(shape, scheme))
+    matrices = {module: _matrix(expected.linear[module], scheme) for module, scheme in schemes.items()}
     vector_bytes = sum(  # in bf16 but for the router's bias, as DeepSeek stores them
         math.prod(shape) * (4 if name.endswith("e_score_correction_bias") else 2)
         for name, shape in expected.vector.items()
@@ -154,10 +150,11 @@ def _size_of_schemes(
 
 
 @functools.cache  # most matrices of a model have the shape of many others
-def _bytes_of(shape: tuple[int, int], scheme: Scheme) -> int:
+def _matrix(shape: tuple[int, int], scheme: Scheme) -> _Matrix:
     """Codes and scales; an integer matrix has its shape beside them, in 16 bytes that nobody reads again."""
     tensors = stored_tensors(shape, scheme)
-    return sum(math.prod(size) * DTYPES[dtype].itemsize for name, dtype, size in tensors if name != "weight_shape")
+    nbytes = sum(math.prod(size) * DTYPES[dtype].itemsize for name, dtype, size in tensors if name != "weight_shape")
+    return _Matrix(_label(scheme.format, scheme.group_size or shape[1], shape[1]), nbytes)
 
 
 def _size(config: ModelConfig, matrices: Mapping[str, _Matrix], copies: set[str], vector_bytes: int) -> ModelSize:
