@@ -16,8 +16,8 @@ cnp.import_array()
 cdef int64_t TASK_BYTES = 96 << 10  # weights of a task when they are read once: long enough to hide the task's start
 cdef int64_t PANEL_VALUES = 128 << 10  # weights of a task when they are used many times, as a panel
 cdef int64_t SPLIT_FROM = 128 << 10  # multiplications of a product from which every thread gets a part
-cdef int64_t PASS_ROWS = 128  # packed x rows that meet all weights before the next ones do: they should stay in L2
-cdef int64_t PASS_FLOATS = 128 << 10  # the same for rows of floats
+cdef int64_t PASS_ROWS = 128  # x rows that meet all weights before the next ones do: packed, they should stay in L2
+cdef int64_t PASS_FLOATS = 128 << 10  # the same for rows of floats, where weights make no panel, which is costly to make again
 
 
 cdef struct Job:
@@ -41,7 +41,7 @@ cdef int64_t rows_of_task(const Matrix* weight, int64_t n_rows, Way way, int n_t
 
 
 cdef inline int64_t pass_rows(const Job* job) noexcept nogil:
-    if packs(job.way):
+    if packs(job.way) or has_panel(job.way):
         return PASS_ROWS
     return max(1, PASS_FLOATS // (job.weight.k * PASS_COLUMNS)) * PASS_COLUMNS
 
