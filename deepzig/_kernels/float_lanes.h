@@ -37,21 +37,29 @@ typedef struct {
     float rows[]; /* FLOAT_ROWS whole rows, of weights that cannot be decoded in steps */
 } FloatSpace;
 
-/* Columns [k, k + width) of LANES weight rows, from row `first` on, as panel; rows from `last` on are as the one before. */
+/* Columns [k, k + width) of LANES weight rows, from row `first` on, as panel; rows from `last` on are as the one before.
+ * int8 is turned by four codes and then decoded, all else the other way about. */
 INLINE void turn_floats(const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width,
                         float (*panel)[FLOAT_ROWS], float (*decoded)[FLOAT_BLOCK]) {
+    const int by_fours = w->format == INT8 && width % (4 * LANES) == 0;
+    const vint flip = (vint){0} + (w->offset ? (int32_t)0x80808080 : 0);
     const float *row[LANES];
     for (int i = 0; i < LANES; i++) {
         const int64_t n = first + i < last ? first + i : last - 1;
-        row[i] = decoded[i];
-        if (w->format == F32) row[i] = (const float *)((const uint8_t *)w->codes + n * w->row_bytes) + k;
-        else decode_weights(w, n, k, width, decoded[i]);
+        const uint8_t *codes = (const uint8_t *)w->codes + n * w->row_bytes;
+        row[i] = w->format == F32 ? (const float *)codes + k : by_fours ? (const float *)(codes + k) : decoded[i];
+        if (w->format != F32 && !by_fours) decode_weights(w, n, k, width, decoded[i]);
     }
-    for (int64_t at = 0; at < width; at += LANES) {
+    for (int64_t at = 0; at < (by_fours ? width / 4 : width); at += LANES) {
         vfloat value[LANES], column[LANES];
         for (int i = 0; i < LANES; i++) value[i] = vload(row[i] + at);
         transpose(value, column);
-        for (int c = 0; c < LANES; c++) vstore(panel[at + c], column[c]);
+        for (int c = 0; c < LANES; c++) {
+            const vint codes = (vint)column[c] ^ flip;
+            if (!by_fours) vstore(panel[at + c], column[c]);
+            for (int b = 0; by_fours && b < 4; b++)
+                vstore(panel[4 * (at + c) + b], __builtin_convertvector((codes << (24 - 8 * b)) >> 24, vfloat));
+        }
     }
 }
 
