@@ -17,7 +17,7 @@ cdef int64_t TASK_BYTES = 96 << 10  # weights of a task when they are read once:
 cdef int64_t PANEL_VALUES = 128 << 10  # weights of a task when they are used many times, as a panel
 cdef int64_t SPLIT_FROM = 128 << 10  # multiplications of a product from which every thread gets a part
 cdef int64_t PASS_ROWS = 128  # x rows that meet all weights before the next ones do: packed, they should stay in L2
-cdef int64_t PASS_FLOATS = 128 << 10  # the same for rows of floats, where weights make no panel, which is costly to make again
+cdef int64_t PASS_FLOATS = 128 << 10  # the same for rows of floats, unless they meet panels, costly to make again
 
 
 cdef struct Job:

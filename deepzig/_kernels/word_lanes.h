@@ -1,5 +1,6 @@
 /* Weights and activations as whole numbers of 16 bits, in registers whose lanes are weight rows: `precision="fast"` for
- * prompts on CPUs that multiply neither bf16 nor bytes, where three such products take the time of two of floats.
+ * prompts on CPUs that do not multiply bf16, of weights that are not multiplied as digits (digits.h). Three such products
+ * take the time of two of floats.
  *
  * Included by ways.h. Knows matrices and float rows, nothing of threads. Numbers count a unit that up to WORD_TURN columns of
  * a row share. Codes of int8 and int4 are such numbers; fp8 is rounded to quarters, where the largest is 448; float weights
