@@ -24,11 +24,9 @@ HEADERS = Path(_kernels.__file__).parent
 EMULATION = Path(__file__).parent / "emulation"
 FLAGS = ISAS[ISA_NAMES.index("avx512_bf16")].compiler_flags
 
-BF16_SUMS, FP8_ROWS, DIGIT_ROWS, DIGIT_TILES = 1, 2, 3, 4  # of ways.h
 
-
-def emulated(name: str, directory: Path) -> ctypes._CFuncPtr:
-    """The function `name` of emulation/name.c."""
+def emulated(name: str, directory: Path) -> ctypes.CDLL:
+    """The library of emulation/name.c."""
     if missing := missing_flags("avx512_bf16"):
         pytest.skip(f"the emulated tiles still need AVX512-BF16 around them; missing {', '.join(missing)}")
     compiler = shutil.which("gcc") or shutil.which("cc")
@@ -37,23 +35,27 @@ def emulated(name: str, directory: Path) -> ctypes._CFuncPtr:
     source, library = EMULATION / f"{name}.c", directory / f"{name}.so"
     command = [compiler, "-O1", "-shared", "-fPIC", *FLAGS, f"-I{HEADERS}", str(source), "-o", str(library), "-lm"]
     subprocess.run(command, check=True, capture_output=True, text=True)
-    return getattr(ctypes.CDLL(str(library)), name)
+    return ctypes.CDLL(str(library))
 
 
 @pytest.fixture(scope="module")
-def product(tmp_path_factory: pytest.TempPathFactory) -> ctypes._CFuncPtr:
+def products(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return emulated("product", tmp_path_factory.mktemp("amx"))
 
 
 @pytest.fixture(scope="module")
 def attention(tmp_path_factory: pytest.TempPathFactory) -> ctypes._CFuncPtr:
-    return emulated("attention", tmp_path_factory.mktemp("amx"))
+    return emulated("attention", tmp_path_factory.mktemp("amx")).attention
 
 
-def multiply(product: ctypes._CFuncPtr, weight: Weight, x: np.ndarray, wanted: int) -> tuple[np.ndarray, int]:
+def way_named(products: ctypes.CDLL, name: str) -> int:
+    return ctypes.c_int.in_dll(products, name).value
+
+
+def multiply(products: ctypes.CDLL, weight: Weight, x: np.ndarray, wanted: int) -> tuple[np.ndarray, int]:
     """x W^T, NaN where the way is FLOATS, and the way."""
     out = np.full((len(x), weight.shape[0]), np.nan, np.float32)
-    way = product(
+    way = products.product(
         ctypes.c_void_p(weight.descriptor.ctypes.data), ctypes.c_void_p(x.ctypes.data), ctypes.c_int64(len(x)),
         ctypes.c_int(wanted), ctypes.c_void_p(out.ctypes.data),
     )  # fmt: skip
@@ -62,7 +64,7 @@ def multiply(product: ctypes._CFuncPtr, weight: Weight, x: np.ndarray, wanted: i
 
 @pytest.mark.parametrize("shape", [(1, 32), (45, 64), (33, 200), (70, 384), (160, 640)])
 @pytest.mark.parametrize("columns", [1, 17, 40])
-def test_emulated_tiles_match_the_reference(product: ctypes._CFuncPtr, shape: tuple[int, int], columns: int) -> None:
+def test_emulated_tiles_match_the_reference(products: ctypes.CDLL, shape: tuple[int, int], columns: int) -> None:
     rng = np.random.default_rng(7)
     ways = set()
     for weight in random_weights(rng, shape):
@@ -72,30 +74,31 @@ def test_emulated_tiles_match_the_reference(product: ctypes._CFuncPtr, shape: tu
         expected = x.astype(np.float64) @ decoded.T.astype(np.float64)
         magnitude = np.abs(x) @ np.abs(decoded.T)
         for wanted, tolerance in ((0, 1e-6), (1, 1e-2), (3, 1e-6)):
-            out, way = multiply(product, weight, x, wanted)
+            out, way = multiply(products, weight, x, wanted)
             if way:
                 assert np.all(np.abs(out - expected) <= tolerance * magnitude + 1e-30)
                 ways.add((weight.format, way))
-    assert {("bf16", BF16_SUMS), ("fp8", BF16_SUMS)} <= ways
+    bf16_sums, digit_tiles = way_named(products, "bf16_sums"), way_named(products, "digit_tiles_way")
+    assert {("bf16", bf16_sums), ("fp8", bf16_sums)} <= ways
     if shape[1] % 64 == 0:
-        assert ("fp8", FP8_ROWS) in ways
+        assert ("fp8", way_named(products, "fp8_rows_way")) in ways
     if shape[1] % 128 == 0 and columns > 1:  # one row has the same bits in registers, and is faster there
-        assert {("int8", DIGIT_TILES), ("int4", DIGIT_TILES)} <= ways
+        assert {("int8", digit_tiles), ("int4", digit_tiles)} <= ways
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 3])
-def test_company_changes_no_bit(product: ctypes._CFuncPtr, wanted: int) -> None:
+def test_company_changes_no_bit(products: ctypes.CDLL, wanted: int) -> None:
     """Rows alone, in registers where there are few, and among others, in tiles."""
     rng = np.random.default_rng(9)
     x = rng.standard_normal((40, 640), np.float32)
     ways = set()
     for weight in random_weights(rng, (70, 640)):
-        together, way = multiply(product, weight, x, wanted)
+        together, way = multiply(products, weight, x, wanted)
         for first, last in ((0, 1), (7, 9), (20, 24), (3, 9)):
-            part, way_of_few = multiply(product, weight, np.ascontiguousarray(x[first:last]), wanted)
+            part, way_of_few = multiply(products, weight, np.ascontiguousarray(x[first:last]), wanted)
             ways.add((way_of_few, way))
             assert np.array_equal(part, together[first:last], equal_nan=True)
-    assert (DIGIT_ROWS, DIGIT_TILES) in ways
+    assert (way_named(products, "digit_rows_way"), way_named(products, "digit_tiles_way")) in ways
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 0), (37, 37, 0), (50, 40, 5), (16, 300, 284), (33, 700, 600), (90, 600, 0)])

@@ -2,6 +2,9 @@
 #include "emulated_tiles.h"
 #include "ways.h"
 
+const int bf16_sums = BF16_SUMS, fp8_rows_way = FP8_ROWS_WAY, digit_rows_way = DIGIT_ROWS_WAY;
+const int digit_tiles_way = DIGIT_TILES_WAY;
+
 int product(const Matrix *w, const float *x, int64_t columns, int wanted, float *out) {
     const Way way = way_for(w, wanted, columns);
     if (way.kind == FLOATS) return 0;
