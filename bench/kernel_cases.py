@@ -11,6 +11,7 @@ import numpy as np
 
 from bench.random_weights import RandomWeights, scheme_for
 from deepzig._kernels import ACTIVE, REGISTRY, implementations
+from deepzig._kernels.dequantize import all_rows
 from deepzig._kernels.experts import scratch_size as expert_scratch_size
 from deepzig._kernels.mla_decode import scratch_size as mla_scratch_size
 from deepzig._kernels.weight import ExpertWeights, Weight
@@ -252,9 +253,10 @@ def dequantize_cases(operands: Operands) -> Iterator[Case]:
     for name in ("f16", *FORMATS):
         count = -(-ROTATED_BYTES // operands.weight(name, DENSE).nbytes)
         weights = [operands.weight(name, DENSE, i) for i in range(count)]
-        yield Case("dequantize", f"{name}, whole", [(weight, 0, whole) for weight in weights])
-        rows = range(0, DENSE[0] - panel, panel)
-        yield Case("dequantize", f"{name}, {panel} rows", [(weight, row, part) for weight in weights for row in rows])
+        yield Case("dequantize", f"{name}, whole", [(weight, all_rows(weight), whole) for weight in weights])
+        panels = all_rows(weights[0])[: DENSE[0] // panel * panel].reshape(-1, panel)
+        panel_operands = [(weight, rows, part) for weight in weights for rows in panels]
+        yield Case("dequantize", f"{name}, {panel} rows", panel_operands)
 
 
 CASES: dict[str, Callable[[Operands], Iterator[Case]]] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from deepzig._kernels.dequantize import all_rows
 from deepzig._kernels.dequantize import reference as dequantize_reference
 from deepzig._kernels.weight import Weight
 from deepzig._kernels.weight_cases import random_weights
@@ -23,7 +24,7 @@ def reference(q_nope: np.ndarray, kv_b_proj: Weight, out: np.ndarray, *, n_threa
     """q_nope f32 (T, H, N), kv_b_proj (H (N + V), R), out f32 (T, H, R); last axes contiguous, others of any stride."""
     n_heads, nope = q_nope.shape[1:]
     decoded = np.empty(kv_b_proj.shape, np.float32)
-    dequantize_reference(kv_b_proj, 0, decoded, n_threads=n_threads)
+    dequantize_reference(kv_b_proj, all_rows(kv_b_proj), decoded, n_threads=n_threads)
     w_uk = decoded.reshape(n_heads, -1, kv_b_proj.shape[1])[:, :nope]  # (H, N, R)
     out[...] = np.einsum("thn,hnr->thr", q_nope, w_uk)
 

@@ -1,8 +1,8 @@
-"""dequantize: rows of a stored matrix as floats, out[i, k] = value(codes[n, k]) * scale, n = row_start + i.
+"""dequantize: rows of a stored matrix as floats, out[t, k] = value(codes[n, k]) * scale, n = rows[t].
 
-weight     Weight (N, K) of any format; `weight.py` says what codes and scales mean
-row_start  first row; row_start + rows <= N
-out        f32 (rows, K), rows may lie further apart than K
+weight  Weight (N, K) of any format; `weight.py` says what codes and scales mean
+rows    i32 (T,), each from 0 to N - 1, in any order
+out     f32 (T, K), rows may lie further apart than K
 
 Value times scale is one float32 product: implementations agree bit for bit. The NaN codes of fp8 (0x7f, 0xff) and of
 f16 and bf16 give NaN.
@@ -22,7 +22,7 @@ TOLERANCE = {"rtol": 0.0, "atol": 0.0}
 
 
 def values_of(weight: Weight, codes: np.ndarray) -> np.ndarray:
-    """The values of rows of codes, unscaled, f32 (rows, K)."""
+    """The values of rows of codes, unscaled, f32 (T, K)."""
     n_columns = weight.shape[1]
     match weight.format:
         case "f32":
@@ -52,9 +52,13 @@ def scales_of(weight: Weight) -> np.ndarray | None:
             return scale
 
 
-def reference(weight: Weight, row_start: int, out: np.ndarray, *, n_threads: int) -> None:
-    rows = np.arange(row_start, row_start + out.shape[0])
-    values = values_of(weight, weight.codes[rows[0] : rows[-1] + 1] if rows.size else weight.codes[:0])
+def all_rows(weight: Weight) -> np.ndarray:
+    """i32 (N,), the numbers of its rows."""
+    return np.arange(weight.shape[0], dtype=np.int32)
+
+
+def reference(weight: Weight, rows: np.ndarray, out: np.ndarray, *, n_threads: int) -> None:
+    values = values_of(weight, weight.codes[rows])
     scales = scales_of(weight)
     if scales is not None:
         per_row = scales[rows // weight.block_rows]
@@ -63,22 +67,26 @@ def reference(weight: Weight, row_start: int, out: np.ndarray, *, n_threads: int
 
 
 def cases(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
-    """(weight, row_start, out): every format, ragged sizes and groups, every code of every byte format."""
+    """(weight, rows, out): every format, ragged sizes and groups, every code of every byte format."""
     for shape in ((1, 1), (5, 100), (33, 64), (130, 260), (129, 384)):
         for weight in random_weights(rng, shape):
-            yield weight, 0, np.empty(shape, np.float32)
-            first = shape[0] // 2
-            yield weight, first, np.empty((shape[0] - first, shape[1] + 3), np.float32)[:, : shape[1]]
+            yield weight, all_rows(weight), np.empty(shape, np.float32)
+            some = rng.integers(0, shape[0], 1 + shape[0] // 2).astype(np.int32)  # in any order, some of them twice
+            yield weight, some, np.empty((len(some), shape[1] + 3), np.float32)[:, : shape[1]]
     every_byte = np.tile(np.arange(256, dtype=np.uint8), (2, 2))
     scale = np.array([[0.7], [1e-3]], np.float32)
-    yield Weight("fp8", (2, 512), every_byte, scale, "f32", 512), 0, np.empty((2, 512), np.float32)
-    yield Weight("int8", (2, 512), every_byte, scale, "f32", 512, offset=128), 0, np.empty((2, 512), np.float32)
-    yield Weight("int4", (2, 1024), every_byte, scale, "f32", 1024), 0, np.empty((2, 1024), np.float32)
     every_half = np.arange(65536, dtype=np.uint16).reshape(64, 1024)
-    yield Weight("f16", (64, 1024), every_half), 0, np.empty((64, 1024), np.float32)
-    yield Weight("bf16", (64, 1024), every_half), 0, np.empty((64, 1024), np.float32)
-    yield Weight("int8", (2, 512), every_byte, scale, "f32", 512), 2, np.empty((0, 512), np.float32)
+    for weight in (
+        Weight("fp8", (2, 512), every_byte, scale, "f32", 512),
+        Weight("int8", (2, 512), every_byte, scale, "f32", 512, offset=128),
+        Weight("int4", (2, 1024), every_byte, scale, "f32", 1024),
+        Weight("f16", (64, 1024), every_half),
+        Weight("bf16", (64, 1024), every_half),
+    ):
+        yield weight, all_rows(weight), np.empty(weight.shape, np.float32)
+    nothing = np.empty(0, np.int32), np.empty((0, 512), np.float32)
+    yield Weight("int8", (2, 512), every_byte, scale, "f32", 512), *nothing
 
 
-def cost(weight: Weight, row_start: int, out: np.ndarray) -> tuple[int, int]:
+def cost(weight: Weight, rows: np.ndarray, out: np.ndarray) -> tuple[int, int]:
     return weight.nbytes * out.shape[0] // max(1, weight.shape[0]) + out.nbytes, out.size

@@ -1,6 +1,6 @@
 """dequantize, compiled once per ISA; contract in `dequantize.py`, the formats' arithmetic in weights.h."""
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
@@ -12,29 +12,34 @@ cnp.import_array()
 
 cdef struct Job:
     const Matrix* weight
+    const int32_t* rows
     float* out
-    int64_t n_rows, row_start, out_step, task_rows
+    int64_t n_rows, out_step, task_rows
 
 
 cdef void dequantize_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef const Job* job = <const Job*>ctx
     cdef int64_t i
     for i in range(task * job.task_rows, min((task + 1) * job.task_rows, job.n_rows)):
-        dequantize_row(job.weight, job.row_start + i, job.out + i * job.out_step)
+        dequantize_row(job.weight, job.rows[i], job.out + i * job.out_step)
 
 
-def dequantize(weight not None, int64_t row_start, cnp.ndarray out not None, *, int n_threads):
+def dequantize(weight not None, cnp.ndarray rows not None, cnp.ndarray out not None, *, int n_threads):
     cdef Job job
     cdef cnp.ndarray descriptor = weight.descriptor
+    cdef int64_t i
     need_array(descriptor, "weight.descriptor", cnp.NPY_INT64, 1, 1)
     need_size(descriptor, "weight.descriptor", 0, sizeof(Matrix) // sizeof(int64_t))
+    need_array(rows, "rows", cnp.NPY_INT32, 1, 1)
     need_output(out, "out", cnp.NPY_FLOAT32, 2, 1)
     job.weight = <const Matrix*>cnp.PyArray_DATA(descriptor)
-    job.n_rows = cnp.PyArray_DIM(out, 0)
-    job.row_start = row_start
+    job.n_rows = cnp.PyArray_DIM(rows, 0)
+    job.rows = <const int32_t*>cnp.PyArray_DATA(rows)
+    need_size(out, "out", 0, job.n_rows)
     need_size(out, "out", 1, job.weight.k)
-    if row_start < 0 or row_start + job.n_rows > job.weight.n:
-        raise ValueError(f"rows {row_start} to {row_start + job.n_rows} are not in a weight of {job.weight.n} rows")
+    for i in range(job.n_rows):
+        if not 0 <= job.rows[i] < job.weight.n:
+            raise ValueError(f"rows names row {job.rows[i]} of {job.weight.n}")
     job.out, job.out_step = floats(out), step(out, 0)
     job.task_rows = rows_per_task(job.weight.row_bytes + sizeof(float) * job.weight.k)
     with nogil:

@@ -23,7 +23,7 @@ def _table(weight_format: str, offset: int) -> np.ndarray:
 def _byte_rows(
     first: int,
     stop: int,
-    row_start: int,
+    rows: np.ndarray,
     codes: np.ndarray,
     table: np.ndarray,
     scale: np.ndarray,
@@ -33,7 +33,7 @@ def _byte_rows(
 ) -> None:
     n_columns = out.shape[1]
     for i in range(first, stop):
-        n = row_start + i
+        n = rows[i]
         for group in range(scale.shape[1]):
             factor = scale[n // block_rows, group]
             for k in range(group * group_size, min((group + 1) * group_size, n_columns)):
@@ -44,7 +44,7 @@ def _byte_rows(
 def _nibble_rows(
     first: int,
     stop: int,
-    row_start: int,
+    rows: np.ndarray,
     codes: np.ndarray,
     table: np.ndarray,
     scale: np.ndarray,
@@ -54,23 +54,23 @@ def _nibble_rows(
 ) -> None:
     n_columns = out.shape[1]
     for i in range(first, stop):
-        n = row_start + i
+        n = rows[i]
         for group in range(scale.shape[1]):
             factor = scale[n // block_rows, group]
             for k in range(group * group_size, min((group + 1) * group_size, n_columns)):
                 out[i, k] = table[codes[n, k // 2], k % 2] * factor
 
 
-def _cast_rows(first: int, stop: int, row_start: int, weight: Weight, out: np.ndarray) -> None:
-    out[first:stop] = values_of(weight, weight.codes[row_start + first : row_start + stop])
+def _cast_rows(first: int, stop: int, rows: np.ndarray, weight: Weight, out: np.ndarray) -> None:
+    out[first:stop] = values_of(weight, weight.codes[rows[first:stop]])
 
 
-def dequantize(weight: Weight, row_start: int, out: np.ndarray, *, n_threads: int) -> None:
+def dequantize(weight: Weight, rows: np.ndarray, out: np.ndarray, *, n_threads: int) -> None:
     scale = scales_of(weight)
     if scale is None:
-        run_rows(_cast_rows, out.shape[0], n_threads, row_start, weight, out)
+        run_rows(_cast_rows, len(rows), n_threads, rows, weight, out)
         return
-    rows = _nibble_rows if weight.format == "int4" else _byte_rows
+    decode = _nibble_rows if weight.format == "int4" else _byte_rows
     table = _table(weight.format, weight.offset)
     geometry = (weight.group_size, weight.block_rows)
-    run_rows(rows, out.shape[0], n_threads, row_start, weight.codes, table, scale, *geometry, out)
+    run_rows(decode, len(rows), n_threads, rows, weight.codes, table, scale, *geometry, out)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from deepzig._kernels.dequantize import all_rows
 from deepzig._kernels.dequantize import reference as dequantize_reference
 from deepzig._kernels.weight import Weight
 from deepzig._kernels.weight_cases import random_weights
@@ -22,7 +23,7 @@ def reference(o_latent: np.ndarray, kv_b_proj: Weight, out: np.ndarray, *, n_thr
     """o_latent f32 (T, H, R), kv_b_proj (H (N + V), R), out f32 (T, H, V); all C-contiguous."""
     n_heads, value_dim = out.shape[1:]
     decoded = np.empty(kv_b_proj.shape, np.float32)
-    dequantize_reference(kv_b_proj, 0, decoded, n_threads=n_threads)
+    dequantize_reference(kv_b_proj, all_rows(kv_b_proj), decoded, n_threads=n_threads)
     w_uv = decoded.reshape(n_heads, -1, kv_b_proj.shape[1])[:, -value_dim:]  # (H, V, R)
     out[...] = np.einsum("thr,hvr->thv", o_latent, w_uv)
 

@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from deepzig._kernels.dequantize import all_rows
 from deepzig._kernels.dequantize import reference as dequantize_reference
 from deepzig._kernels.weight import Weight
 from deepzig._kernels.weight_cases import random_weights
@@ -27,7 +28,7 @@ TOLERANCE = {"rtol": 0.0, "atol": 2e-5}  # sums of a few hundred products of ord
 def reference(x: np.ndarray, weight: Weight, out: np.ndarray, *, bf16_terms: int = 0, n_threads: int) -> None:
     """x f32 (T, K), rows contiguous; weight (N, K); out f32 (T, N), rows contiguous; bf16_terms 0, 1 or 3."""
     decoded = np.empty(weight.shape, np.float32)
-    dequantize_reference(weight, 0, decoded, n_threads=n_threads)
+    dequantize_reference(weight, all_rows(weight), decoded, n_threads=n_threads)
     np.matmul(sum_of_bf16(x, bf16_terms) if bf16_terms else x, decoded.T, out=out)
 
 

@@ -91,7 +91,7 @@ def _panel_of(weight: Weight, first: int, last: int) -> np.ndarray:
     if weight.format == "f32":
         return weight.codes[first:last, : weight.shape[1]]
     panel = _panel.of_shape(last - first, weight.shape[1])
-    _kernels.dequantize(weight, first, panel, n_threads=1)
+    _kernels.dequantize(weight, np.arange(first, last, dtype=np.int32), panel, n_threads=1)
     return panel
 
 

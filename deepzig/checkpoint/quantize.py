@@ -65,7 +65,7 @@ class Quantizer:
         """Rows of one matrix."""
         assert item.weight is not None
         values = np.empty((rows.stop - rows.start, item.weight.shape[1]), np.float32)
-        _kernels.dequantize(item.weight, rows.start, values, n_threads=1)
+        _kernels.dequantize(item.weight, np.arange(rows.start, rows.stop, dtype=np.int32), values, n_threads=1)
         found = first_non_finite(values)
         if found >= 0 and not self._allow_nonfinite:
             raise non_finite(item.copied[0], item.weight.shape, rows.start * item.weight.shape[1] + int(found))

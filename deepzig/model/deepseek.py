@@ -130,8 +130,7 @@ class DeepseekModel:
 
     def _embed(self, token_ids: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Rows of the embedding, decoded: f32 (T, D) in out."""
-        for token, row in zip(token_ids.tolist(), out[:, None], strict=True):  # row (1, D)
-            _kernels.dequantize(self.embed_tokens, token, row, n_threads=1)
+        _kernels.dequantize(self.embed_tokens, token_ids, out, n_threads=self.n_threads)
         return out
 
     def prompt_form(self, n_rows: int, length: int) -> str:

@@ -97,15 +97,15 @@ def check_threads_do_not_matter(stem: str, function: Callable[..., None]) -> Non
                 np.testing.assert_array_equal(alone, together, err_msg=f"case {case}: {name}")
 
 
-def check_rows_are_independent(stem: str, function: Callable[..., None], *sliced: str, counted: str = "") -> None:
-    """A row has the same bits alone as among others. `sliced` have the rows as first axis, `counted` is their start."""
+def check_rows_are_independent(stem: str, function: Callable[..., None], *sliced: str) -> None:
+    """A row has the same bits alone as among others. `sliced` have the rows as first axis."""
     names = parameter_names(stem)
     for case, (together, alone) in enumerate(zip(cases(stem), cases(stem), strict=True)):
         n_rows = len(together[names.index(sliced[0])])
         function(*together, n_threads=2)
         for t in sorted({0, n_rows // 3, n_rows - 1} if n_rows else ()):
             one = [
-                argument[t : t + 1] if name in sliced else argument + t if name == counted else argument
+                argument[t : t + 1] if name in sliced else argument
                 for name, argument in zip(names, alone, strict=True)
             ]
             function(*one, n_threads=1)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from deepzig._kernels import implementations
+from deepzig._kernels.dequantize import all_rows
 from deepzig._kernels.dequantize import reference as dequantize_reference
 from deepzig._kernels.weight import Weight
 from deepzig._kernels.weight_cases import random_weights
@@ -93,5 +94,5 @@ def mapped_weights(rng: np.random.Generator, shape: tuple[int, int], directory: 
 def decoded(weight: Weight) -> np.ndarray:
     """f64 (N, K)."""
     out = np.empty(weight.shape, np.float32)
-    dequantize_reference(weight, 0, out, n_threads=1)
+    dequantize_reference(weight, all_rows(weight), out, n_threads=1)
     return out.astype(np.float64)

@@ -15,6 +15,7 @@ import pytest
 from deepzig import _kernels
 from deepzig._kernels._isa import ISA_NAMES, ISAS
 from deepzig._kernels._pick import missing_flags
+from deepzig._kernels.dequantize import all_rows
 from deepzig._kernels.dequantize import reference as dequantize_reference
 from deepzig._kernels.mla_prefill import reference as attention_reference
 from deepzig._kernels.weight import Weight
@@ -70,7 +71,7 @@ def test_emulated_tiles_match_the_reference(products: ctypes.CDLL, shape: tuple[
     for weight in random_weights(rng, shape):
         x = rng.standard_normal((columns, shape[1]), np.float32)
         decoded = np.empty(shape, np.float32)
-        dequantize_reference(weight, 0, decoded, n_threads=1)
+        dequantize_reference(weight, all_rows(weight), decoded, n_threads=1)
         expected = x.astype(np.float64) @ decoded.T.astype(np.float64)
         magnitude = np.abs(x) @ np.abs(decoded.T)
         for wanted, tolerance in ((0, 1e-6), (1, 1e-2), (3, 1e-6)):
