@@ -1,7 +1,7 @@
 """Absorbed attention over the paged cache, compiled once per ISA; contract in `mla_decode.py`.
 
 A task is one row of queries, HEAD_BLOCK heads and one chunk of the context: scores of all its cached rows, their exp,
-and the weighted sum of the same rows. Chunks of a row are merged in order afterwards.
+and the weighted sum of the same rows. Chunks of a row are merged in order afterwards, where there are several.
 """
 
 from libc.math cimport expf
@@ -68,7 +68,8 @@ cdef inline void copy_rows(const Matrix* page, int64_t first, int64_t count, flo
 cdef void attend(Job* job, int64_t t, int64_t chunk, int64_t head, float* own) noexcept nogil:
     """One task. own: scores (HEAD_BLOCK, CHUNK), sums (HEAD_BLOCK, padded(rank)), queries, cached rows as floats."""
     cdef int64_t first = chunk * CHUNK, last = min(first + CHUNK, job.lengths[t]), s, stop, count, j
-    cdef int64_t n_heads = min(HEAD_BLOCK, job.n_heads - head), width = padded(job.width), rank = padded(job.rank)
+    cdef int64_t r, n_heads = min(HEAD_BLOCK, job.n_heads - head), width = padded(job.width), rank = padded(job.rank)
+    cdef bint is_whole = job.lengths[t] <= CHUNK
     cdef bint copies = job.page_format != F32 or job.width % LANES != 0 or job.rank % LANES != 0
     cdef float* scores = own
     cdef float* sums = scores + HEAD_BLOCK * CHUNK
@@ -77,7 +78,9 @@ cdef void attend(Job* job, int64_t t, int64_t chunk, int64_t head, float* own) n
     cdef const float* x[MAX_HEAD_BLOCK]
     cdef Matrix matrix
     cdef float* part
-    cdef float highest, total
+    cdef float* out = job.out + (t * job.n_heads + head) * job.rank
+    cdef float highest, weight
+    cdef float[MAX_HEAD_BLOCK] total
     for j in range(n_heads):
         x[j] = job.query + (t * job.n_heads + head + j) * job.width
         if copies:
@@ -99,9 +102,9 @@ cdef void attend(Job* job, int64_t t, int64_t chunk, int64_t head, float* own) n
         for s in range(last - first):
             scores[j * CHUNK + s] *= job.softmax_scale
         highest = highest_of(scores + j * CHUNK, last - first)
-        total = exp_row(scores + j * CHUNK, highest, scores + j * CHUNK, last - first)
+        total[j] = exp_row(scores + j * CHUNK, highest, scores + j * CHUNK, last - first)
         part = job.scratch + ((t * job.chunks + chunk) * job.n_heads + head + j) * (job.rank + 2)
-        part[job.rank], part[job.rank + 1] = highest, total
+        part[job.rank], part[job.rank + 1] = highest, total[j]
     s = first
     while s < last:
         stop = min((s // job.page_size + 1) * job.page_size, last)
@@ -114,8 +117,13 @@ cdef void attend(Job* job, int64_t t, int64_t chunk, int64_t head, float* own) n
         mix_floats(&matrix, count, count + stop - s, x, n_heads, rank, sums, rank)
         s = stop
     for j in range(n_heads):
-        part = job.scratch + ((t * job.chunks + chunk) * job.n_heads + head + j) * (job.rank + 2)
-        memcpy(part, sums + j * rank, job.rank * sizeof(float))
+        if is_whole:
+            weight = 1 / total[j]
+            for r in range(job.rank):
+                out[j * job.rank + r] = weight * sums[j * rank + r]
+        else:
+            part = job.scratch + ((t * job.chunks + chunk) * job.n_heads + head + j) * (job.rank + 2)
+            memcpy(part, sums + j * rank, job.rank * sizeof(float))
 
 
 cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
@@ -140,6 +148,8 @@ cdef void merge_task(void* ctx, int64_t t, int thread) noexcept nogil:
     cdef const float* part
     cdef float* out
     cdef float highest, total, weight
+    if chunks == 1:
+        return
     for head in range(job.n_heads):
         part = job.scratch + (t * job.chunks * job.n_heads + head) * (job.rank + 2)
         out = job.out + (t * job.n_heads + head) * job.rank
@@ -218,6 +228,7 @@ def mla_decode(cnp.ndarray query not None, cnp.ndarray pages not None, cnp.ndarr
         raise ValueError(f"scratch has {cnp.PyArray_SIZE(scratch)} floats, fewer than mla_decode.scratch_size")
     with nogil:
         parallel_for(attend_task, &job, job.n_rows * job.chunks * job.head_blocks, n_threads)
-        parallel_for(merge_task, &job, job.n_rows, n_threads if job.n_rows > 8 else 1)
+        if job.chunks > 1:
+            parallel_for(merge_task, &job, job.n_rows, n_threads if job.n_rows > 8 else 1)
     if job.no_memory:
         raise MemoryError
