@@ -94,10 +94,13 @@ class Generation:
         is_last = self._request.is_finished  # before the events are taken: all of them are there then
         chunks = []
         while self._request.events and not self._is_ended:
-            event = self._request.events.popleft()
-            answer = self._answers[event.index]
+            events = [self._request.events.popleft()]
+            if self._awaits_end:  # an answer's tokens in one chunk, which nobody sees
+                while self._request.events and self._request.events[0].index == events[0].index:
+                    events.append(self._request.events.popleft())
+            answer = self._answers[events[0].index]
             if not answer.is_ended:
-                chunks.append(self._chunk(answer, event))
+                chunks.append(self._chunk(answer, events))
         if is_last and not self._is_ended:
             self._is_ended = True
             if self._request.error is not None:
@@ -138,9 +141,9 @@ class Generation:
         if self._on_event is not None:
             self._on_event()
 
-    def _chunk(self, answer: "_Answer", event: TokenEvent) -> StreamChunk:
-        text = answer.take(event)
-        if answer.is_stopped and event.finish_reason is None:
+    def _chunk(self, answer: "_Answer", events: list[TokenEvent]) -> StreamChunk:
+        text = answer.take(events)
+        if answer.is_stopped and events[-1].finish_reason is None:
             self._thread.cancel(self._request, answer.index, "stop")
         result = None
         if answer.is_ended and all(each.is_ended for each in self._answers):
@@ -149,8 +152,10 @@ class Generation:
             timings = self.timings
             assert timings is not None
             result = GenerationResult(choices, timings, self.n_shifted)
-        logprobs = None if event.logprob is None else [event.logprob]
-        return StreamChunk(text, [event.token], answer.index, answer.finish_reason, logprobs, result)
+        logprobs = [event.logprob for event in events if event.logprob is not None] or None
+        return StreamChunk(
+            text, [event.token for event in events], answer.index, answer.finish_reason, logprobs, result
+        )
 
 
 class _Answer:
@@ -174,13 +179,16 @@ class _Answer:
         """It has its last token."""
         return self.finish_reason is not None
 
-    def take(self, event: TokenEvent) -> str:
-        """Add a token; returns the text that became certain, with the last token all of it."""
-        self.token_ids.append(event.token)
+    def take(self, events: list[TokenEvent]) -> str:
+        """Add tokens, where there are stop strings one; returns the text that became certain, with the last token all
+        of it."""
+        tokens = [event.token for event in events]
+        event = events[-1]
+        self.token_ids += tokens
         self.last_token, self._score = event.time, event.score
-        if self._logprobs is not None and event.logprob is not None:
-            self._logprobs.append(event.logprob)
-        text = self._certain(self._decoded(event.token))
+        if self._logprobs is not None:
+            self._logprobs += [each.logprob for each in events if each.logprob is not None]
+        text = self._certain(self._decoded(tokens))
         if event.finish_reason is not None and not self.is_stopped:
             text += self._certain(self._decoder.finish() if self._decoder else "")
             if self._stops is not None:
@@ -203,8 +211,8 @@ class _Answer:
         text, self.is_stopped = self._stops.push(decoded)
         return text
 
-    def _decoded(self, token: int) -> str:
-        """Text that became whole with `token`. Rows of the embedding beyond the tokenizer's vocabulary have none."""
-        if self._decoder is None or token >= self._n_tokens:
+    def _decoded(self, tokens: list[int]) -> str:
+        """Text that became whole with the tokens. Rows of the embedding beyond the tokenizer's vocabulary have none."""
+        if self._decoder is None:
             return ""
-        return self._decoder.push(token)
+        return self._decoder.push(*[token for token in tokens if token < self._n_tokens])

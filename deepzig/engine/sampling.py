@@ -3,6 +3,7 @@
 Called by `engine`; calls `_kernels.top_tokens`. Knows logits and token ids, nothing of text or of the model.
 """
 
+import functools
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -159,7 +160,7 @@ class Sampler:
         self._vocab_size = vocab_size
         self._constraint = constraint
         self._eos_token_ids = eos_token_ids
-        self._random = np.random.default_rng(params.seed)
+        self._seed: int | tuple[int, int] | None = params.seed
         self._uniforms: deque[float] = deque()  # drawn ahead: the next tokens' random numbers, one a token
         self._counts = self._seen = np.empty(0, np.int32)  # without penalties nothing is counted
         penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
@@ -180,6 +181,11 @@ class Sampler:
         leaves_logits = constraint is None and not self._has_penalties and not params.logit_bias
         self.is_greedy = params.temperature == 0 and leaves_logits
 
+    @functools.cached_property
+    def _random(self) -> np.random.Generator:
+        """Made by the first draw: greedy answers have none."""
+        return np.random.default_rng(self._seed)
+
     @property
     def is_complete(self) -> bool:
         """Its constraint allows nothing more."""
@@ -191,7 +197,7 @@ class Sampler:
         fork = Sampler(self._params, (), self._vocab_size, constraint, self._eos_token_ids)
         fork._seen = self._seen.copy()
         if self._params.seed is not None:
-            fork._random = np.random.default_rng((self._params.seed, index))
+            fork._seed = (self._params.seed, index)
         return fork
 
     def copy(self) -> "Sampler":

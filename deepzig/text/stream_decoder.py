@@ -1,6 +1,6 @@
-"""Token ids to text, one by one, for streaming.
+"""Token ids to text, one by one or as they come, for streaming.
 
-Called by the engine for every generated token; calls only `Tokenizer.token_bytes`. Knows nothing of stop strings.
+Called by the engine for the generated tokens; calls only `Tokenizer.token_bytes`. Knows nothing of stop strings.
 """
 
 import codecs
@@ -20,11 +20,10 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._at_start = True
 
-    def push(self, token_id: int) -> str:
-        """The text that this token completes, often empty. Raises RequestError for an unknown id."""
-        if self._skip_special and self._tokenizer.is_special(token_id):
-            return ""
-        content = self._tokenizer.token_bytes(token_id)
+    def push(self, *token_ids: int) -> str:
+        """The text that these tokens complete, often empty. Raises RequestError for an unknown id."""
+        kept = [token for token in token_ids if not (self._skip_special and self._tokenizer.is_special(token))]
+        content = b"".join(map(self._tokenizer.token_bytes, kept))
         if self._at_start and content:
             self._at_start = False
             if self._tokenizer.strips_leading_space and content.startswith(b" "):
