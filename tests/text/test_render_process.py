@@ -6,7 +6,6 @@ import resource
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,14 +56,13 @@ def started() -> Iterator[list[RenderProcess]]:
 def test_hostile_template(started: list[RenderProcess], template: str) -> None:
     process = RenderProcess(template)
     started.append(process)
-    largest_before_kb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    begun = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with pytest.raises(TokenizerError) as caught:
         process.render({}, MESSAGES)
-    assert time.perf_counter() - begun < 15, "2 s of computing, more by the clock where other work runs"
     process.close()
-    largest_kb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    assert largest_kb < MAX_WORKER_KB or largest_kb == largest_before_kb
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime - before.ru_utime < 5, "the worker computes for 2 s"
+    assert after.ru_maxrss < MAX_WORKER_KB or after.ru_maxrss == before.ru_maxrss
     assert str(caught.value).startswith("the chat template ") and "\n" not in str(caught.value)
 
 
@@ -89,15 +87,13 @@ def test_forbidden_or_wrong_template(started: list[RenderProcess], template: str
     assert "\n" not in str(caught.value)
 
 
-def test_worker_is_kept_and_fast(started: list[RenderProcess]) -> None:
+def test_worker_is_kept(started: list[RenderProcess]) -> None:
     process = RenderProcess("{{ messages[0].content }}")
     started.append(process)
     assert process.render({}, MESSAGES) == "hi"
     assert process._process is not None
     pid = process._process.pid
-    begun = time.perf_counter()
     assert [process.render({}, MESSAGES) for _ in range(100)] == ["hi"] * 100
-    assert time.perf_counter() - begun < 5
     assert process._process.pid == pid
 
 

@@ -80,7 +80,7 @@ def test_empty_stop_string() -> None:
 
 def test_hostile_stop_string_takes_linear_time() -> None:
     matcher = StopMatcher(["a" * 20_000 + "b"])
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(40_000):
         matcher.push("a")
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
