@@ -37,29 +37,77 @@ typedef struct {
     float rows[]; /* FLOAT_ROWS whole rows, of weights that cannot be decoded in steps */
 } FloatSpace;
 
+/* Codes that are turned together, as 32 bits, and then decoded, where that is faster; 0: they are decoded first. */
+INLINE int turned_together(const Matrix *w, int64_t width) {
+    const int codes = w->format == BF16 && LANES == 16                      ? 2
+                      : w->format == INT8 || (w->format == FP8 && LOOKS_UP_FP8) ? 4 : 0;
+    return codes && width % (codes * LANES) == 0 ? codes : 0;
+}
+
+/* 32 bits of codes in each lane, the first in the lowest, as vectors of values; returns how many. flip: of int8. */
+INLINE int spread_codes(int format, vint codes, vint flip, vfloat *value) {
+    if (format == INT8) {
+        codes ^= flip;
+        for (int b = 0; b < 4; b++) value[b] = __builtin_convertvector((codes << (24 - 8 * b)) >> 24, vfloat);
+        return 4;
+    }
+#if LOOKS_UP_FP8
+    if (format == FP8) {
+        const __m512i lane = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
+        const __m512i place = _mm512_add_epi8(_mm512_mullo_epi32(lane, _mm512_set1_epi32(0x01010101)),
+                                              _mm512_set1_epi32(0x40000000)); /* byte 2 of low, byte 3 of high */
+        __m512i low, high;
+        fp8_bytes((__m512i)codes, &low, &high);
+        for (int b = 0; b < 4; b++) {
+            const __m512i from = _mm512_add_epi8(place, _mm512_set1_epi8((char)b));
+            value[b] = (vfloat)_mm512_maskz_permutex2var_epi8(0xcccccccccccccccc, low, from, high);
+        }
+        return 4;
+    }
+#endif
+    if (format == BF16) {
+        value[0] = (vfloat)(codes << 16);
+        value[1] = (vfloat)(codes & (int32_t)0xffff0000);
+        return 2;
+    }
+    value[0] = (vfloat)codes;
+    return 1;
+}
+
+/* LANES rows of `steps` times 32 bits, of codes or, F32, of values, turned into a panel of values. */
+INLINE void turn_rows(int format, const float *const *row, int64_t steps, vint flip, float (*panel)[FLOAT_ROWS]) {
+    for (int64_t at = 0; at < steps; at += LANES) {
+        vfloat value[LANES], column[LANES], spread[4];
+        for (int i = 0; i < LANES; i++) value[i] = vload(row[i] + at);
+        transpose(value, column);
+        for (int c = 0; c < LANES; c++) {
+            const int count = spread_codes(format, (vint)column[c], flip, spread);
+            for (int b = 0; b < count; b++) vstore(panel[count * (at + c) + b], spread[b]);
+        }
+    }
+}
+
 /* Columns [k, k + width) of LANES weight rows, from row `first` on, as panel; rows from `last` on are as the one before.
- * int8 is turned by four codes and then decoded, all else the other way about. */
+ * Meanwhile memory is called for the same columns of the rows that are needed next. */
 INLINE void turn_floats(const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width,
                         float (*panel)[FLOAT_ROWS], float (*decoded)[FLOAT_BLOCK]) {
-    const int by_fours = w->format == INT8 && width % (4 * LANES) == 0;
+    const int together = turned_together(w, width);
+    const int64_t bits = w->format == F32 ? 32 : w->format <= BF16 ? 16 : w->format == INT4 ? 4 : 8;
+    const int64_t from = k * bits / 8, to = (k + width) * bits / 8;
     const vint flip = (vint){0} + (w->offset ? (int32_t)0x80808080 : 0);
     const float *row[LANES];
     for (int i = 0; i < LANES; i++) {
         const int64_t n = first + i < last ? first + i : last - 1;
         const uint8_t *codes = (const uint8_t *)w->codes + n * w->row_bytes;
-        row[i] = w->format == F32 ? (const float *)codes + k : by_fours ? (const float *)(codes + k) : decoded[i];
-        if (w->format != F32 && !by_fours) decode_weights(w, n, k, width, decoded[i]);
+        row[i] = together || w->format == F32 ? (const float *)(codes + from) : decoded[i];
+        for (int64_t b = from; b < to; b += 64) __builtin_prefetch(codes + FLOAT_ROWS * w->row_bytes + b, 0, 2);
+        if (!together && w->format != F32) decode_weights(w, n, k, width, decoded[i]);
     }
-    for (int64_t at = 0; at < (by_fours ? width / 4 : width); at += LANES) {
-        vfloat value[LANES], column[LANES];
-        for (int i = 0; i < LANES; i++) value[i] = vload(row[i] + at);
-        transpose(value, column);
-        for (int c = 0; c < LANES; c++) {
-            const vint codes = (vint)column[c] ^ flip;
-            if (!by_fours) vstore(panel[at + c], column[c]);
-            for (int b = 0; by_fours && b < 4; b++)
-                vstore(panel[4 * (at + c) + b], __builtin_convertvector((codes << (24 - 8 * b)) >> 24, vfloat));
-        }
+    switch (together ? w->format : F32) {
+    case BF16: turn_rows(BF16, row, width / 2, flip, panel); break;
+    case FP8: turn_rows(FP8, row, width / 4, flip, panel); break;
+    case INT8: turn_rows(INT8, row, width / 4, flip, panel); break;
+    default: turn_rows(F32, row, width, flip, panel);
     }
 }
 

@@ -82,12 +82,17 @@ __attribute__((constructor)) static void fill_fp8_bytes(void) {
     }
 }
 
+/* Low and high byte of 64 codes as bf16. */
+INLINE void fp8_bytes(__m512i code, __m512i *low, __m512i *high) {
+    *low = _mm512_permutex2var_epi8(_mm512_loadu_si512(fp8_low_bytes), code, _mm512_loadu_si512(fp8_low_bytes + 64));
+    *high = _mm512_permutex2var_epi8(_mm512_loadu_si512(fp8_high_bytes), code, _mm512_loadu_si512(fp8_high_bytes + 64));
+    *high = _mm512_ternarylogic_epi32(*high, code, _mm512_set1_epi8((char)0x80), 0xf8); /* high | (code & sign) */
+}
+
 /* 64 codes, eight and eight in turn, as bf16 in two vectors: how unpacking bytes leaves them. */
 INLINE void fp8_to_bf16(__m512i code, __m512i *first, __m512i *second) {
-    __m512i low = _mm512_permutex2var_epi8(_mm512_loadu_si512(fp8_low_bytes), code, _mm512_loadu_si512(fp8_low_bytes + 64));
-    __m512i high = _mm512_permutex2var_epi8(_mm512_loadu_si512(fp8_high_bytes), code,
-                                            _mm512_loadu_si512(fp8_high_bytes + 64));
-    high = _mm512_ternarylogic_epi32(high, code, _mm512_set1_epi8((char)0x80), 0xf8); /* high | (code & sign) */
+    __m512i low, high;
+    fp8_bytes(code, &low, &high);
     *first = _mm512_unpacklo_epi8(low, high);
     *second = _mm512_unpackhi_epi8(low, high);
 }
