@@ -13,11 +13,11 @@
 
 /* Rows and panels of a product that meet in registers, as floats. */
 #if defined(__AVX512F__)
-#define FLOAT_ROWS 8
+#define ROWS_AT_ONCE 8
 #else
-#define FLOAT_ROWS 6
+#define ROWS_AT_ONCE 6
 #endif
-#define ATTENTION_QUERIES (4 * FLOAT_ROWS) /* that meet packed keys together; with AMX two tiles */
+#define ATTENTION_QUERIES (4 * ROWS_AT_ONCE) /* that meet packed keys together; with AMX two tiles */
 
 #define ATTENTION_KEYS 256               /* whose scores are there at once */
 #define SCORE_STEP (ATTENTION_KEYS + 16) /* from one row of scores to the next; powers of two would meet in few sets */
@@ -53,7 +53,7 @@ INLINE int64_t product_columns(int bf16) { return bf16 ? BF16_STEP : 2 * LANES; 
 INLINE int64_t floats_of(int bf16, int64_t elements) { return bf16 ? elements / 2 : elements; }
 
 /* Whether to multiply bf16 for the caller's bf16_terms. */
-INLINE int attention_in_bf16(int terms) { return terms == 1 && BF16_TERMS > 0; }
+INLINE int attention_in_bf16(int terms) { return terms == 1 && HAS_BF16_ATTENTION; }
 
 /* Room for keys and values in `space`, which holds attention_space floats; with no space, to know how many. */
 static inline PackedKeys room_for_keys(int bf16, int64_t nope, int64_t rope, int64_t value_dim, float *space) {
@@ -111,22 +111,22 @@ static inline void pack_keys(PackedKeys *packed, const float *rows, int64_t step
 }
 
 /* out (rows, 2 LANES) = a (rows, steps) times the panels b and b + panel, or, if `adds`, += that. Rows up to the next
- * multiple of FLOAT_ROWS are read and written. */
+ * multiple of ROWS_AT_ONCE are read and written. */
 static inline void float_product(int adds, const float *a, int64_t a_step, int64_t rows, const float *b, int64_t panel,
                                  int64_t steps, float *out, int64_t out_step) {
-    for (int64_t i = 0; i < rows; i += FLOAT_ROWS, a += FLOAT_ROWS * a_step, out += FLOAT_ROWS * out_step) {
-        vfloat sum[FLOAT_ROWS][2];
-        for (int j = 0; j < FLOAT_ROWS; j++)
+    for (int64_t i = 0; i < rows; i += ROWS_AT_ONCE, a += ROWS_AT_ONCE * a_step, out += ROWS_AT_ONCE * out_step) {
+        vfloat sum[ROWS_AT_ONCE][2];
+        for (int j = 0; j < ROWS_AT_ONCE; j++)
             for (int c = 0; c < 2; c++) sum[j][c] = adds ? vload(out + j * out_step + LANES * c) : vset(0);
         for (int64_t k = 0; k < steps; k++) {
             const vfloat left = vload(b + LANES * k), right = vload(b + panel + LANES * k);
-            for (int j = 0; j < FLOAT_ROWS; j++) {
+            for (int j = 0; j < ROWS_AT_ONCE; j++) {
                 const vfloat x = vset(a[j * a_step + k]);
                 sum[j][0] += left * x;
                 sum[j][1] += right * x;
             }
         }
-        for (int j = 0; j < FLOAT_ROWS; j++)
+        for (int j = 0; j < ROWS_AT_ONCE; j++)
             for (int c = 0; c < 2; c++) vstore(out + j * out_step + LANES * c, sum[j][c]);
     }
 }
@@ -168,7 +168,7 @@ INLINE void attention_product(int bf16, int adds, const void *a, int64_t a_step,
 INLINE void attend_as(int bf16, const Queries *q, const PackedKeys *packed) {
     const int64_t width = packed->width, value_width = packed->value_width, columns = product_columns(bf16);
     const int64_t size = bf16 ? 2 : 4, prob_step = bf16 ? PROB_STEP : SCORE_STEP, end = q->visible + q->rows - 1;
-    const int64_t more = round_up(q->rows, bf16 ? BF16_PRODUCT_ROWS : FLOAT_ROWS) - q->rows; /* taken by products too */
+    const int64_t more = round_up(q->rows, bf16 ? BF16_PRODUCT_ROWS : ROWS_AT_ONCE) - q->rows; /* taken by products too */
     float *sums = packed->space, *scores = sums + ATTENTION_QUERIES * value_width;
     float *queries = scores + ATTENTION_QUERIES * SCORE_STEP, *probs = bf16 ? queries + ATTENTION_QUERIES * width : scores;
     const char *keys = packed->keys, *values = packed->values;

@@ -1,8 +1,7 @@
-/* Products of weights with activations given as sums of bfloat16 terms: the way of prompts on CPUs that multiply bf16
- * faster than float. Included by linear and experts; knows matrices and float rows, nothing of threads.
- *
- *     AVX512-BF16   one term: vdpbf16ps (bf16_lanes.h), twice the rate of float. (More terms would be no faster than float.)
- *     AMX           one term or three: 16 x 16 x 32 tiles. Weight rows lie as tile A, packed activations as tile B.
+/* Products of weights with activations given as sums of bfloat16 terms, in AMX tiles: the way of prompts on CPUs that have
+ * them. Included by linear and experts; knows matrices and float rows, nothing of threads. Tiles are 16 x 16 x 32: weight
+ * rows lie as tile A, packed activations as tile B. (Without AMX whole numbers of 16 bits are as fast, and more exact:
+ * word_lanes.h.)
  *
  * One term is `precision="fast"`; three hold all 24 bits of a float. (Two hold 16 bits and move the logits of small models
  * by up to 2.7e-4: docs/log.md.) Weights stay what the codes say, exact in bf16 but for float weights, and scales multiply
@@ -18,8 +17,6 @@
 
 #if defined(__AMX_BF16__)
 #define BF16_TERMS 3 /* most terms that are worth it here */
-#elif defined(__AVX512BF16__) && defined(__AVX512VBMI__)
-#define BF16_TERMS 1
 #else
 #define BF16_TERMS 0
 #endif
@@ -46,7 +43,7 @@ INLINE int bf16_terms(const Matrix *w, int wanted) {
     return exact && bf16_scales_apart(w) ? wanted : 0;
 }
 
-#if BF16_TERMS > 0
+#if defined(__AVX512BF16__)
 
 /* Up to BF16_STEP floats from p, zeros behind, as bf16; `rest` becomes what the rounding lost. */
 INLINE __m256i bf16_round(const float *p, int64_t count, __m512 *rest) {
@@ -244,10 +241,6 @@ INLINE int64_t bf16_space(const Matrix *w, int64_t rows) {
     rows = (rows + BF16_ROWS - 1) / BF16_ROWS * BF16_ROWS;
     return rows * (32 + bf16_width(w->k) / BF16_STEP) + bf16_width(w->k) + rows * bf16_width(w->k) / 2;
 }
-
-#elif defined(__AVX512BF16__) && defined(__AVX512VBMI__)
-
-#include "bf16_lanes.h"
 
 #else /* no bf16 arithmetic: bf16_terms is 0, these are never reached */
 

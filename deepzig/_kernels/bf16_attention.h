@@ -23,6 +23,12 @@ INLINE float move_maximum(float found, float *running_max, float *shift) {
 }
 
 #if defined(__AVX512BF16__)
+#define HAS_BF16_ATTENTION 1
+#else
+#define HAS_BF16_ATTENTION 0
+#endif
+
+#if HAS_BF16_ATTENTION
 
 INLINE __mmask16 first_lanes(int64_t count) {
     return (__mmask16)_bzhi_u32(0xffff, count < 0 ? 0 : count < 16 ? (unsigned)count : 16);
@@ -114,7 +120,7 @@ INLINE void bf16_end(void) { amx_end(); }
         }                                                                                                              \
     } while (0)
 
-/* As float_product, BF16_PRODUCT_ROWS in place of FLOAT_ROWS, `steps` a multiple of BF16_STEP. */
+/* As float_product, BF16_PRODUCT_ROWS in place of ROWS_AT_ONCE, `steps` a multiple of BF16_STEP. */
 static inline void bf16_product(int adds, const uint16_t *a, int64_t a_step, int64_t rows, const uint16_t *b, int64_t panel,
                                 int64_t steps, float *out, int64_t out_step) {
     __asm__ volatile("" ::: "memory"); /* as in amx_begin */
@@ -150,7 +156,7 @@ static inline void bf16_product(int adds, const uint16_t *a, int64_t a_step, int
 INLINE void bf16_begin(void) {}
 INLINE void bf16_end(void) {}
 
-/* As float_product, BF16_PRODUCT_ROWS in place of FLOAT_ROWS. */
+/* As float_product, BF16_PRODUCT_ROWS in place of ROWS_AT_ONCE. */
 static inline void bf16_product(int adds, const uint16_t *a, int64_t a_step, int64_t rows, const uint16_t *b, int64_t panel,
                                 int64_t steps, float *out, int64_t out_step) {
     for (int64_t i = 0; i < rows;

@@ -17,7 +17,7 @@ from deepzig._kernels.swiglu import reference as swiglu_reference
 from deepzig._kernels.weight import ExpertWeights
 from deepzig._kernels.weight_cases import random_weights
 
-ISAS = ("plain", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+ISAS = ("plain", "avx2", "avx512", "avx512_vnni", "amx")
 PORTABLE = ("numba", "blas")
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
 MAX_PADDING = 16 + 32  # floats behind an activation: to a whole vector, and between rows

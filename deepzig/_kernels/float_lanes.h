@@ -92,15 +92,14 @@ INLINE void turn_rows(int format, const float *const *row, int64_t steps, vint f
 INLINE void turn_floats(const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width,
                         float (*panel)[FLOAT_ROWS], float (*decoded)[FLOAT_BLOCK]) {
     const int together = turned_together(w, width);
-    const int64_t bits = w->format == F32 ? 32 : w->format <= BF16 ? 16 : w->format == INT4 ? 4 : 8;
-    const int64_t from = k * bits / 8, to = (k + width) * bits / 8;
     const vint flip = (vint){0} + (w->offset ? (int32_t)0x80808080 : 0);
     const float *row[LANES];
     for (int i = 0; i < LANES; i++) {
         const int64_t n = first + i < last ? first + i : last - 1;
         const uint8_t *codes = (const uint8_t *)w->codes + n * w->row_bytes;
-        row[i] = together || w->format == F32 ? (const float *)(codes + from) : decoded[i];
-        for (int64_t b = from; b < to; b += 64) __builtin_prefetch(codes + FLOAT_ROWS * w->row_bytes + b, 0, 2);
+        row[i] = w->format == F32 ? (const float *)codes + k : decoded[i];
+        if (together) row[i] = (const float *)(codes + 4 * k / together);
+        call_for_row(w, n + FLOAT_ROWS, k, width);
         if (!together && w->format != F32) decode_weights(w, n, k, width, decoded[i]);
     }
     switch (together ? w->format : F32) {

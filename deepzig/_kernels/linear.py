@@ -20,7 +20,7 @@ from deepzig._kernels.dequantize import reference as dequantize_reference
 from deepzig._kernels.weight import Weight
 from deepzig._kernels.weight_cases import random_weights
 
-ISAS = ("plain", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+ISAS = ("plain", "avx2", "avx512", "avx512_vnni", "amx")
 PORTABLE = ("numba", "blas")
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}  # sums of a few hundred products of order 1e-1
 

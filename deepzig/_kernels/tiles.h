@@ -70,7 +70,7 @@ INLINE void dot_tile(int format, int rows, int columns, const Matrix *w, int64_t
                      int64_t out_stride) {
     enum { MOST = 2 * TILE_ROWS };
     const int vectors = STEP_VECTORS(format);
-    const int64_t bits = format == F32 ? 32 : format == F16 || format == BF16 ? 16 : format == INT4 ? 4 : 8;
+    const int64_t bits = code_bits(format);
     const uint8_t *codes = (const uint8_t *)w->codes + row * w->row_bytes;
     const int64_t ahead = rows * w->row_bytes;
     vfloat sum[MOST][TILE_COLUMNS];

@@ -1,6 +1,6 @@
 /* Weights and activations as whole numbers of 16 bits, in registers whose lanes are weight rows: `precision="fast"` for
- * prompts on CPUs that do not multiply bf16, of weights that are not multiplied as digits (digits.h). Three such products
- * take the time of two of floats.
+ * prompts on CPUs without AMX, of weights that are not multiplied as digits (digits.h). Three such products take the time of
+ * two of floats on AVX2, with VNNI two that of one.
  *
  * Included by ways.h. Knows matrices and float rows, nothing of threads. Numbers count a unit that up to WORD_TURN columns of
  * a row share. Codes of int8 and int4 are such numbers; fp8 is rounded to quarters, where the largest is 448; float weights
@@ -56,6 +56,22 @@ INLINE int activation_most(const Matrix *w) {
 
 INLINE __m256i load_bytes(const uint8_t *from) { return _mm256_loadu_si256((const __m256i *)from); }
 
+/* The largest of 16-bit numbers without their sign bits, `bytes` of them, a multiple of 64. */
+INLINE uint32_t largest_16(const uint8_t *from, int64_t bytes) {
+#if defined(__AVX512F__)
+    __m512i most = _mm512_setzero_si512();
+    for (int64_t at = 0; at < bytes; at += 64)
+        most = _mm512_max_epu16(most, _mm512_and_si512(_mm512_loadu_si512(from + at), _mm512_set1_epi16(0x7fff)));
+    const __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1));
+#else
+    __m256i half = _mm256_setzero_si256();
+    for (int64_t at = 0; at < bytes; at += 32)
+        half = _mm256_max_epu16(half, _mm256_and_si256(load_bytes(from + at), _mm256_set1_epi16(0x7fff)));
+#endif
+    const __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    return ~(uint32_t)_mm_cvtsi128_si32(_mm_minpos_epu16(_mm_xor_si128(eight, _mm_set1_epi8(-1)))) & 0xffff;
+}
+
 /* The largest magnitude of `width` floats of 16 or 32 bits, a multiple of WORD_STEP; NaN if one is not finite. Without
  * their sign, floats are ordered as whole numbers are. */
 INLINE float largest_of(int format, const uint8_t *from, int64_t width) {
@@ -68,11 +84,7 @@ INLINE float largest_of(int format, const uint8_t *from, int64_t width) {
         const uint32_t bits = (uint32_t)_mm_cvtsi128_si32(_mm_max_epu32(four, _mm_shuffle_epi32(four, 0xb1)));
         return bits < 0x7f800000u ? bits_to_float(bits) : NAN;
     }
-    __m256i most = _mm256_setzero_si256();
-    for (int64_t at = 0; at < 2 * width; at += 32)
-        most = _mm256_max_epu16(most, _mm256_and_si256(load_bytes(from + at), _mm256_set1_epi16(0x7fff)));
-    const __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
-    const uint32_t bits = ~(uint32_t)_mm_cvtsi128_si32(_mm_minpos_epu16(_mm_xor_si128(eight, _mm_set1_epi8(-1)))) & 0xffff;
+    const uint32_t bits = largest_16(from, 2 * width);
     if (format == BF16) return bits < 0x7f80 ? bits_to_float(bits << 16) : NAN;
     return bits < 0x7c00 ? half_to_float((uint16_t)bits) : NAN;
 }
@@ -105,36 +117,70 @@ INLINE void words_of_fp8(__m256i code, __m256i *words) {
     words[1] = _mm256_mulhrs_epi16(_mm256_unpackhi_epi8(none, with_sign), _mm256_unpackhi_epi8(low, high));
 }
 
-/* WORD_STEP values of a row from column k on as words; factor: for floats. */
-INLINE void decode_words(int format, const uint8_t *row, int64_t k, int64_t offset, float factor, __m256i *words) {
+/* WORD_STEP values as words; factor: for floats. */
+INLINE void decode_words(int format, const uint8_t *from, int64_t offset, float factor, __m256i *words) {
     if (format == FP8) {
-        words_of_fp8(_mm256_permute4x64_epi64(load_bytes(row + k), 0xd8), words);
+        words_of_fp8(_mm256_permute4x64_epi64(load_bytes(from), 0xd8), words);
         return;
     }
-    for (int half = 0; half < 2; half++, k += 16) {
+    for (int half = 0; half < 2; half++) {
         if (format == INT8) {
-            const __m128i codes = _mm_loadu_si128((const __m128i *)(row + k));
+            const __m128i codes = _mm_loadu_si128((const __m128i *)(from + 16 * half));
             words[half] = _mm256_cvtepi8_epi16(_mm_xor_si128(codes, _mm_set1_epi8((char)offset)));
         } else if (format == INT4) {
-            const __m256i pair = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(row + k / 2)));
+            const __m256i pair = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(from + 8 * half)));
             const __m256i apart = _mm256_and_si256(_mm256_or_si256(pair, _mm256_slli_epi32(pair, 12)), _mm256_set1_epi16(15));
             words[half] = _mm256_sub_epi16(apart, _mm256_set1_epi16(8));
         } else if (format == BF16) {
-            const __m256i pair = load_bytes(row + 2 * k), upper = _mm256_set1_epi32((int)0xffff0000);
+            const __m256i pair = load_bytes(from + 32 * half), upper = _mm256_set1_epi32((int)0xffff0000);
             const __m256 even = (__m256)_mm256_slli_epi32(pair, 16), odd = (__m256)_mm256_and_si256(pair, upper);
             const __m256i first = _mm256_cvtps_epi32(_mm256_mul_ps(even, _mm256_set1_ps(factor)));
             const __m256i second = _mm256_cvtps_epi32(_mm256_mul_ps(odd, _mm256_set1_ps(factor)));
             words[half] = _mm256_blend_epi16(first, _mm256_slli_epi32(second, 16), 0xaa);
         } else if (format == F16) {
-            const __m256i codes = load_bytes(row + 2 * k);
+            const __m256i codes = load_bytes(from + 32 * half);
             const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(codes, 1));
             words[half] = words_of(_mm256_cvtph_ps(_mm256_castsi256_si128(codes)), high, factor);
         } else {
-            const float *from = (const float *)row + k;
-            words[half] = words_of(_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8), factor);
+            const float *floats = (const float *)from + 16 * half;
+            words[half] = words_of(_mm256_loadu_ps(floats), _mm256_loadu_ps(floats + 8), factor);
         }
     }
 }
+
+#if defined(__AVX512F__)
+/* The same in one vector. */
+INLINE __m512i decode_more_words(int format, const uint8_t *from, int64_t offset, float factor) {
+    __m256i half[2];
+    if (format == BF16) {
+        const __m512i pair = _mm512_loadu_si512(from), odd = _mm512_and_si512(pair, _mm512_set1_epi32((int)0xffff0000));
+        const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)), many = _mm512_set1_ps(factor);
+        const __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(even, many));
+        const __m512i second = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(odd), many));
+        return _mm512_mask_blend_epi16(0xaaaaaaaa, first, _mm512_slli_epi32(second, 16));
+    }
+    decode_words(format, from, offset, factor, half);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(half[0]), half[1], 1);
+}
+#endif
+
+#if LOOKS_UP_FP8
+/* Both bytes of each fp8 code's word, its sign left out. */
+static uint8_t fp8_low_words[128], fp8_high_words[128];
+
+__attribute__((constructor)) static void fill_fp8_words(void) {
+    uint8_t codes[32];
+    uint16_t words[32];
+    for (int first = 0; first < 128; first += 32) {
+        for (int i = 0; i < 32; i++) codes[i] = (uint8_t)(first + i);
+        decode_words(FP8, codes, 0, 0, (__m256i *)words);
+        for (int i = 0; i < 32; i++) {
+            fp8_low_words[first + i] = (uint8_t)words[i];
+            fp8_high_words[first + i] = (uint8_t)(words[i] >> 8);
+        }
+    }
+}
+#endif
 
 /* A packed x row: K words, then the unit of each turn. */
 INLINE int64_t word_row_bytes(const Matrix *w) { return (2 * w->k + 4 * (w->k / WORD_STEP) + 63) / 64 * 64; }
@@ -147,19 +193,69 @@ static inline void pack_words(const Matrix *w, const float *x, uint8_t *packed) 
         const float size = largest_of(F32, (const uint8_t *)(x + k), end - k), most = (float)activation_most(w);
         const float factor = size > 0 ? most / size : 0;
         *unit = size / most;
-        for (; k < end; k += WORD_STEP) decode_words(F32, (const uint8_t *)x, k, 0, factor, (__m256i *)(packed + 2 * k));
+        for (; k < end; k += WORD_STEP) decode_words(F32, (const uint8_t *)(x + k), 0, factor, (__m256i *)(packed + 2 * k));
     }
 }
 
+/* WORD_STEP columns of LANES rows, from byte `at` on, as panel of words; memory is called for what lies `ahead`. */
+INLINE void turn_words(int format, const uint8_t *const *row, int64_t at, int64_t ahead, int64_t offset, const float *factor,
+                       int32_t (*panel)[WORD_ROWS]) {
+    vfloat words[WORD_STEP / 2 / LANES][LANES], column[LANES];
+    for (int i = 0; i < LANES; i++) {
+        __builtin_prefetch(row[i] + at + ahead, 0, 2);
+#if defined(__AVX512F__)
+        words[0][i] = (vfloat)decode_more_words(format, row[i] + at, offset, factor[i]);
+#else
+        __m256i decoded[2];
+        decode_words(format, row[i] + at, offset, factor[i], decoded);
+        words[0][i] = (vfloat)decoded[0];
+        words[1][i] = (vfloat)decoded[1];
+#endif
+    }
+    for (int v = 0; v < WORD_STEP / 2 / LANES; v++) {
+        transpose(words[v], column);
+        for (int c = 0; c < LANES; c++) vstore((float *)panel[v * LANES + c], column[c]);
+    }
+}
+
+#if LOOKS_UP_FP8
+/* 64 columns of fp8, turned by fours; then each code becomes a word, and fours become two pairs. */
+INLINE void turn_fp8_words(const uint8_t *const *row, int64_t at, int64_t ahead, int32_t (*panel)[WORD_ROWS]) {
+    const __m512i low0 = _mm512_loadu_si512(fp8_low_words), low1 = _mm512_loadu_si512(fp8_low_words + 64);
+    const __m512i high0 = _mm512_loadu_si512(fp8_high_words), high1 = _mm512_loadu_si512(fp8_high_words + 64);
+    const __m512i lane = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
+    const __m512i first = _mm512_add_epi8(_mm512_mullo_epi32(lane, _mm512_set1_epi32(0x01010101)),
+                                          _mm512_set1_epi32(0x41014000)); /* low and high byte 0, then 1 */
+    const __m512i second = _mm512_add_epi8(first, _mm512_set1_epi8(2)), none = _mm512_setzero_si512();
+    vfloat codes[16], column[16];
+    for (int i = 0; i < 16; i++) {
+        __builtin_prefetch(row[i] + at + ahead, 0, 2);
+        codes[i] = vload((const float *)(row[i] + at));
+    }
+    transpose(codes, column);
+    for (int i = 0; i < 16; i++) {
+        const __m512i code = (__m512i)column[i];
+        const uint64_t negative = _mm512_movepi8_mask(code);
+        const __m512i low = _mm512_permutex2var_epi8(low0, code, low1), high = _mm512_permutex2var_epi8(high0, code, high1);
+        for (int half = 0; half < 2; half++) {
+            const __mmask32 some = (__mmask32)_pext_u64(negative, half ? 0xcccccccccccccccc : 0x3333333333333333);
+            const __m512i words = _mm512_permutex2var_epi8(low, half ? second : first, high);
+            _mm512_storeu_si512(panel[2 * i + half], _mm512_mask_sub_epi16(words, some, none, words));
+        }
+    }
+}
+#endif
+
 /* Columns [k, k + width) of LANES weight rows, from row `first` on, as panel with units; rows from `last` on are as the one
  * before. */
-INLINE void turn_words(int format, const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width,
+INLINE void word_panel(int format, const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width,
                        int32_t (*panel)[WORD_ROWS], float (*unit)[WORD_ROWS]) {
-    const int64_t turn = word_turn(w), bits = format == F32 ? 32 : format <= BF16 ? 16 : format == INT4 ? 4 : 8;
+    const int64_t turn = word_turn(w), bits = code_bits(format);
+    const int64_t ahead = WORD_ROWS * w->row_bytes;
     const uint8_t *row[LANES];
     for (int i = 0; i < LANES; i++) {
         const int64_t n = first + i < last ? first + i : last - 1;
-        row[i] = (const uint8_t *)w->codes + n * w->row_bytes;
+        row[i] = (const uint8_t *)w->codes + n * w->row_bytes + k * bits / 8;
     }
     for (int64_t t = 0, at = 0; at < width; t++) {
         const int64_t end = at + turn < width ? at + turn : width;
@@ -167,31 +263,18 @@ INLINE void turn_words(int format, const Matrix *w, int64_t first, int64_t last,
         for (int i = 0; i < LANES; i++) {
             const int64_t n = first + i < last ? first + i : last - 1;
             unit[t][i] = scale_at(w, first_scale(w, n) + (k + at) / w->group_size);
-            if (format == FP8) unit[t][i] *= any_nan(row[i] + k + at, end - at) ? NAN : 0.25f;
+            if (format == FP8) unit[t][i] *= any_nan(row[i] + at, end - at) ? NAN : 0.25f;
             if (format <= BF16) {
-                const float size = largest_of(format, row[i] + (k + at) * bits / 8, end - at);
+                const float size = largest_of(format, row[i] + at * bits / 8, end - at);
                 factor[i] = size > 0 ? (float)weight_most(format) / size : 0;
                 unit[t][i] *= size / (float)weight_most(format);
             }
         }
-        for (; at < end; at += WORD_STEP) {
-            vfloat words[WORD_STEP / 2 / LANES][LANES], column[LANES];
-            for (int i = 0; i < LANES; i++) {
-                __m256i decoded[2];
-                __builtin_prefetch(row[i] + (k + at) * bits / 8 + WORD_ROWS * w->row_bytes, 0, 2);
-                decode_words(format, row[i], k + at, w->offset, factor[i], decoded);
-#if defined(__AVX512F__)
-                words[0][i] = (vfloat)_mm512_inserti64x4(_mm512_castsi256_si512(decoded[0]), decoded[1], 1);
-#else
-                words[0][i] = (vfloat)decoded[0];
-                words[1][i] = (vfloat)decoded[1];
+#if LOOKS_UP_FP8
+        for (; format == FP8 && at + 64 <= end; at += 64) turn_fp8_words(row, at, ahead, panel + at / 2);
 #endif
-            }
-            for (int v = 0; v < WORD_STEP / 2 / LANES; v++) {
-                transpose(words[v], column);
-                for (int c = 0; c < LANES; c++) vstore((float *)panel[at / 2 + v * LANES + c], column[c]);
-            }
-        }
+        for (; at < end; at += WORD_STEP)
+            turn_words(format, row, at * bits / 8, ahead, w->offset, factor, panel + at / 2);
     }
 }
 
@@ -253,12 +336,12 @@ static inline void word_pass(const Matrix *w, int64_t first, int64_t last, const
             int32_t(*panel)[WORD_ROWS] = (int32_t(*)[WORD_ROWS]) & space->panel[0][half];
             float(*unit)[WORD_ROWS] = (float(*)[WORD_ROWS]) & space->unit[0][half];
             switch (w->format) {
-            case F32: turn_words(F32, w, first + half, last, k, width, panel, unit); break;
-            case F16: turn_words(F16, w, first + half, last, k, width, panel, unit); break;
-            case BF16: turn_words(BF16, w, first + half, last, k, width, panel, unit); break;
-            case FP8: turn_words(FP8, w, first + half, last, k, width, panel, unit); break;
-            case INT8: turn_words(INT8, w, first + half, last, k, width, panel, unit); break;
-            default: turn_words(INT4, w, first + half, last, k, width, panel, unit);
+            case F32: word_panel(F32, w, first + half, last, k, width, panel, unit); break;
+            case F16: word_panel(F16, w, first + half, last, k, width, panel, unit); break;
+            case BF16: word_panel(BF16, w, first + half, last, k, width, panel, unit); break;
+            case FP8: word_panel(FP8, w, first + half, last, k, width, panel, unit); break;
+            case INT8: word_panel(INT8, w, first + half, last, k, width, panel, unit); break;
+            default: word_panel(INT4, w, first + half, last, k, width, panel, unit);
             }
         }
         for (int64_t j = 0, count; j < columns; j += count) {
