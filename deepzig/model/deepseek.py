@@ -134,8 +134,11 @@ class DeepseekModel:
         return out
 
     def prompt_form(self, n_rows: int, length: int) -> str:
-        """Form of attention for a prompt of n_rows new tokens that ends at `length`."""
-        return "absorbed" if self.deterministic else cheaper_form(self.config, n_rows, length)
+        """Form of attention for a prompt of n_rows new tokens that ends at `length`. Short ones are absorbed, since all of
+        a call are then attended at once."""
+        if self.deterministic or self.is_short(n_rows):
+            return "absorbed"
+        return cheaper_form(self.config, n_rows, length)
 
     def is_short(self, n_rows: int) -> bool:
         """Whether so many rows of a prompt are multiplied as rows that decode are, which is faster for few; a call has
