@@ -350,7 +350,8 @@ class Engine:
             return None
         branch.tokens.append(token)
         self._tokens_decoded += 1
-        self._note_first_token(request, rows.time)
+        if request.first_token is None:
+            self._note_first_token(request, rows.time)
         reason = None
         if token in request.eos_token_ids or branch.sampler.is_complete:
             reason = "stop"

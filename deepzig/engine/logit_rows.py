@@ -11,14 +11,16 @@ class LogitRows:
     def __init__(self, logits: np.ndarray, time: float) -> None:
         self.logits = logits
         self.time = time  # time.perf_counter when they were there
-        self._greatest: list[tuple[int, float]] = []  # token, logit
+        self._greatest: list[int] = []  # tokens
+        self._are_finite = True  # the greatest logits
 
     def greatest(self, row: int) -> int:
         """The token with the greatest logit, the first of equals. Raises NonFiniteLogitsError."""
         if not self._greatest:
             tokens = self.logits.argmax(axis=1)
-            values = self.logits[np.arange(len(tokens)), tokens]
-            self._greatest = list(zip(tokens.tolist(), values.tolist(), strict=True))
-        token, value = self._greatest[row]
-        check_finite(value)
+            self._greatest = tokens.tolist()
+            self._are_finite = bool(np.isfinite(self.logits[np.arange(len(tokens)), tokens]).all())
+        token = self._greatest[row]
+        if not self._are_finite:
+            check_finite(float(self.logits[row, token]))
         return token
