@@ -134,8 +134,8 @@ class DeepseekModel:
         return out
 
     def prompt_form(self, n_rows: int, length: int) -> str:
-        """Form of attention for a prompt of n_rows new tokens that ends at `length`. Short ones are absorbed, since all of
-        a call are then attended at once."""
+        """Form of attention for a prompt of n_rows new tokens that ends at `length`. Short ones are absorbed, since all
+        of a call are then attended at once."""
         if self.deterministic or self.is_short(n_rows):
             return "absorbed"
         return cheaper_form(self.config, n_rows, length)
