@@ -11,6 +11,7 @@ import numpy as np
 
 from bench.random_weights import RandomWeights, scheme_for
 from deepzig._kernels import ACTIVE, REGISTRY, implementations
+from deepzig._kernels._isa import ISA_NAMES
 from deepzig._kernels.dequantize import all_rows
 from deepzig._kernels.experts import scratch_size as expert_scratch_size
 from deepzig._kernels.mla_decode import scratch_size as mla_scratch_size
@@ -76,10 +77,15 @@ def rotated(stem: str, name: str, make: Callable[[int], Arguments]) -> Case:
     return Case(stem, name, [first, *(make(i) for i in range(1, count))])
 
 
+def is_fast_apart(stem: str) -> bool:
+    """Whether `precision="fast"` is another code than "exact" in the picked kernel: above plain C."""
+    return ACTIVE[stem].removeprefix("cython/") in ISA_NAMES[1:]
+
+
 def in_all_ways(stem: str, name: str, arguments: Arguments) -> Iterator[Case]:
     """A prompt's product with float32 activations and, where the picked kernel may tell them apart, bf16 terms."""
     yield Case(stem, name, [arguments])
-    if ACTIVE[stem].endswith(("amx", "bf16")):
+    if is_fast_apart(stem):
         yield Case(stem, f"{name}, fast", [arguments], {"bf16_terms": 1})
         yield Case(stem, f"{name}, exact", [arguments], {"bf16_terms": 3})
 

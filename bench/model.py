@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.decode import CONTEXTS, PROMPTS, Result
+from bench.kernel_cases import is_fast_apart
 from bench.synthetic import Synthetic, ensure
 from deepzig._kernels import ACTIVE
 from deepzig._kernels._isa import ISA_NAMES
@@ -36,7 +37,7 @@ def run_synthetic(formats: tuple[str, ...], n_layers: int, directory: Path, n_th
     for name in formats:
         folder = ensure(Synthetic(name, n_layers), directory)
         yield ModelRun("exact", decode_process(folder, n_threads, PROMPTS, CONTEXTS))
-        if ACTIVE["linear"].endswith(("amx", "bf16")):  # elsewhere both precisions are the same code
+        if is_fast_apart("linear"):
             yield ModelRun("fast", decode_process(folder, n_threads, PROMPTS, (), "--precision", "fast"))
     folder = ensure(Synthetic(formats[0], n_layers), directory)
     for variable, value in _forced_ways():
