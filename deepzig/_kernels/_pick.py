@@ -246,13 +246,17 @@ def pick_for_prompts(stem: str) -> Implementation:
     return _load(stem, "blas")
 
 
+# `long_piece`, exact and fast, where it has been measured.
+_LONG_PIECES = {"cython/avx2": (64, 8), "cython/avx512": (64, 8), "cython/avx512_vnni": (96, 16)}
+
+
 def long_piece() -> dict[str, int]:
     """By precision, rows of a piece of a prompt from which the products for prompts are faster than those for decoding.
 
     Fewer meet each expert's weights once or twice, and these are then as costly to prepare as to use (docs/log.md).
     """
-    floats = ACTIVE["linear"].startswith("cython/avx") and ACTIVE["experts"].startswith("cython/avx")
-    return {"exact": 64 if floats else 16, "fast": 8}
+    least = min(_LONG_PIECES.get(ACTIVE[stem], (16, 8)) for stem in ("linear", "experts"))
+    return dict(zip(("exact", "fast"), least, strict=True))
 
 
 def _available(kernel: Kernel) -> tuple[str, ...]:
