@@ -2,10 +2,11 @@
  *
  * parallel_for publishes a job by opening the gate; workers join it, take tasks, and leave. Each thread has its share, a
  * run of tasks one after the other, since those read memory that lies together (decoding reads 18 % faster than with one
- * counter for all); a thread that has done its own takes from the others'. The caller takes part, then closes the gate and waits only for workers that have joined: one that is still waking up is never
- * waited for. After a job workers spin, because the next kernel of a step comes within microseconds, then sleep. Spinning
- * takes a core from BLAS threads, so whoever is about to call BLAS parks the workers first. (Giving the core up inside
- * the spin, by sched_yield, was worse: the scheduler then kept the worker off its core through the next job.)
+ * counter for all); a thread that has done its own takes from the others'. The caller takes part, then closes the gate and
+ * waits only for workers that have joined: one that is still waking up is never waited for. After a job workers spin, as
+ * long as the Python between two steps takes, since the next kernel of a step comes within microseconds; then they sleep.
+ * Spinning takes a core from BLAS threads, so whoever is about to call BLAS parks the workers first. (Giving the core up
+ * inside the spin, by sched_yield, was worse: the scheduler then kept the worker off its core through the next job.)
  */
 #ifndef DEEPZIG_POOL_H
 #define DEEPZIG_POOL_H
@@ -20,7 +21,7 @@
 
 typedef void (*task_fn)(void *ctx, int64_t task, int thread);
 
-enum { POOL_MOST_THREADS = 1024, POOL_LEAST_WORKERS = 3, POOL_SPIN_NS = 50000, POOL_PAUSES_PER_LOOK = 32 };
+enum { POOL_MOST_THREADS = 1024, POOL_LEAST_WORKERS = 3, POOL_SPIN_NS = 200000, POOL_PAUSES_PER_LOOK = 32 };
 
 /* gate = job number << 16 | open << 15 | workers that have joined */
 #define POOL_OPEN ((uint64_t)1 << 15)
