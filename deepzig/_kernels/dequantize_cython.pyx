@@ -41,6 +41,6 @@ def dequantize(weight not None, cnp.ndarray rows not None, cnp.ndarray out not N
         if not 0 <= job.rows[i] < job.weight.n:
             raise ValueError(f"rows names row {job.rows[i]} of {job.weight.n}")
     job.out, job.out_step = floats(out), step(out, 0)
-    job.task_rows = rows_per_task(job.weight.row_bytes + sizeof(float) * job.weight.k)
+    job.task_rows = rows_per_task(job.weight.row_bytes + sizeof(float) * job.weight.k, job.n_rows, n_threads)
     with nogil:
         parallel_for(dequantize_task, &job, (job.n_rows + job.task_rows - 1) // job.task_rows, n_threads)

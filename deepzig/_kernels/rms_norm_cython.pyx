@@ -69,6 +69,6 @@ def rms_norm(cnp.ndarray x not None, cnp.ndarray weight not None, float eps, cnp
     job.weight = floats(weight)
     job.out, job.out_step = floats(out), step(out, 0)
     job.eps = eps
-    job.task_rows = rows_per_task(2 * sizeof(float) * job.size)
+    job.task_rows = rows_per_task(2 * sizeof(float) * job.size, job.n_rows, n_threads)
     with nogil:
         parallel_for(norm_task, &job, (job.n_rows + job.task_rows - 1) // job.task_rows, n_threads)

@@ -78,6 +78,6 @@ def rope(cnp.ndarray x not None, cnp.ndarray cos not None, cnp.ndarray sin not N
     job.cos, job.cos_step = floats(cos), step(cos, 0)
     job.sin, job.sin_step = floats(sin), step(sin, 0)
     job.interleave = interleave
-    job.task_rows = rows_per_task(4 * sizeof(float) * job.half * job.n_heads)
+    job.task_rows = rows_per_task(4 * sizeof(float) * job.half * job.n_heads, job.n_rows, n_threads)
     with nogil:
         parallel_for(rope_task, &job, (job.n_rows + job.task_rows - 1) // job.task_rows, n_threads)

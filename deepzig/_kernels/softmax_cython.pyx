@@ -43,6 +43,6 @@ def softmax(cnp.ndarray x not None, cnp.ndarray out not None, *, int n_threads):
     need_size(out, "out", 1, job.size)
     job.x, job.x_step = floats(x), step(x, 0)
     job.out, job.out_step = floats(out), step(out, 0)
-    job.task_rows = rows_per_task(2 * sizeof(float) * job.size)
+    job.task_rows = rows_per_task(2 * sizeof(float) * job.size, job.n_rows, n_threads)
     with nogil:
         parallel_for(softmax_task, &job, (job.n_rows + job.task_rows - 1) // job.task_rows, n_threads)

@@ -38,6 +38,6 @@ def swiglu(cnp.ndarray gate not None, cnp.ndarray up not None, cnp.ndarray out n
     job.gate, job.gate_step = floats(gate), step(gate, 0)
     job.up, job.up_step = floats(up), step(up, 0)
     job.out, job.out_step = floats(out), step(out, 0)
-    job.task_rows = rows_per_task(3 * sizeof(float) * job.size)
+    job.task_rows = rows_per_task(3 * sizeof(float) * job.size, job.n_rows, n_threads)
     with nogil:
         parallel_for(swiglu_task, &job, (job.n_rows + job.task_rows - 1) // job.task_rows, n_threads)
