@@ -39,8 +39,8 @@ typedef struct {
 
 /* Codes that are turned together, as 32 bits, and then decoded, where that is faster; 0: they are decoded first. */
 INLINE int turned_together(const Matrix *w, int64_t width) {
-    const int codes = w->format == BF16 && LANES == 16                      ? 2
-                      : w->format == INT8 || (w->format == FP8 && LOOKS_UP_FP8) ? 4 : 0;
+    const int by_four = w->format == INT8 || (w->format == FP8 && LOOKS_UP_FP8);
+    const int codes = by_four ? 4 : w->format == BF16 && LANES == 16 ? 2 : 0;
     return codes && width % (codes * LANES) == 0 ? codes : 0;
 }
 

@@ -36,6 +36,7 @@ INLINE float fp8_to_float(uint8_t code) {
     return bits_to_float(sign | ((magnitude + (120u << 3)) << 20));
 }
 
+/* Bits that a weight's code takes. */
 INLINE int code_bits(int format) { return format == F32 ? 32 : format <= BF16 ? 16 : format == INT4 ? 4 : 8; }
 
 /* Index of the scale of a row's first group. */
