@@ -3,7 +3,9 @@
  *
  *     FLOATS        fp32 products, weights decoded on the way or in blocks (blocks.h)
  *     FLOAT_LANES   the same for prompts, in registers turned (float_lanes.h)
- *     WORD_LANES    x and weights as whole numbers of 16 bits, for fast prompts (word_lanes.h)
+ *     WORD_LANES    x and weights as whole numbers of 16 bits (word_lanes.h): for fast prompts, and, x as two, for many
+ *                   rows that decode
+ *     WORD_ROWS_WAY the same for few rows that decode (word_rows.h)
  *     BF16_SUMS     x as one bf16 term or three (bf16.h)
  *     FP8_ROWS_WAY  x as three bf16 terms side by side in AMX tiles, for decoding (fp8_rows.h)
  *     DIGIT_ROWS    x as digits of whole numbers, in registers (digits.h)
@@ -19,34 +21,34 @@
 #include "digit_tiles.h"
 #include "float_lanes.h"
 #include "fp8_rows.h"
-#include "word_lanes.h"
+#include "word_rows.h"
 
-enum { FLOATS, FLOAT_LANES, BF16_SUMS, FP8_ROWS_WAY, DIGIT_ROWS_WAY, DIGIT_TILES_WAY, WORD_LANES };
+enum { FLOATS, FLOAT_LANES, BF16_SUMS, FP8_ROWS_WAY, DIGIT_ROWS_WAY, DIGIT_TILES_WAY, WORD_LANES, WORD_ROWS_WAY };
 
 typedef struct {
     int kind;
-    int terms; /* bf16 terms or digits of x */
+    int terms; /* bf16 terms, digits or words of x */
 } Way;
 
 /* x rows packed by one task: whole blocks of every way. */
 #define PACK_ROWS 16
 
-/* x rows from which DIGIT_TILES is faster than DIGIT_ROWS. */
+/* x rows from which DIGIT_TILES is faster than DIGIT_ROWS, and WORD_LANES than WORD_ROWS. */
 #define TILES_FROM_ROWS 5
 
 /* The way for w and about so many x rows; `terms` is the caller's bf16_terms: 0 decoding, 1 fast, 3 exact prompts. */
 INLINE Way way_for(const Matrix *w, int terms, int64_t rows) {
-    Way way = {FLOATS, 0};
+    const int bf16 = bf16_terms(w, terms);
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
     if (takes_digit_tiles(w) && (tiles_equal_rows(w) ? rows >= TILES_FROM_ROWS : terms != 0))
         return (Way){DIGIT_TILES_WAY, terms == 1 ? 2 : 3};
 #endif
     if (!terms && takes_fp8_rows(w)) return (Way){FP8_ROWS_WAY, 3};
     if (takes_digits(w)) return (Way){DIGIT_ROWS_WAY, terms == 1 ? 2 : 3};
-    way.terms = bf16_terms(w, terms);
-    if (way.terms) way.kind = BF16_SUMS;
-    else if (terms) way.kind = terms == 1 && takes_words(w) ? WORD_LANES : FLOAT_LANES;
-    return way;
+    if (!terms && takes_word_rows(w)) return (Way){rows >= TILES_FROM_ROWS ? WORD_LANES : WORD_ROWS_WAY, 2};
+    if (bf16) return (Way){BF16_SUMS, bf16};
+    if (terms == 1 && takes_words(w)) return (Way){WORD_LANES, 1};
+    return (Way){terms ? FLOAT_LANES : FLOATS, 0};
 }
 
 /* Whether rows packed for one are packed for the other. */
@@ -67,7 +69,10 @@ INLINE int64_t packed_bytes(Way way, const Matrix *w, int64_t rows) {
     case FP8_ROWS_WAY: return fp8_packed_bytes(w, rows);
 #endif
 #if HAS_WORDS
-    case WORD_LANES: return rows * word_row_bytes(w);
+    case WORD_LANES: return rows * way.terms * word_row_bytes(w);
+#endif
+#if HAS_WORD_ROWS
+    case WORD_ROWS_WAY: return rows * nibble_row_bytes(w);
 #endif
     default: return 0;
     }
@@ -91,7 +96,15 @@ static inline void pack_rows(Way way, const Matrix *w, const float *const *x, in
 #endif
 #if HAS_WORDS
     case WORD_LANES:
-        for (int64_t j = 0; j < rows; j++) pack_words(w, x[j], packed + j * word_row_bytes(w));
+        for (int64_t j = 0; j < rows; j++, packed += way.terms * word_row_bytes(w)) {
+            if (way.terms == 1) pack_words(w, x[j], packed);
+            else pack_word_pair(w, x[j], packed);
+        }
+        break;
+#endif
+#if HAS_WORD_ROWS
+    case WORD_ROWS_WAY:
+        for (int64_t j = 0; j < rows; j++) pack_nibble_row(w, x[j], packed + j * nibble_row_bytes(w));
         break;
 #endif
     }
@@ -121,13 +134,13 @@ INLINE int64_t row_step(Way way) {
     const int64_t step = way.kind == BF16_SUMS ? BF16_ROWS
                          : way.kind == FP8_ROWS_WAY || way.kind == DIGIT_TILES_WAY ? 32
                          : way.kind == FLOATS ? BLOCK_ROWS
-                         : way.kind == FLOAT_LANES || way.kind == WORD_LANES ? 2 * LANES : 1;
+                         : way.kind == FLOAT_LANES || way.kind == WORD_LANES ? 2 * LANES : 8;
     return step > 2 * TILE_ROWS ? step : 2 * TILE_ROWS;
 }
 
 /* Whether weight rows become a panel that is used for all x rows, so that it has to fit a cache. */
 INLINE int has_panel(Way way) {
-    return way.kind != FLOATS && way.kind != FP8_ROWS_WAY && way.kind != DIGIT_ROWS_WAY;
+    return way.kind != FLOATS && way.kind != FP8_ROWS_WAY && way.kind != DIGIT_ROWS_WAY && way.kind != WORD_ROWS_WAY;
 }
 
 /* Whether x rows are packed. */
@@ -160,7 +173,10 @@ static inline void multiply(Way way, const Matrix *w, int64_t first, int64_t las
     case FP8_ROWS_WAY: fp8_rows(w, first, last, packed, rows, out, out_stride, space); break;
 #endif
 #if HAS_WORDS
-    case WORD_LANES: word_lanes(w, first, last, packed, rows, out, out_stride, (WordSpace *)space); break;
+    case WORD_LANES: word_lanes(w, first, last, packed, rows, way.terms, out, out_stride, (WordSpace *)space); break;
+#endif
+#if HAS_WORD_ROWS
+    case WORD_ROWS_WAY: word_rows(w, first, last, packed, rows, out, out_stride); break;
 #endif
     }
 }
