@@ -1,4 +1,4 @@
-"""Models that think and call, made of the bundled one with chat templates of DeepSeek's families, and what they say.
+"""Models that think and call, made of the bundled one with chat templates of the families, and what they say.
 
 Used by the tests of the server and of the chat in the terminal.
 """
@@ -16,27 +16,34 @@ from deepzig.checkpoint.model_names import BUNDLED
 
 TOOL_MARKS = [
     "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>",
-    "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>",
+    "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>",
+    "<|tool_call_begin|>", "<|tool_call_end|>", "<|tool_call_argument_begin|>",
 ]  # fmt: skip
 _CALLS_V31 = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{{ c.function.name }}<｜tool▁sep｜>{{ c.function.arguments }}"
 _CALLS_V3 = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ c.function.name }}\n```json\n```"
+_CALLS_K2 = (
+    "<|tool_calls_section_begin|><|tool_call_begin|>{{ c.id }}<|tool_call_argument_begin|>{{ c.function.arguments }}"
+    "<|tool_call_end|><|tool_calls_section_end|>"
+)
 _TEMPLATE = """\
 {{ bos_token }}{% for m in messages %}
 {% if m.role == 'system' %}{{ m.content }}{% elif m.role == 'user' %}<｜User｜>{{ m.content }}
 {% elif m.role == 'tool' %}{{ m.content }}{% else %}<｜Assistant｜>{{ m.content }}
 {% for c in m.tool_calls or [] %}CALLS{% endfor %}{{ eos_token }}{% endif %}{% endfor %}
 <｜Assistant｜>GENERATION"""
+_TOOLS_K2 = "{{ tools | tojson if tools else '' }}"
 TEMPLATES = {
     "V2.5": _TEMPLATE.replace("CALLS", _CALLS_V3).replace("GENERATION", ""),
     "R1": _TEMPLATE.replace("CALLS", _CALLS_V3).replace("GENERATION", "<think>{# </think> #}\n"),
     "V3.1": _TEMPLATE.replace("CALLS", _CALLS_V31).replace(
         "GENERATION", "{% if thinking is defined and thinking %}<think>{% else %}</think>{% endif %}"
     ),
+    "K2": _TOOLS_K2 + _TEMPLATE.replace("CALLS", _CALLS_K2).replace("GENERATION", ""),
 }
 
 
 def make_talker(directory: Path, template: str | None) -> Path:
-    """The bundled model with the control tokens of DeepSeek-V3 in place of its rarest words, and a template."""
+    """The bundled model with control tokens of DeepSeek-V3 and Kimi-K2 in place of its rarest words, and a template."""
     source = BUNDLED["stories"]
     for name in ("config.json", "generation_config.json"):
         shutil.copy(source / name, directory / name)

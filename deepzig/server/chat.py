@@ -198,7 +198,7 @@ class _Choice:
 
     def _delta(self, part: Part) -> Delta:
         if isinstance(part, CallStart):
-            call = ToolCallReply(f"call_{uuid.uuid4().hex[:24]}", FunctionReply("", part.name))
+            call = ToolCallReply(part.id or f"call_{uuid.uuid4().hex[:24]}", FunctionReply("", part.name))
             self._calls.append(call)
             delta = ToolCallDelta(part.index, FunctionReply("", part.name), id=call.id, type="function")
             return Delta(tool_calls=[delta])

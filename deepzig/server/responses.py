@@ -220,7 +220,7 @@ class ResponseAnswer:
         kind = OutputReasoning if isinstance(part, Reasoning) else OutputMessage
         events: list[ResponseEvent] = []
         if isinstance(part, CallStart):
-            return self._open_item(OutputCall(_id("fc"), _id("call"), part.name, ""))
+            return self._open_item(OutputCall(_id("fc"), part.id or _id("call"), part.name, ""))
         if isinstance(part, CallArguments):
             self._texts.append(part.text)
             return [self._item_event("response.function_call_arguments.delta", delta=part.text)]

@@ -2,13 +2,13 @@
 
 Made by the server and by the chat in the terminal, once per model; used by `answer_parser`, `tool_prompt` and
 `constraint`. The formats are those of the chat templates that DeepSeek publishes with V2.5, V3, R1 and R1-0528 (one
-format) and with V3.1.
+format) and with V3.1, and Moonshot with Kimi-K2.
 """
 
 # ruff: noqa: RUF001
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from deepzig.text.tokenizer import Tokenizer
@@ -19,9 +19,9 @@ THINK_CLOSE = "</think>"
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """section_open (call_open head separator name name_close arguments arguments_close call_close)... section_close.
+    """section_open (call_open head name name_close arguments arguments_close call_close)... section_close.
 
-    V3 writes the word "function" as head and fences the arguments; V3.1 has neither.
+    V3 writes the word "function" as head and fences the arguments; V3.1 has neither. Kimi-K2 numbers its calls.
     """
 
     name: str
@@ -33,29 +33,34 @@ class ToolFormat:
     name_close: str  # between name and arguments
     arguments_close: str  # between arguments and call_close
     between_calls: str
+    is_numbered: bool = False  # ":" and a number follow the name; head, name and number are the call's id
 
 
-_DEEPSEEK = {
-    "section_open": "<｜tool▁calls▁begin｜>",
-    "section_close": "<｜tool▁calls▁end｜>",
-    "call_open": "<｜tool▁call▁begin｜>",
-    "call_close": "<｜tool▁call▁end｜>",
-}
 DEEPSEEK_V3 = ToolFormat(
     name="deepseek_v3",
-    **_DEEPSEEK,
+    section_open="<｜tool▁calls▁begin｜>",
+    section_close="<｜tool▁calls▁end｜>",
+    call_open="<｜tool▁call▁begin｜>",
+    call_close="<｜tool▁call▁end｜>",
     head="function<｜tool▁sep｜>",
     name_close="\n```json\n",
     arguments_close="\n```",
     between_calls="\n",
 )
-DEEPSEEK_V31 = ToolFormat(
-    name="deepseek_v31",
-    **_DEEPSEEK,
-    head="",
-    name_close="<｜tool▁sep｜>",
+DEEPSEEK_V31 = replace(
+    DEEPSEEK_V3, name="deepseek_v31", head="", name_close="<｜tool▁sep｜>", arguments_close="", between_calls=""
+)
+KIMI_K2 = ToolFormat(
+    name="kimi_k2",
+    section_open="<|tool_calls_section_begin|>",
+    section_close="<|tool_calls_section_end|>",
+    call_open="<|tool_call_begin|>",
+    call_close="<|tool_call_end|>",
+    head="functions.",
+    name_close="<|tool_call_argument_begin|>",
     arguments_close="",
     between_calls="",
+    is_numbered=True,
 )
 
 
@@ -72,6 +77,8 @@ class AnswerFormat:
         if source is None:
             return cls(False, None)
         has_thinking = THINK_CLOSE in source
+        if KIMI_K2.section_open in source:
+            return cls(has_thinking, KIMI_K2)
         if DEEPSEEK_V3.section_open not in source:
             return cls(has_thinking, None)
         return cls(has_thinking, DEEPSEEK_V3 if "```json" in source else DEEPSEEK_V31)

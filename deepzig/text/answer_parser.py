@@ -3,6 +3,7 @@
 Called by the server with the text of each token. Knows neither tokens nor JSON: arguments are passed on as written.
 """
 
+import re
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -30,6 +31,7 @@ class CallStart:
 
     index: int
     name: str
+    id: str | None = None  # the model's own; None: it gives none
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class CallArguments:
 
 
 Part = Reasoning | Content | CallStart | CallArguments
+_NUMBER = re.compile(r":\d+$")
 
 
 class _State(Enum):
@@ -55,13 +58,15 @@ class _State(Enum):
 class AnswerParser:
     """The concatenation of all parts is the same however the text is cut into pieces.
 
-    Line breaks around the thoughts are dropped, as DeepSeek's API does. A section of tool calls in which no call can be
-    recognised is handed on as content, so that nothing the model wrote is lost.
+    Line breaks around the thoughts are dropped, as DeepSeek's API does. A section of tool calls ends thoughts too, as
+    Kimi-K2-Thinking has it. If no call can be recognised in it, it is handed on as content, so that nothing the model
+    wrote is lost.
     """
 
     def __init__(self, answer_format: AnswerFormat, *, in_reasoning: bool = False, with_tools: bool = False) -> None:
         """in_reasoning: the prompt ends within an open <think>. with_tools: look for calls."""
         self._tools: ToolFormat | None = answer_format.tools if with_tools else None
+        self._section_marks = (self._tools.section_open,) if self._tools else ()
         self._has_thinking = answer_format.has_thinking
         self._scanner = MarkerScanner()
         self._state = _State.CONTENT
@@ -104,14 +109,14 @@ class AnswerParser:
         if self._state is _State.OPENING:
             return self._open(parts)
         if self._state is _State.REASONING:
-            text, marker = self._scanner.next((THINK_CLOSE,))
+            text, marker = self._scanner.next((THINK_CLOSE, *self._section_marks))
             self._reason(text, parts)
             if marker:
                 self._newlines, self._at_start = "", True
-                self._state = _State.CONTENT
+                self._raw, self._state = marker, _State.CONTENT if marker == THINK_CLOSE else _State.BETWEEN_CALLS
             return marker is not None
         if self._state is _State.CONTENT:
-            text, marker = self._scanner.next((self._tools.section_open,) if self._tools else ())
+            text, marker = self._scanner.next(self._section_marks)
             self._say(text, parts)
             if marker:
                 self._raw, self._state = marker, _State.BETWEEN_CALLS
@@ -160,12 +165,15 @@ class AnswerParser:
         self._raw += text
         if marker is None:
             return False
-        name = self._raw.rpartition(tools.call_open)[2].removeprefix(tools.head).strip()
+        written = self._raw.rpartition(tools.call_open)[2].strip()
+        name = written.removeprefix(tools.head).strip()
+        if tools.is_numbered:
+            name = _NUMBER.sub("", name)
         self._raw += marker
         if marker == tools.call_close:  # no arguments, so no call
             self._state = _State.BETWEEN_CALLS
             return True
-        parts.append(CallStart(self.n_calls, name))
+        parts.append(CallStart(self.n_calls, name, written if tools.is_numbered else None))
         self.n_calls += 1
         self._state = _State.ARGUMENTS
         return True

@@ -172,7 +172,8 @@ def call_rules(
     rules = {}
     for index, (name, schema) in enumerate(schemas):
         rules[f"arguments_{index}"] = json_rule(schema)
-        choices.append(f"{json.dumps(name)} {marks(tools.name_close)} arguments_{index}")
+        number = '":" /[0-9]+/ ' if tools.is_numbered else ""
+        choices.append(f"{json.dumps(name)} {number}{marks(tools.name_close)} arguments_{index}")
     head = marks(tools.call_open + tools.head)
     rules["call"] = f"{head} ({' | '.join(choices)}) {marks(tools.arguments_close + tools.call_close)}"
     more = f" ({marks(tools.between_calls)} call)*" if several and tools.between_calls else " call*" if several else ""

@@ -1,15 +1,15 @@
 """Tells a model of its tools where the chat template does not: a prelude that puts them into the system message.
 
 Used by `chat.ChatTemplate.telling_tools`. DeepSeek's published templates show past calls but leave the list of tools
-to the caller; V3.1's model card gives the words, V3's and R1's are in their manner. As part of the template the marks
-in it count as control tokens, while names and descriptions stay plain text.
+to the caller; V3.1's model card gives the words, V3's and R1's are in their manner. Kimi-K2's template lists them
+itself. As part of the template the marks in it count as control tokens, while names and descriptions stay plain text.
 """
 
 # ruff: noqa: RUF001
 
 import re
 
-from deepzig.text.answer_format import DEEPSEEK_V31, ToolFormat
+from deepzig.text.answer_format import DEEPSEEK_V3, DEEPSEEK_V31, ToolFormat
 
 _V31 = """\
 ## Tools
@@ -51,14 +51,15 @@ When a call is needed, use exactly this format, with valid JSON:
 {"argument": "value"}
 ```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"""
 
+_WORDS = {DEEPSEEK_V3.name: _V3, DEEPSEEK_V31.name: _V31}
+
 
 def prelude(source: str, tools: ToolFormat) -> str:
     """What to put before a template's source; nothing if it reads `tools` itself."""
-    if re.search(r"\btools\b", source):
+    if tools.name not in _WORDS or re.search(r"\btools\b", source):
         return ""
-    words = _V31 if tools is DEEPSEEK_V31 else _V3
     return (
-        "{%- if tools -%}{%- set told -%}" + words + "{%- endset -%}"
+        "{%- if tools -%}{%- set told -%}" + _WORDS[tools.name] + "{%- endset -%}"
         "{%- if messages[0].role == 'system' -%}"
         "{%- set messages = [{'role': 'system', 'content': messages[0].content + '\\n\\n' + told}] + messages[1:] -%}"
         "{%- else -%}{%- set messages = [{'role': 'system', 'content': told}] + messages -%}{%- endif -%}"

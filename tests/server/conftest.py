@@ -98,7 +98,7 @@ def client(server: RunningServer) -> Iterator[openai.OpenAI]:
         yield client
 
 
-@pytest.fixture(scope="module", params=["V2.5", "R1", "V3.1"])
+@pytest.fixture(scope="module", params=["V2.5", "R1", "V3.1", "K2"])
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

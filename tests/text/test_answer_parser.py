@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepzig.text.answer_format import DEEPSEEK_V3, DEEPSEEK_V31, AnswerFormat
+from deepzig.text.answer_format import DEEPSEEK_V3, DEEPSEEK_V31, KIMI_K2, AnswerFormat
 from deepzig.text.answer_parser import AnswerParser, CallArguments, CallStart, Content, Part, Reasoning
 
 V3 = AnswerFormat(has_thinking=False, tools=DEEPSEEK_V3)
 R1 = AnswerFormat(has_thinking=True, tools=DEEPSEEK_V3)
 V31 = AnswerFormat(has_thinking=True, tools=DEEPSEEK_V31)
+K2 = AnswerFormat(has_thinking=True, tools=KIMI_K2)
 
 V3_CALLS = (
     "Let me look.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n"
@@ -24,10 +25,22 @@ V31_CALLS = (
     '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Paris"}<｜tool▁call▁end｜>'
     "<｜tool▁call▁begin｜>time<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
 )
+K2_CALLS = (
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:2<|tool_call_argument_begin|>"
+    '{"city": "Paris"}<|tool_call_end|>\n<|tool_call_begin|> time:3 <|tool_call_argument_begin|>{}<|tool_call_end|>'
+    "<|tool_calls_section_end|>"
+)
 TWO_CALLS: list[Part] = [
     CallStart(0, "get_weather"),
     CallArguments(0, '{"city": "Paris"}'),
     CallStart(1, "time"),
+    CallArguments(1, "{}"),
+]
+
+TWO_NUMBERED_CALLS: list[Part] = [
+    CallStart(0, "get_weather", "functions.get_weather:2"),
+    CallArguments(0, '{"city": "Paris"}'),
+    CallStart(1, "time", "time:3"),
     CallArguments(1, "{}"),
 ]
 
@@ -52,6 +65,14 @@ CASES = [
     ("plain", V3, False, True, "Hello", [Content("Hello")]),
     ("calls of V3", V3, False, True, V3_CALLS, [Content("Let me look."), *TWO_CALLS]),
     ("calls of V3.1", V31, False, True, V31_CALLS, TWO_CALLS),
+    ("calls of Kimi-K2", K2, False, True, f"Look.{K2_CALLS}", [Content("Look."), *TWO_NUMBERED_CALLS]),
+    ("calls end thoughts", K2, True, True, f"Hm.\n{K2_CALLS}", [Reasoning("Hm."), *TWO_NUMBERED_CALLS]),
+    ("calls in thoughts, no tools given", K2, True, False, f"Hm{K2_CALLS}", [Reasoning(f"Hm{K2_CALLS}")]),
+    (
+        "a colon in a name", K2, False, True,
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.a:b<|tool_call_argument_begin|>{}<|tool_call_end|>",
+        [CallStart(0, "a:b", "functions.a:b"), CallArguments(0, "{}")],
+    ),
     ("no tools given", V3, False, False, V31_CALLS, [Content(V31_CALLS)]),
     ("R1", R1, True, False, "Hm,\n\nyes.\n</think>\n\nIt is.", [Reasoning("Hm,\n\nyes."), Content("It is.")]),
     ("R1 calls", R1, True, True, f"So.</think>{V3_CALLS}", [Reasoning("So."), Content("Let me look."), *TWO_CALLS]),
@@ -95,7 +116,8 @@ def test_answers_are_split(
 FRAGMENTS = st.sampled_from([
     "<think>", "</think>", "\n", "\n\n", "a", " b", "<", "</", "｜>", "function", "<｜tool▁sep｜>", "\n```json\n",
     "\n```", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>",
-    '{"x": "</think>"}',
+    '{"x": "</think>"}', "<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>", ":1",
+    "<|tool_call_end|>", "<|tool_calls_section_end|>",
 ])  # fmt: skip
 
 
@@ -104,7 +126,7 @@ def test_cuts_do_not_matter(fragments: list[str], data: st.DataObject, in_reason
     text = "".join(fragments)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    for answer_format in (R1, V31):
+    for answer_format in (R1, V31, K2):
         whole, cut = (AnswerParser(answer_format, in_reasoning=in_reasoning, with_tools=True) for _ in range(2))
         assert parsed(whole, [text]) == parsed(cut, pieces)
 
@@ -124,6 +146,7 @@ def test_arguments_stream_as_they_come() -> None:
         ("<｜tool▁calls▁begin｜> ```json", AnswerFormat(False, DEEPSEEK_V3)),
         ("</think> <｜tool▁calls▁begin｜> ```json", AnswerFormat(True, DEEPSEEK_V3)),
         ("</think> <｜tool▁calls▁begin｜>", AnswerFormat(True, DEEPSEEK_V31)),
+        ("<|tool_calls_section_begin|> ```json", AnswerFormat(False, KIMI_K2)),
     ],
 )
 def test_the_template_tells_the_format(source: str | None, expected: AnswerFormat) -> None:
