@@ -62,7 +62,8 @@ def test_hostile_template(started: list[RenderProcess], template: str) -> None:
     process.close()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime - before.ru_utime < 5, "the worker computes for 2 s"
-    assert after.ru_maxrss < MAX_WORKER_KB or after.ru_maxrss == before.ru_maxrss
+    forked = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # a child counts as large as its parent until it starts
+    assert after.ru_maxrss <= max(MAX_WORKER_KB, forked) or after.ru_maxrss == before.ru_maxrss
     assert str(caught.value).startswith("the chat template ") and "\n" not in str(caught.value)
 
 
