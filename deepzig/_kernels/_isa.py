@@ -38,7 +38,8 @@ ISAS = (
 )
 ISA_NAMES = tuple(isa.name for isa in ISAS)
 
-# No -ffast-math (infinite masks must survive) and no -fassociative-math (a row's sum has one fixed order).
+# No -ffast-math (infinite masks must survive) and no -fassociative-math (a row's sum has one fixed order). A function
+# that one ISA lacks would else be missed by the first CPU that has it, at import.
 COMPILER_FLAGS = (
     "-O3",
     "-ffp-contract=fast",
@@ -46,6 +47,7 @@ COMPILER_FLAGS = (
     "-fno-trapping-math",
     "-Wno-psabi",
     "-Wno-unused-function",
+    "-Werror=implicit-function-declaration",
     "-g0",
 )
 DEBUG_COMPILER_FLAGS = (
@@ -54,6 +56,7 @@ DEBUG_COMPILER_FLAGS = (
     "-fno-math-errno",
     "-Wno-psabi",
     "-Wno-unused-function",
+    "-Werror=implicit-function-declaration",
     "-g",
     "-UNDEBUG",
 )

@@ -97,8 +97,10 @@ static inline void pack_rows(Way way, const Matrix *w, const float *const *x, in
 #if HAS_WORDS
     case WORD_LANES:
         for (int64_t j = 0; j < rows; j++, packed += way.terms * word_row_bytes(w)) {
+#if HAS_WORD_ROWS
+            if (way.terms == 2) pack_word_pair(w, x[j], packed);
+#endif
             if (way.terms == 1) pack_words(w, x[j], packed);
-            else pack_word_pair(w, x[j], packed);
         }
         break;
 #endif
