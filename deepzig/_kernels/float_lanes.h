@@ -137,6 +137,8 @@ static inline void float_pass(const Matrix *w, int64_t first, int64_t last, cons
                               FloatSpace *space) {
     const int format = (int)w->format;
     float scale[FLOAT_ROWS];
+    int64_t of_row[FLOAT_ROWS];
+    for (int i = 0; i < FLOAT_ROWS; i++) of_row[i] = first_scale(w, first + i < last ? first + i : last - 1);
     memset(space->sum, 0, (size_t)columns * sizeof *space->sum);
     for (int64_t k = 0; k < w->k; k += FLOAT_BLOCK) {
         const int64_t width = w->k - k < FLOAT_BLOCK ? w->k - k : FLOAT_BLOCK;
@@ -145,10 +147,7 @@ static inline void float_pass(const Matrix *w, int64_t first, int64_t last, cons
         for (int64_t at = 0, end; at < width; at = end) {
             const int64_t group = (k + at) / w->group_size, group_end = (group + 1) * w->group_size - k;
             end = group_end < width ? group_end : width;
-            for (int i = 0; i < FLOAT_ROWS; i++) {
-                const int64_t n = first + i < last ? first + i : last - 1;
-                scale[i] = decode_scale(format, scale_at(w, first_scale(w, n) + group));
-            }
+            for (int i = 0; i < FLOAT_ROWS; i++) scale[i] = decode_scale(format, scale_at(w, of_row[i] + group));
             for (int64_t j = 0, count; j < columns; j += count) {
                 count = even_part(columns - j);
 #define TAKE(count)                                                                                                    \

@@ -35,6 +35,7 @@ typedef struct {
 
 /* x rows from which DIGIT_TILES is faster than DIGIT_ROWS, and WORD_LANES than WORD_ROWS. */
 #define TILES_FROM_ROWS 5
+#define WORD_LANES_FROM_ROWS 3
 
 /* The way for w and about so many x rows; `terms` is the caller's bf16_terms: 0 decoding, 1 fast, 3 exact prompts. */
 INLINE Way way_for(const Matrix *w, int terms, int64_t rows) {
@@ -45,7 +46,7 @@ INLINE Way way_for(const Matrix *w, int terms, int64_t rows) {
 #endif
     if (!terms && takes_fp8_rows(w)) return (Way){FP8_ROWS_WAY, 3};
     if (takes_digits(w)) return (Way){DIGIT_ROWS_WAY, terms == 1 ? 2 : 3};
-    if (!terms && takes_word_rows(w)) return (Way){rows >= TILES_FROM_ROWS ? WORD_LANES : WORD_ROWS_WAY, 2};
+    if (!terms && takes_word_rows(w)) return (Way){rows >= WORD_LANES_FROM_ROWS ? WORD_LANES : WORD_ROWS_WAY, 2};
     if (bf16) return (Way){BF16_SUMS, bf16};
     if (terms == 1 && takes_words(w)) return (Way){WORD_LANES, 1};
     return (Way){terms ? FLOAT_LANES : FLOATS, 0};

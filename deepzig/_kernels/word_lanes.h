@@ -252,19 +252,19 @@ INLINE void turn_fp8_words(const uint8_t *const *row, int64_t at, int64_t ahead,
  * before. */
 INLINE void word_panel(int format, const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width,
                        int32_t (*panel)[WORD_ROWS], float (*unit)[WORD_ROWS]) {
-    const int64_t turn = word_turn(w), bits = code_bits(format);
-    const int64_t ahead = WORD_ROWS * w->row_bytes;
+    const int64_t turn = word_turn(w), bits = code_bits(format), ahead = WORD_ROWS * w->row_bytes;
     const uint8_t *row[LANES];
+    int64_t scale[LANES];
     for (int i = 0; i < LANES; i++) {
         const int64_t n = first + i < last ? first + i : last - 1;
         row[i] = (const uint8_t *)w->codes + n * w->row_bytes + k * bits / 8;
+        scale[i] = first_scale(w, n);
     }
     for (int64_t t = 0, at = 0; at < width; t++) {
-        const int64_t end = at + turn < width ? at + turn : width;
+        const int64_t end = at + turn < width ? at + turn : width, group = (k + at) / w->group_size;
         float factor[LANES];
         for (int i = 0; i < LANES; i++) {
-            const int64_t n = first + i < last ? first + i : last - 1;
-            unit[t][i] = scale_at(w, first_scale(w, n) + (k + at) / w->group_size);
+            unit[t][i] = scale_at(w, scale[i] + group);
             if (format == FP8) unit[t][i] *= any_nan(row[i] + at, end - at) ? NAN : 0.25f;
             if (format <= BF16) {
                 const float size = largest_of(format, row[i] + at * bits / 8, end - at);
