@@ -9,6 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,8 @@ KIMI_SPLIT_PATTERN = "|".join(
         r"\s+",
     ]
 )
+# Parts of an answer that `answer_parser` looks for: never left out of its text, whatever tokenizer_config.json says.
+_ANSWER_MARK = re.compile(r"<\|tool_call\w*\|>|</?think>")
 _LONG_RUN = re.compile(rf"\s{{{MAX_RUN_CHARS + 1},}}|\S{{{MAX_RUN_CHARS + 1},}}")
 
 
@@ -145,7 +148,10 @@ def _build_engine(tokens: list[bytes]) -> "tokenizers.Tokenizer":
 
 
 def _special_tokens(n_ranks: int, config: TokenizerConfig) -> list[AddedToken]:
-    named = {token.id: token for token in config.added_tokens}
+    named = {
+        token.id: replace(token, special=False) if _ANSWER_MARK.fullmatch(token.text) else token
+        for token in config.added_tokens
+    }
     if below := [token for token in config.added_tokens if token.id < n_ranks]:
         raise TokenizerError(
             f"tokenizer_config.json gives {shown(below[0].text)} the id {below[0].id}, "

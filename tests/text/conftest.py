@@ -150,6 +150,7 @@ def kimi_directory(tmp_path_factory: pytest.TempPathFactory, kimi_ranks: dict[by
     names = ["[BOS]", "[EOS]", "<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_middle|>", "<|im_system|>"]
     named = {str(len(kimi_ranks) + i): {"content": name, "special": True} for i, name in enumerate(names)}
     named[str(len(kimi_ranks) + 40)] = {"content": "<think>", "special": False}
+    named[str(len(kimi_ranks) + 41)] = {"content": "<|tool_call_begin|>", "special": True}
     config = {"bos_token": "[BOS]", "eos_token": "[EOS]", "added_tokens_decoder": named}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     return directory

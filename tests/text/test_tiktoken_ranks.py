@@ -71,6 +71,13 @@ def test_split_pattern(text: str, pieces: list[str]) -> None:
     assert [piece for piece, _ in splitter.pre_tokenize_str(text)] == pieces
 
 
+def test_marks_of_answers_are_not_left_out(kimi_tokenizer: Tokenizer) -> None:
+    text = "<|im_end|><think><|tool_call_begin|>"
+    ids = kimi_tokenizer.encode(text, add_bos=False)
+    assert len(ids) == 3 and set(ids) <= kimi_tokenizer.control_tokens.id_set
+    assert kimi_tokenizer.decode(ids) == "<think><|tool_call_begin|>"
+
+
 def test_special_tokens(kimi_tokenizer: Tokenizer, kimi_ranks: dict[bytes, int]) -> None:
     n = len(kimi_ranks)
     assert kimi_tokenizer.vocab_size == n + 256
