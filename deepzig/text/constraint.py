@@ -172,7 +172,7 @@ def call_rules(
     rules = {}
     for index, (name, schema) in enumerate(schemas):
         rules[f"arguments_{index}"] = json_rule(schema)
-        number = '":" /[0-9]+/ ' if tools.is_numbered else ""
+        number = '":" /[0-9]{1,4}/ ' if tools.is_numbered else ""
         choices.append(f"{json.dumps(name)} {number}{marks(tools.name_close)} arguments_{index}")
     head = marks(tools.call_open + tools.head)
     rules["call"] = f"{head} ({' | '.join(choices)}) {marks(tools.arguments_close + tools.call_close)}"
