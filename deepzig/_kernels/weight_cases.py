@@ -44,4 +44,3 @@ def random_weights(rng: np.random.Generator, shape: tuple[int, int]) -> Iterator
     yield _scaled(rng, "int4", shape, "bf16", 32)
     yield _scaled(rng, "int4", shape, "f16", 64)
     yield _scaled(rng, "int4", shape, "bf16", 128)
-    yield _scaled(rng, "int4", shape, "f32", shape[1])

@@ -26,7 +26,6 @@ from deepzig.checkpoint.writer import SafetensorsWriter
 from deepzig.errors import CheckpointError, ResourceError
 
 SHARD_BYTES = 3_000_000
-KILLS = 20
 STORIES = BUNDLED["stories"]
 STORIES_OPTIONS = Options(Recipe("int8"), SHARD_BYTES)
 
@@ -101,15 +100,16 @@ def run_process() -> Iterator[Callable[[Path, int], tuple[int, int]]]:
 
 
 @pytest.mark.timeout(180)
-def test_twenty_kills_and_resumes_give_the_uninterrupted_result(
-    tmp_path: Path, uninterrupted: dict[str, str], run_process: Callable[[Path, int], tuple[int, int]]
+@pytest.mark.parametrize("n_kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_and_resumes_give_the_uninterrupted_result(
+    tmp_path: Path, uninterrupted: dict[str, str], run_process: Callable[[Path, int], tuple[int, int]], n_kills: int
 ) -> None:
     assert sum(name.endswith(".safetensors") for name in uninterrupted) >= 4
     exit_code, n_events = run_process(tmp_path / "counted", 0)
     assert exit_code == 0 and n_events > 100
-    for kill in range(KILLS):
+    for kill in range(n_kills):
         destination = tmp_path / f"killed-{kill}"
-        kill_at = 1 + kill * (n_events - 1) // (KILLS - 1)  # the first and the last one too
+        kill_at = 1 + kill * (n_events - 1) // (n_kills - 1)  # the first and the last one too
         assert run_process(destination, kill_at)[0] == -signal.SIGKILL
         check_unfinished(destination, uninterrupted)
         assert verify(destination).problems or (destination / "config.json").exists()
