@@ -177,7 +177,7 @@ INLINE void nibble_tile(int scale_format, int rows, int columns, const Matrix *w
                 const __m256i from = load_bytes((const uint8_t *)start + j * bytes);
                 const __m256 unit_of_x = _mm256_broadcast_ss((const float *)((const uint8_t *)unit + j * bytes));
                 const __m256 value = _mm256_cvtepi32_ps(_mm256_add_epi32(half[j][t], from));
-                sum[j] = _mm256_fmadd_ps(_mm256_mul_ps(of_rows, unit_of_x), value, sum[j]);
+                sum[j] += of_rows * unit_of_x * value; /* with or without FMA as in word_tile */
             }
             left -= turn;
             for (int i = 0; left <= 0 && i < rows; i++) scale[i]++;
@@ -187,7 +187,7 @@ INLINE void nibble_tile(int scale_format, int rows, int columns, const Matrix *w
     for (int j = 0; j < columns; j++) {
         float sums[NIBBLE_ROWS];
         const __m128 second = _mm256_extractf128_ps(sum[j], 1);
-        _mm_storeu_ps(sums, _mm_fmadd_ps(second, _mm_set1_ps(SECOND_WORD), _mm256_castps256_ps128(sum[j])));
+        _mm_storeu_ps(sums, _mm256_castps256_ps128(sum[j]) + second * SECOND_WORD);
         memcpy(out + j * out_stride, sums, (size_t)rows * sizeof(float));
     }
 }
