@@ -12,7 +12,7 @@ PACKAGE_FILES := $(shell find deepzig -type f ! -path '*/__pycache__/*' ! -name 
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo build test test-slow test-browser test-api test-soak test-transformers test-install test-readme zipapp test-zipapp bench docs check lint sizes clean
+.PHONY: help demo build test test-emulated test-slow test-browser test-api test-soak test-transformers test-install test-readme zipapp test-zipapp bench docs check lint sizes clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ build: $(VENV)/.developed ## install into .venv with everything that developing 
 
 test: $(VENV)/.developed ## run the tests that end within minutes, offline
 	$(BIN)/pytest -n 2
+
+test-emulated: $(VENV)/.developed ## run the kernels' tests for AVX512 and AMX on any CPU with AVX2, by emulation
+	$(BIN)/python -m tools.emulated_isas
 
 test-slow: $(VENV)/.developed ## run the tests that take longer
 	$(BIN)/pytest -m slow

@@ -52,10 +52,14 @@ INLINE int tiles_equal_rows(const Matrix *w) {
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
 
 /* sum + products of four unsigned codes with four digits, in each lane. In assembly, since gcc 12 moves the sums of a loop
- * from register to register around its own function for it. */
+ * from register to register around its own function for it; an emulation (tests/emulation) has that alone. */
 INLINE __m512i add_quads(__m512i sum, __m512i codes, __m512i digits) {
+#if defined(EMULATED_AVX512VNNI)
+    return _mm512_dpbusd_epi32(sum, codes, digits);
+#else
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(digits));
     return sum;
+#endif
 }
 
 /* Offset of the codes as instructions see them: int8 codes without offset get one (see code_flip). */

@@ -1,14 +1,12 @@
-/* The tile instructions of bf16.h, fp8_rows.h, digit_tiles.h and bf16_attention.h in plain C: their AMX ways are tested on
- * any CPU. */
+/* The tile instructions of bf16.h, fp8_rows.h, digit_tiles.h and bf16_attention.h in plain C. Included by immintrin.h. */
 #define __AMX_TILE__ 1
 #define __AMX_BF16__ 1
 #define __AMX_INT8__ 1
-#include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
-static uint8_t tile_memory[8][16][64];
-static uint16_t tile_row_bytes[8]; /* columns beyond are neither loaded nor stored */
+static __thread uint8_t tile_memory[8][16][64];
+static __thread uint16_t tile_row_bytes[8]; /* columns beyond are neither loaded nor stored */
 
 static void emulated_config(const void *config) { memcpy(tile_row_bytes, (const uint8_t *)config + 16, 16); }
 
