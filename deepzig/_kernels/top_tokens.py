@@ -30,9 +30,8 @@ def reference(
     *,
     n_threads: int,
 ) -> None:
-    """logits f32 (V,), finite or -inf; temperature > 0; token_ids i32 (V,); probs f32 (V,)."""
-    scaled = logits / np.float32(temperature)
-    p = np.exp(scaled - scaled.max())
+    """logits f32 (V,), finite or -inf, at least one finite; temperature > 0; token_ids i32 (V,); probs f32 (V,)."""
+    p = np.exp((logits - logits.max()) / np.float32(temperature))
     kept = np.arange(len(p))
     if 0 < top_k < len(p) or top_p < 1:
         kept = np.argsort(-p, kind="stable")[: top_k or None]

@@ -4,7 +4,6 @@ Sorting a whole vocabulary takes longer than decoding a token of a small model. 
 sorted, and the threshold falls until those above it suffice.
 """
 
-from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc, qsort
 cimport numpy as cnp
@@ -49,7 +48,7 @@ cdef int64_t most_likely(const float* p, int64_t size, double sum_p, int64_t top
     cdef float threshold = FIRST_THRESHOLD
     cdef double total, reached = 0
     cdef int64_t n = gather(p, size, threshold, found, &total), i
-    while n < size and not (n >= top_k if 0 < top_k else total >= top_p * sum_p):
+    while n < size and threshold > 0 and not (n >= top_k if 0 < top_k else total >= top_p * sum_p):
         threshold = threshold * FALL if threshold > 1e-30 else 0
         n = gather(p, size, threshold, found, &total)
     qsort(found, n, sizeof(Candidate), by_probability)
@@ -72,10 +71,10 @@ cdef void choose(const float* logits, int64_t size, float temperature, int64_t t
     cdef int64_t i, n = size, kept = 0
     cdef float highest
     cdef double sum_p = 0
+    highest = highest_of(logits, size)
     for i in range(size):
-        probs[i] = logits[i] / temperature
-    highest = highest_of(probs, size)
-    exp_row(probs, highest if highest > -INFINITY else 0, probs, size)
+        probs[i] = (logits[i] - highest) / temperature  # in this order no quotient is infinite and positive
+    exp_row(probs, 0, probs, size)
     for i in range(size):
         sum_p += probs[i]
     if 0 < top_k < size or top_p < 1:

@@ -18,7 +18,7 @@ def _choose(
     highest = logits.max()
     total = np.float64(0)
     for i in range(size):
-        probs[i] = np.exp(logits[i] / temperature - highest / temperature)
+        probs[i] = np.exp((logits[i] - highest) / temperature)
         total += probs[i]
     n = size
     kept = np.arange(size)

@@ -41,6 +41,16 @@ def test_the_kept_tokens_of_a_large_vocabulary(function: Callable[..., None]) ->
     assert probs.sum() >= 0.5 > probs[: n_kept - 1].sum()
 
 
+@every_implementation("top_tokens")
+@pytest.mark.parametrize("cut", [(0, 1.0), (5, 1.0), (0, 0.9)])
+def test_quotients_beyond_float32_leave_the_likeliest(function: Callable[..., None], cut: tuple[int, float]) -> None:
+    logits = np.array([1, 3e38, -3e38, -np.inf, 2], np.float32)
+    token_ids, probs = np.empty(5, np.int32), np.empty(5, np.float32)
+    with np.errstate(over="ignore"):
+        function(logits, 1e-38, *cut, 0.0, token_ids, probs, n_threads=1)
+    assert token_ids[np.argmax(probs)] == 1 and probs.max() == probs.sum() == 1
+
+
 @every_compiled("top_tokens")
 def test_refuses_other_arrays(function: Callable[..., None]) -> None:
     logits = np.zeros(8, np.float32)
