@@ -6,6 +6,7 @@ Knows nothing of weights. Field names are those of HF; where a field is absent, 
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -344,7 +345,7 @@ def _integer(values: Mapping[str, Any], name: str, least: int | None = None, gre
 
 def _number(values: Mapping[str, Any], name: str) -> float:
     value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ConfigError(f"{name} {_shown(value)} of config.json is no finite number")
     return float(value)
 

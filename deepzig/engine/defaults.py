@@ -9,6 +9,10 @@ from deepzig.config import MAX_CONFIG_BYTES, ModelConfig
 from deepzig.engine.sampling import SamplingParams
 from deepzig.errors import ConfigError, RequestError
 
+# Below these float32 runs out of digits, and only the likeliest token is left anyway.
+LEAST_TEMPERATURE = 1e-4
+LEAST_TOP_P = 1e-6
+
 
 @dataclass(frozen=True)
 class GenerationDefaults:
@@ -37,13 +41,15 @@ class GenerationDefaults:
         return cls(_eos_token_ids(raw, config), **given)
 
     def settle(self, params: SamplingParams) -> SamplingParams:
-        """`params` with the model's values where it has none."""
-        return replace(
-            params,
-            temperature=self.temperature if params.temperature is None else params.temperature,
-            top_k=self.top_k if params.top_k is None else params.top_k,
-            top_p=self.top_p if params.top_p is None else params.top_p,
-        )
+        """`params` with the model's values where it has none, and with exactly one token where hardly more is left."""
+        temperature = self.temperature if params.temperature is None else params.temperature
+        top_k = self.top_k if params.top_k is None else params.top_k
+        top_p = self.top_p if params.top_p is None else params.top_p
+        if temperature < LEAST_TEMPERATURE:
+            temperature = 0.0
+        if top_p < LEAST_TOP_P:
+            top_k, top_p = 1, 1.0
+        return replace(params, temperature=temperature, top_k=top_k, top_p=top_p)
 
 
 def _eos_token_ids(raw: dict[str, Any], config: ModelConfig) -> frozenset[int]:

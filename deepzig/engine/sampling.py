@@ -5,6 +5,7 @@ Called by `engine`; calls `_kernels.top_tokens`. Knows logits and token ids, not
 
 import functools
 import math
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from deepzig.errors import NonFiniteLogitsError, RequestError
 
 SPECULATIONS = ("auto", "off", "mtp", "ngram")
 MOST_DRAFT_TOKENS = 8
+MOST_TEMPERATURE = 1e6
+MOST_BIAS = 1e12  # of what is added to a logit: float32 has digits for it, divided by the least temperature too
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class SamplingParams:
     """
 
     max_tokens: int = 256  # most tokens of an answer, at least 1
-    temperature: float | None = None  # from 0, which takes the likeliest token always
+    temperature: float | None = None  # from 0; below 1e-4 the likeliest token is taken always
     top_k: int | None = None  # draw among the k likeliest tokens; 0: among all
-    top_p: float | None = None  # draw among the likeliest tokens that have this probability together; in (0, 1]
+    top_p: float | None = None  # draw among the likeliest tokens that have this probability together; in [0, 1]
     min_p: float = 0.0  # leave out tokens with less than this share of the likeliest one's probability; in [0, 1]
     repetition_penalty: float = 1.0  # divides positive logits of tokens in prompt and answer, multiplies negative ones
     presence_penalty: float = 0.0  # taken from the logits of tokens in the answer
@@ -54,41 +57,38 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        _check_integer("max_tokens", self.max_tokens, least=1)
-        _check_number("temperature", self.temperature, 0, math.inf)
-        _check_integer("top_k", self.top_k, least=0)
-        _check_number("top_p", self.top_p, 0, 1)
+        for name, most in (("temperature", MOST_TEMPERATURE), ("top_p", 1)):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name), 0, most)
+        for name in ("top_k", "seed", "logprobs"):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), least=0)
+        for name in ("max_tokens", "n", "draft_tokens", "num_beams"):
+            _check_integer(name, getattr(self, name), least=1)
         _check_number("min_p", self.min_p, 0, 1)
-        _check_number("repetition_penalty", self.repetition_penalty, 0, math.inf)
-        _check_number("presence_penalty", self.presence_penalty, -math.inf, math.inf)
-        _check_number("frequency_penalty", self.frequency_penalty, -math.inf, math.inf)
-        _check_integer("seed", self.seed, least=0)
-        _check_integer("logprobs", self.logprobs, least=0)
-        _check_integer("n", self.n, least=1)
-        _check_integer("draft_tokens", self.draft_tokens, least=1)
+        _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        _check_number("presence_penalty", self.presence_penalty, -MOST_BIAS, MOST_BIAS)
+        _check_number("frequency_penalty", self.frequency_penalty, -MOST_BIAS, MOST_BIAS)
+        _check_number("length_penalty", self.length_penalty, -20, 20)
         if self.draft_tokens > MOST_DRAFT_TOKENS:
             raise RequestError(f"draft_tokens {self.draft_tokens} is above {MOST_DRAFT_TOKENS}")
         if self.speculation not in SPECULATIONS:
             raise RequestError(f"speculation {self.speculation!r} is unknown; use {', '.join(SPECULATIONS)}")
-        _check_integer("num_beams", self.num_beams, least=1)
-        _check_number("length_penalty", self.length_penalty, -math.inf, math.inf)
-        if self.early_stopping not in (True, False, "never"):
+        if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
             raise RequestError(f"early_stopping {self.early_stopping!r} is unknown; use True, False or 'never'")
         if self.num_beams > 1 and self.n > self.num_beams:
             raise RequestError(f"n {self.n} is above num_beams {self.num_beams}, which finds no more answers than that")
-        if self.top_p == 0 or self.repetition_penalty == 0:
-            raise RequestError("top_p and repetition_penalty must be above 0")
-        if not all(isinstance(stop, str) and stop for stop in self.stop):
+        if not isinstance(self.stop, Sequence) or not all(isinstance(stop, str) and stop for stop in self.stop):
             raise RequestError("stop must be non-empty strings")
+        if not isinstance(self.logit_bias, Mapping):
+            raise RequestError("logit_bias must have a number for each token id")
         for token, bias in self.logit_bias.items():
             _check_integer("a token of logit_bias", token, least=0)
-            _check_number("a value of logit_bias", bias, -math.inf, math.inf)
+            _check_number("a value of logit_bias", bias, -MOST_BIAS, MOST_BIAS)
 
 
-def _check_number(name: str, value: float | None, least: float, greatest: float) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+def _check_number(name: str, value: float, least: float, greatest: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise RequestError(f"{name} {value!r} is no finite number")
     if value < least:
         raise RequestError(f"{name} {value} is below {least}")
@@ -96,9 +96,7 @@ def _check_number(name: str, value: float | None, least: float, greatest: float)
         raise RequestError(f"{name} {value} is above {greatest}")
 
 
-def _check_integer(name: str, value: int | None, least: int) -> None:
-    if value is None:
-        return
+def _check_integer(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise RequestError(f"{name} {value!r} is no integer")
     if value < least:
@@ -160,7 +158,7 @@ class Sampler:
         self._vocab_size = vocab_size
         self._constraint = constraint
         self._eos_token_ids = eos_token_ids
-        self._seed: int | tuple[int, int] | None = params.seed
+        self._seed = np.random.SeedSequence(params.seed)
         self._uniforms: deque[float] = deque()  # drawn ahead: the next tokens' random numbers, one a token
         self._counts = self._seen = np.empty(0, np.int32)  # without penalties nothing is counted
         penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
@@ -197,7 +195,7 @@ class Sampler:
         fork = Sampler(self._params, (), self._vocab_size, constraint, self._eos_token_ids)
         fork._seen = self._seen.copy()
         if self._params.seed is not None:
-            fork._seed = (self._params.seed, index)
+            fork._seed = np.random.SeedSequence(self._params.seed, spawn_key=(index,))
         return fork
 
     def copy(self) -> "Sampler":

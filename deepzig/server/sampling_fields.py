@@ -5,9 +5,6 @@ from typing import Any
 from deepzig.engine.sampling import SamplingParams
 from deepzig.server.requests import SamplingFields
 
-# Below these float32 runs out of digits, and only the likeliest token is left anyway.
-LEAST_TEMPERATURE = 1e-4
-LEAST_TOP_P = 1e-6
 _SAME_NAMES = (
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "n", "ignore_eos",
 )  # fmt: skip
@@ -18,11 +15,7 @@ def sampling_params(
 ) -> SamplingParams:
     """What the engine is asked for. Raises RequestError for what it refuses."""
     given: dict[str, Any] = {name: value for name in _SAME_NAMES if (value := getattr(fields, name)) is not None}
-    if given.get("temperature", 1.0) < LEAST_TEMPERATURE:
-        given["temperature"] = 0.0
-    if given.get("top_p", 1.0) < LEAST_TOP_P:  # OpenAI allows even 0: only the likeliest token is left
-        given |= {"top_p": 1.0, "top_k": 1}
-    elif fields.top_k is not None:
+    if fields.top_k is not None:
         given["top_k"] = min(max(fields.top_k, 0), vocab_size)
     if fields.seed is not None:
         given["seed"] = fields.seed % (1 << 63)

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deepzig.engine import sampling
+from deepzig.engine.defaults import GenerationDefaults
 from deepzig.engine.sampling import Sampler, SamplingParams
 from deepzig.errors import NonFiniteLogitsError, RequestError
 
@@ -144,16 +146,44 @@ def test_logits_that_are_not_finite_fail_the_request(bad: float) -> None:
     "params",
     [
         {"max_tokens": 0}, {"max_tokens": 1.5}, {"max_tokens": True}, {"temperature": -0.1}, {"temperature": math.nan},
-        {"temperature": "hot"}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": -0.1}, {"min_p": 2},
+        {"temperature": "hot"}, {"top_k": -1}, {"top_p": -0.1}, {"top_p": 1.1}, {"min_p": -0.1}, {"min_p": 2},
         {"repetition_penalty": 0}, {"repetition_penalty": -1}, {"presence_penalty": math.inf}, {"seed": -1},
         {"seed": 0.5}, {"stop": ("",)}, {"stop": (3,)}, {"logprobs": -1}, {"logit_bias": {-1: 1.0}},
-        {"logit_bias": {"a": 1.0}}, {"logit_bias": {1: math.nan}},
+        {"logit_bias": {"a": 1.0}}, {"logit_bias": {1: math.nan}}, {"temperature": 10**400}, {"temperature": 1e39},
+        {"max_tokens": None}, {"min_p": None}, {"repetition_penalty": None}, {"num_beams": None}, {"stop": 5},
+        {"logit_bias": None}, {"logit_bias": {5: 1e39}}, {"presence_penalty": -1e39}, {"repetition_penalty": 1e-38},
+        {"length_penalty": 1000.0}, {"early_stopping": 1}, {"early_stopping": "always"},
     ],
 )  # fmt: skip
 def test_parameters_that_mean_nothing_are_refused(params: dict[str, Any]) -> None:
     with pytest.raises(RequestError) as caught:
         SamplingParams(**params)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("params", [{"temperature": 1e-38}, {"top_p": 0.0}, {"top_p": 1e-30}])
+def test_where_hardly_more_is_left_the_likeliest_token_is_taken(params: dict[str, float]) -> None:
+    settled = GenerationDefaults(frozenset()).settle(SamplingParams(seed=1, **params))
+    logits = some_logits()
+    assert Sampler(settled, (), len(logits)).choose(logits) == np.argmax(logits)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e6])
+def test_the_most_that_may_be_asked_for_is_drawn_from(temperature: float) -> None:
+    logits = some_logits()
+    logits[1] = -np.inf
+    bias = {2: sampling.MOST_BIAS, 3: -sampling.MOST_BIAS}
+    params = {"frequency_penalty": sampling.MOST_BIAS, "top_p": 0.9, "logit_bias": bias, "seed": 1}
+    chooser = sampler(temperature=temperature, **params)
+    assert chooser.choose(logits) == 2
+    assert 1 not in {chooser.choose(logits) for _ in range(20)}
+
+
+def test_branches_of_a_seed_draw_what_no_other_seed_does() -> None:
+    """numpy takes a sequence of numbers and their 32-bit words for the same seed."""
+    logits = np.zeros(50, np.float32)
+    second, other = sampler(seed=5).fork(1), sampler(seed=5 + (1 << 32))
+    assert [second.choose(logits) for _ in range(8)] != [other.choose(logits) for _ in range(8)]
 
 
 def test_a_single_stop_string_may_stand_alone() -> None:
