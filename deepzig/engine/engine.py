@@ -166,15 +166,11 @@ class Engine:
         prompts.save(self._scheduler, self._cache)
 
     def tell(self) -> None:
-        """Call `on_news` of the requests that have moved since the last call; one that raises is failed with it."""
+        """Call `on_news` of the requests that have moved since the last call."""
         news, self._news = self._news, set()
         for request in news:
             if request.on_news is not None:
-                try:
-                    request.on_news()
-                except Exception as error:
-                    request.on_news = None
-                    self.fail(request, error)
+                request.on_news()
 
     @property
     def shifts_context(self) -> bool:
@@ -294,7 +290,11 @@ class Engine:
             return
         branches = [branch]
         if len(branch.request.branches) < branch.request.params.n:
-            branches += self._fork(branch)
+            try:
+                branches += self._fork(branch)
+            except Exception as error:  # of a constraint
+                self.fail(branch.request, error)
+                return
         for each in branches:
             self._choose_token(each, rows, row)
 
@@ -345,6 +345,7 @@ class Engine:
             token = rows.greatest(row) if branch.sampler.is_greedy else branch.sampler.choose(rows.logits[row])
             wants_logprob = request.params.logprobs is not None
             logprob = branch.sampler.logprob(rows.logits[row], token) if wants_logprob else None
+            is_complete = branch.sampler.is_complete
         except Exception as error:  # of a constraint, too
             self.fail(request, error)
             return None
@@ -353,7 +354,7 @@ class Engine:
         if request.first_token is None:
             self._note_first_token(request, rows.time)
         reason = None
-        if token in request.eos_token_ids or branch.sampler.is_complete:
+        if token in request.eos_token_ids or is_complete:
             reason = "stop"
         elif branch.length >= request.max_length:
             reason = "length"

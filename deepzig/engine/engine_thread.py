@@ -52,7 +52,10 @@ class EngineThread:
                 self._post(lambda: self.engine.cancel(request, index, reason))
 
     def call(self, function: Callable[[], T]) -> T:
-        """What `function` returns or raises, run by the engine's thread between two steps."""
+        """What `function` returns or raises, run by the engine's thread between two steps; at once if that thread asks,
+        in a listener."""
+        if threading.current_thread() is self._thread:
+            return function()
         future: Future[T] = Future()
 
         def run() -> None:

@@ -5,6 +5,7 @@ Made by `LLM.submit`; calls `engine_thread` and `text`.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from deepzig.engine.engine_thread import EngineThread
@@ -33,12 +34,17 @@ class Generation:
         request: Request,
         tokenizer: Tokenizer | None,
         submitted: float,
+        owner: object,
         on_event: Callable[[], None] | None = None,
     ) -> None:
-        """Submits the request, which `submitted` says when it was asked for (time.perf_counter)."""
-        self._thread, self._request, self._submitted = thread, request, submitted
+        """Submits the request.
+
+        submitted: when it was asked for (time.perf_counter). owner: what closes the thread when nobody holds it.
+        """
+        self._thread, self._request, self._submitted, self._owner = thread, request, submitted, owner
         self._answers = [_Answer(index, tokenizer, request.params) for index in range(request.params.n)]
         self._is_ended = False  # the last chunk, or the error, has been given out
+        self._result: GenerationResult | None = None
         self._news = threading.Event()
         self._woken = 0.0  # when the reader last was
         self._awaits_end = False  # the reader is not interested in single tokens
@@ -109,21 +115,16 @@ class Generation:
 
     def __iter__(self) -> Iterator[StreamChunk]:
         """Chunks as they come. Closing the iterator cancels the request. Raises as `poll`."""
-        try:
-            while not self._is_ended:
-                self.wait()
-                yield from self.poll()
-        finally:
-            if not self._is_ended:
-                self.cancel()
+        return _Chunks(self)
 
     def result(self) -> GenerationResult:
         """Wait for the end. Raises as `poll`, and RequestError if the request is cancelled."""
         self._awaits_end = not self._request.params.stop  # stop strings are found here
-        for chunk in self:
-            if chunk.result is not None:
-                return chunk.result
-        raise RequestError("the request was cancelled")
+        for _ in self:
+            pass
+        if self._result is None:
+            raise self._request.error or RequestError("the request was cancelled")
+        return self._result
 
     def wait(self, timeout: float | None = None) -> None:
         """Sleep until there is news, at most `timeout` seconds; when the last was just now, let some gather."""
@@ -139,23 +140,55 @@ class Generation:
         if (self._request.is_finished or not self._awaits_end) and not self._news.is_set():
             self._news.set()
         if self._on_event is not None:
-            self._on_event()
+            try:
+                self._on_event()
+            except Exception as error:  # ends this request, no other
+                self._on_event = None
+                self._thread.engine.fail(self._request, error)
+                self._news.set()
 
     def _chunk(self, answer: "_Answer", events: list[TokenEvent]) -> StreamChunk:
         text = answer.take(events)
         if answer.is_stopped and events[-1].finish_reason is None:
             self._thread.cancel(self._request, answer.index, "stop")
-        result = None
         if answer.is_ended and all(each.is_ended for each in self._answers):
             self._is_ended = True
             choices = [each.choice() for each in self._answers]
             timings = self.timings
             assert timings is not None
-            result = GenerationResult(choices, timings, self.n_shifted)
+            self._result = GenerationResult(choices, timings, self.n_shifted)
         logprobs = [event.logprob for event in events if event.logprob is not None] or None
         return StreamChunk(
-            text, [event.token for event in events], answer.index, answer.finish_reason, logprobs, result
+            text, [event.token for event in events], answer.index, answer.finish_reason, logprobs, self._result
         )
+
+
+class _Chunks(Iterator[StreamChunk]):
+    """The chunks of a generation, from any time on. One that is closed or dropped before their end cancels the request,
+    which a generator would do only once it has been begun."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._ready: deque[StreamChunk] = deque()
+        self._is_closed = False
+
+    def __next__(self) -> StreamChunk:
+        while not self._ready:
+            if self._is_closed or self._generation.is_finished:
+                raise StopIteration
+            self._generation.wait()
+            self._ready.extend(self._generation.poll())
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        """Cancel the request, if it is not finished; there are no more chunks then."""
+        self._is_closed = True
+        self._ready.clear()
+        if not self._generation.is_finished:
+            self._generation.cancel()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class _Answer:
@@ -180,8 +213,8 @@ class _Answer:
         return self.finish_reason is not None
 
     def take(self, events: list[TokenEvent]) -> str:
-        """Add tokens, where there are stop strings one; returns the text that became certain, with the last token all
-        of it."""
+        """Add tokens, one at a time if there are stop strings. Returns the text that became certain; with the last
+        token, all that was held back."""
         tokens = [event.token for event in events]
         event = events[-1]
         self.token_ids += tokens

@@ -223,7 +223,7 @@ class LLM:
             priority=priority,
             constraint=constraint,
         )
-        return Generation(self._thread, request, self.tokenizer, submitted, on_event)
+        return Generation(self._thread, request, self.tokenizer, submitted, self, on_event)
 
     @property
     def n_context(self) -> int:

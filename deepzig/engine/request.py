@@ -76,7 +76,7 @@ class Request:
     max_length: int  # tokens of prompt and answer together
     tenant: str
     priority: int  # higher ones are served first
-    on_news: Callable[[], None] | None = None  # called after a step that moved the request; must not block
+    on_news: Callable[[], None] | None = None  # called after a step that moved the request; neither blocks nor raises
     number: int = 0  # order of arrival
     branches: list[Branch] = field(default_factory=list)
     beam_search: BeamSearch | None = None

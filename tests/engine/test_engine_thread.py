@@ -61,11 +61,30 @@ def test_cancelling_frees_the_pages_and_ends_the_reader(llm: deepzig.LLM) -> Non
         generation.result()
 
 
-def test_a_closed_stream_is_cancelled(llm: deepzig.LLM) -> None:
+@pytest.mark.parametrize("n_read", [0, 1])
+def test_a_closed_stream_is_cancelled(llm: deepzig.LLM, n_read: int) -> None:
     stream = llm.stream("Once upon a time", LONG)
-    next(stream)
+    for _ in range(n_read):
+        next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert ended_within(llm, 2)
+    assert list(stream) == []
+
+
+def test_a_stream_that_nobody_holds_is_cancelled(llm: deepzig.LLM) -> None:
+    llm.stream("Once upon a time", LONG)
+    assert ended_within(llm, 2)
+
+
+def test_a_stream_keeps_its_model() -> None:
+    chunks = deepzig.load("stories").stream("Once upon a time", SHORT)
+    assert sum(len(chunk.token_ids) for chunk in chunks) == 20
+
+
+def test_a_result_can_be_had_again(llm: deepzig.LLM) -> None:
+    generation = llm.submit("Once upon a time", SHORT)
+    assert len(list(generation)) > 0
+    assert generation.result() is generation.result()
 
 
 def test_a_stop_string_ends_its_choice_only(llm: deepzig.LLM) -> None:
@@ -128,8 +147,17 @@ def test_a_listener_that_raises_ends_its_request_alone(llm: deepzig.LLM) -> None
 
     bad = llm.submit("Once upon a time", SHORT, on_event=fail)
     assert len(llm.generate("Once upon a time", SHORT).token_ids) == 20
-    with pytest.raises(RuntimeError, match="event loop"):
-        bad.result()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="event loop"):
+            bad.result()
+    with pytest.raises(RuntimeError, match="event loop"):  # also of one that is waited for from the beginning
+        llm.submit("Once upon a time", LONG, on_event=fail).result()
+
+
+def test_a_listener_may_call_the_model(llm: deepzig.LLM) -> None:
+    running: list[int] = []
+    llm.submit("Once upon a time", SHORT, on_event=lambda: running.append(llm.stats().n_running)).result()
+    assert running and running[-1] == 0
 
 
 def test_a_defect_in_a_step_reaches_every_reader(llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,3 +205,30 @@ def test_a_constraint_holds_for_every_choice(llm: deepzig.LLM) -> None:
     impossible.allowed = lambda: np.zeros(llm.config.vocab_size, bool)  # type: ignore[method-assign]
     with pytest.raises(RequestError, match="allows no token"):
         llm.submit("Once upon a time", params, constraint=impossible).result()
+
+
+class Broken(OnlyEven):
+    """Cannot be copied, or cannot say whether it is complete."""
+
+    def __init__(self, vocab_size: int, part: str) -> None:
+        super().__init__(7, vocab_size)
+        self.part = part
+
+    @property
+    def is_complete(self) -> bool:
+        if self.part == "is_complete":
+            raise ValueError("broken")
+        return False
+
+    def copy(self) -> "OnlyEven":
+        raise ValueError("broken")
+
+
+@pytest.mark.parametrize(("part", "n"), [("copy", 2), ("is_complete", 1)])
+def test_a_broken_constraint_ends_its_request_alone(llm: deepzig.LLM, part: str, n: int) -> None:
+    other = llm.submit("Once upon a time", SamplingParams(max_tokens=200, temperature=0.0, ignore_eos=True))
+    params = SamplingParams(max_tokens=20, n=n, ignore_eos=True)
+    broken = llm.submit("Once upon a time", params, constraint=Broken(llm.config.vocab_size, part))
+    with pytest.raises(ValueError, match="broken"):
+        broken.result()
+    assert len(other.result().token_ids) == 200
