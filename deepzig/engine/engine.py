@@ -401,7 +401,7 @@ class Engine:
         for copy in copies:
             copy.drafting = self._speculator.begin(request)
         request.branches += copies
-        self._scheduler.fork(branch, copies)
+        self._scheduler.run_on_pages_of(branch, copies)
         return copies
 
     def _finish(self, branch: Branch, reason: str, *, keep: bool = True) -> None:

@@ -2,7 +2,7 @@
 
 A node is a page; its path from the root spells the tokens before it. Each tenant has a tree of its own, so that nobody
 learns from timing what others asked. The tree is one holder of each of its pages; pages that only the tree holds are
-given back least recently used first. Called by `engine`; knows tokens and page numbers.
+given back least recently used first. Called by `scheduler` and `prompt_cache`; knows tokens and page numbers.
 """
 
 import heapq
@@ -83,19 +83,21 @@ class PrefixTree:
     def insert(self, tenant: str, tokens: Sequence[int], pages: Sequence[int]) -> None:
         """Remember that pages hold tokens, page by page. What the tree has already is not stored twice."""
         self._clock += 1
-        node = self._roots.setdefault(tenant, _Node((), -1, None, 0))
+        node = self._root(tenant)
         for index, page in enumerate(pages):
             part = tuple(tokens[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
             if not part:
                 return
-            place = node.place(part)
-            if place == len(node.children) or node.children[place].tokens[: len(part)] != part:
-                place = self._add(node, place, part, page)
-            known = node.children[place]
-            known.last_used = self._clock
-            if len(known.tokens) < PAGE_SIZE:
+            node = self._child(node, part, page)
+            if len(node.tokens) < PAGE_SIZE:
                 return
-            node = known
+
+    def restore(self, tenant: str, saved: Sequence[SavedPage]) -> None:
+        """Remember what `saved_pages` gave, on pages that hold it again."""
+        self._clock += 1
+        nodes: list[_Node] = []
+        for tokens, page, parent in saved:
+            nodes.append(self._child(nodes[parent] if parent >= 0 else self._root(tenant), tokens, page))
 
     def saved_pages(self, tenant: str, most: int) -> list[SavedPage]:
         """A tenant's pages, each behind its parent: the whole texts that were used last, at most `most` pages."""
@@ -134,6 +136,33 @@ class PrefixTree:
     def n_pages(self) -> int:
         """Pages that the tree holds."""
         return sum(1 for _ in self._nodes())
+
+    @property
+    def n_evictable(self) -> int:
+        """Pages that `evict` would give back, one after the other: the tree alone holds them and what follows them."""
+        n_pages = 0
+        staying: set[int] = set()  # ids of nodes that are followed by pages in use
+        for node in reversed(list(self._nodes())):  # what follows a page comes before it
+            if id(node) in staying or self._pool.is_shared(node.page):
+                staying.add(id(node.parent))
+            else:
+                n_pages += 1
+        return n_pages
+
+    def _root(self, tenant: str) -> _Node:
+        if tenant not in self._roots:
+            self._roots = {name: root for name, root in self._roots.items() if root.children}  # clients name tenants
+            self._roots[tenant] = _Node((), -1, None, 0)
+        return self._roots[tenant]
+
+    def _child(self, parent: _Node, tokens: tuple[int, ...], page: int) -> _Node:
+        """The node that holds tokens behind its parent: the one that is there, or a new one on the page."""
+        place = parent.place(tokens)
+        if place == len(parent.children) or parent.children[place].tokens[: len(tokens)] != tokens:
+            place = self._add(parent, place, tokens, page)
+        node = parent.children[place]
+        node.last_used = self._clock
+        return node
 
     def _add(self, parent: _Node, place: int, tokens: tuple[int, ...], page: int) -> int:
         """A new node at its place, which is returned; a shorter one that it continues gives way."""

@@ -17,6 +17,7 @@ import numpy as np
 from deepzig.checkpoint.reader import SafetensorsFile, shown
 from deepzig.checkpoint.safe_files import room_errors
 from deepzig.checkpoint.writer import SafetensorsWriter
+from deepzig.engine.prefix import SavedPage
 from deepzig.engine.scheduler import Scheduler
 from deepzig.errors import CheckpointError, DeepzigError
 from deepzig.model.cache import PAGE_SIZE, LatentCache
@@ -116,19 +117,18 @@ class PromptCache:
             )
 
     def _restore(self, arrays: dict[str, np.ndarray], scheduler: Scheduler, cache: LatentCache) -> int:
-        pool, prefixes = scheduler.pool, scheduler.prefixes
-        texts: list[tuple[list[int], list[int]]] = []  # of each node: tokens and pages of its path
+        pool = scheduler.pool
+        saved: list[SavedPage] = []
         for index, (parent, n_tokens) in enumerate(zip(arrays["parents"], arrays["n_tokens"], strict=True)):
             page = pool.take() if pool.n_free > pool.n_pages // 2 else None
             if page is None:
                 break
             cache.import_page(page, arrays, index)
-            above = texts[parent] if parent >= 0 else ([], [])
-            tokens = [*above[0], *arrays["tokens"][index, :n_tokens].tolist()]
-            texts.append((tokens, [*above[1], page]))
-            prefixes.insert("", *texts[-1])
-            pool.release(page)  # the tree holds it now
-        return len(texts)
+            saved.append(SavedPage(tuple(arrays["tokens"][index, :n_tokens].tolist()), page, int(parent)))
+        scheduler.prefixes.restore("", saved)
+        for each in saved:
+            pool.release(each.page)  # the tree holds it now
+        return len(saved)
 
 
 def hash_of_model(directory: Path) -> str:

@@ -51,7 +51,7 @@ class Scheduler:
         """Put a branch into the queue."""
         insort(self.waiting, branch, key=_urgency)
 
-    def fork(self, branch: Branch, copies: list[Branch]) -> None:
+    def run_on_pages_of(self, branch: Branch, copies: list[Branch]) -> None:
         """Let copies of a running branch run too, on its pages; whoever writes into a shared page gets a copy of it."""
         for copy in copies:
             copy.pages, copy.n_computed, copy.hidden = list(branch.pages), branch.n_computed, branch.hidden
@@ -67,13 +67,13 @@ class Scheduler:
         self._drop_pages(branch)
 
     def keep_text(self, branch: Branch) -> None:
-        """Show all that is computed of a branch to the requests that come; not if it has seen tokens that are gone."""
+        """Put what is computed of a branch into the prefix tree, unless it has seen tokens that are dropped by now."""
         if branch.n_computed and not branch.is_shifted:
             n_pages = -(-branch.n_computed // PAGE_SIZE)
             self.prefixes.insert(branch.request.tenant, branch.tokens[: branch.n_computed], branch.pages[:n_pages])
 
     def keep_prompt(self, branch: Branch) -> None:
-        """Show the whole pages of a prompt, just read, to the requests that come."""
+        """Put the whole pages of a prompt that has just been read into the prefix tree."""
         n_full = branch.request.n_prompt // PAGE_SIZE
         self.prefixes.insert(branch.request.tenant, branch.tokens[: n_full * PAGE_SIZE], branch.pages[:n_full])
 
@@ -106,7 +106,7 @@ class Scheduler:
     def replace(self, old: list[Branch], new: list[Branch], parents: list[int]) -> None:
         """Let the beams of the next step run in place of the last ones, each on the pages of old[parent]."""
         for branch, parent in zip(new, parents, strict=True):
-            self.fork(old[parent], [branch])
+            self.run_on_pages_of(old[parent], [branch])
         for branch in old:
             self.remove(branch, keep=False)
 
@@ -132,16 +132,16 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Move waiting branches to the running ones, most urgent first, while there are pages for their tokens."""
-        while self.waiting and len(self.running) < MAX_RUNNING:
+        while self.waiting:
             branch = self.waiting[0]
             together = self._together(branch)
             n_branches = len(together) if len(branch.request.branches) > 1 else branch.request.max_branches
-            if self.running and len(self.running) + n_branches > MAX_RUNNING:
+            if self.running and self._n_to_run() + n_branches > MAX_RUNNING:
                 return
             for each in together:
                 self._reuse_prefix(each)
             n_new = sum(len(each.tokens) // PAGE_SIZE + 1 - len(each.pages) for each in together)
-            if self.running and not self._can_free(n_new):
+            if self.running and not self._free_pages(n_new):
                 for each in together:
                     self._drop_pages(each)
                 return
@@ -150,6 +150,11 @@ class Scheduler:
                 insort(self.running, each, key=_urgency)
             if branch.request.started is None:
                 branch.request.started = time.perf_counter()
+
+    def _n_to_run(self) -> int:
+        """Branches that run, and those into which running requests have yet to fork."""
+        unforked = [branch.request for branch in self.running if len(branch.request.branches) == 1]
+        return len(self.running) + sum(request.max_branches - 1 for request in unforked)
 
     def _together(self, branch: Branch) -> list[Branch]:
         """The branches that run and wait with this one: beams go step by step, and half of them would wait forever."""
@@ -164,7 +169,7 @@ class Scheduler:
         branch.pages = list(match.pages)
         branch.n_computed = len(match.pages) * PAGE_SIZE
         if match.partial_page is not None:
-            self.pool.share(match.partial_page)  # the copy's page must not be this one
+            self.pool.share(match.partial_page)  # so that no room for the copy is made by giving it away
             copy = self._take_page()
             if copy is not None:
                 self._cache.copy_page(match.partial_page, copy)
@@ -192,7 +197,7 @@ class Scheduler:
         first_written = branch.n_computed // PAGE_SIZE
         for block in range(first_written, -(-n_tokens // PAGE_SIZE)):
             while not self._own(branch, block):
-                # One that is alone goes back too: unshared, the pages that it wants to write can be had next time.
+                # Even the only one goes back: read again, it has pages of its own and needs no copies of shared ones.
                 self._preempt(self.running[-1])
                 if branch not in self.running:
                     return False
@@ -219,7 +224,7 @@ class Scheduler:
             return 0
         n_drafts = self._draft_length(branch, n_decoding)
         n_new = -(-(len(branch.tokens) + n_drafts) // PAGE_SIZE) - len(branch.pages)
-        if not n_drafts or not self._can_free(n_new):
+        if not n_drafts or not self._free_pages(n_new):
             return 0
         for _ in range(n_new):
             page = self.pool.take()
@@ -227,11 +232,13 @@ class Scheduler:
             branch.pages.append(page)
         return n_drafts
 
-    def _can_free(self, n_pages: int) -> bool:
-        """Whether n_pages can be had without preempting anybody."""
-        while self.pool.n_free < n_pages:
-            if not self.prefixes.evict():
-                return False
+    def _free_pages(self, n_pages: int) -> bool:
+        """Have n_pages free, at the cost of kept prefixes. False, with nothing given away, if they do not suffice."""
+        n_missing = n_pages - self.pool.n_free
+        if n_missing > 0 and self.prefixes.n_evictable < n_missing:
+            return False
+        for _ in range(n_missing):
+            self.prefixes.evict()
         return True
 
     def _take_page(self) -> int | None:

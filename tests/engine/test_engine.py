@@ -228,6 +228,29 @@ def test_short_prompts_are_read_together_and_pieces_do_not_depend_on_company(
     assert answer(long) == answer_of(Engine(model, 1024), some_ids(700, 10), 2)
 
 
+def test_branches_that_are_still_to_come_have_their_places(model: DeepseekModel) -> None:
+    engine = Engine(model, 4096 * PAGE_SIZE)
+    for seed in range(8):
+        submit(engine, some_ids(20, seed), greedy(4, n=20))
+    most = 0
+    while engine.step():
+        most = max(most, engine.stats().n_running)
+    assert most == 60 <= scheduler.MAX_RUNNING
+
+
+def test_a_request_that_must_wait_costs_no_prefix(exact_model: DeepseekModel) -> None:
+    engine = Engine(exact_model, 8 * PAGE_SIZE)
+    answer_of(engine, some_ids(2 * PAGE_SIZE, 1), 2)
+    running = submit(engine, some_ids(3 * PAGE_SIZE, 2), greedy(PAGE_SIZE // 2))
+    engine.step()
+    kept = engine.stats().n_prefix_pages
+    waiting = submit(engine, some_ids(7 * PAGE_SIZE, 3), greedy(2))
+    engine.step()
+    assert engine.n_waiting == 1 and engine.stats().n_prefix_pages == kept
+    run_all(engine)
+    assert running.is_finished and waiting.is_finished
+
+
 def test_limits_are_errors(model: DeepseekModel) -> None:
     engine = Engine(model, 2 * PAGE_SIZE)
     with pytest.raises(ContextLengthError, match="128"):

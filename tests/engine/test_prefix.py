@@ -110,3 +110,38 @@ def test_nothing_is_kept_twice_and_longer_ends_take_the_place_of_shorter() -> No
     longer = kept(tree, pool, [*A, 5, 6, 7])
     assert tree.n_pages == 2 and tree.match("", [*A, 5, 6, 7]).partial_page == longer[1]
     assert pool.n_free == 6
+
+
+def test_pages_that_can_be_had_are_counted_before_any_is_given_away() -> None:
+    pool = PagePool(8)
+    tree = PrefixTree(pool)
+    pages = kept(tree, pool, [*A, *B, *C])
+    kept(tree, pool, [*A, *C, *B])
+    assert tree.n_evictable == tree.n_pages == 5
+    pool.share(pages[1])  # a request reads it: it stays, and so does the page before it
+    assert tree.n_evictable == 3
+    assert [tree.evict() for _ in range(4)] == [True, True, True, False]
+    assert tree.n_evictable == 0
+
+
+def test_saved_pages_come_back() -> None:
+    pool = PagePool(8)
+    tree = PrefixTree(pool)
+    kept(tree, pool, [*A, *B, 7, 8])
+    kept(tree, pool, [*A, *C])
+    saved = tree.saved_pages("", 8)
+    again = PrefixTree(pool)
+    again.restore("", saved)
+    assert again.match("", [*A, *B, 7, 8]) == tree.match("", [*A, *B, 7, 8])
+    assert again.match("", [*A, *C]) == tree.match("", [*A, *C])
+    assert again.n_pages == 4
+
+
+def test_tenants_without_pages_are_forgotten() -> None:
+    pool = PagePool(2)
+    tree = PrefixTree(pool)
+    for tenant in range(50):
+        while pool.n_free == 0:
+            tree.evict()
+        kept(tree, pool, A, tenant=f"tenant {tenant}")
+    assert len(tree._roots) <= pool.n_pages + 1
