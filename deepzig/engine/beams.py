@@ -36,8 +36,10 @@ def new_search(request: Request, constraint: TokenConstraint | None, n_pages: in
 
 
 def advance_search(request: Request, search: BeamSearch) -> tuple[list[Branch], list[int]]:
-    """Take a step with the logits of all beams: the beams so far, and for each of request.branches, which are new ones
-    without pages, its parent among them; no parents when the search is over.
+    """Take a step with the logits of all beams. Puts those that go on into request.branches, still without pages.
+
+    Returns the beams before the step and, for each new one, the place of its parent among them; no parents when the
+    search is over, and request.branches as it was.
 
     Raises:
         NonFiniteLogitsError: the model gave NaN.

@@ -188,7 +188,7 @@ class Engine:
         return len(self._scheduler.waiting)
 
     def queue_position(self, request: Request) -> int:
-        """How many branches will be admitted before this request is, and one; 0 if it does not wait."""
+        """The request's place in the queue, from 1; 0 if it does not wait."""
         waiting = list(self._scheduler.waiting)  # a copy: the caller's thread may be another
         return next((i for i, branch in enumerate(waiting, 1) if branch.request is request), 0)
 

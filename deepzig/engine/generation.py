@@ -203,8 +203,8 @@ class _Answer:
         self._score: float | None = None
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] | None = [] if params.logprobs is not None else None
+        self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer) if tokenizer is not None else None
-        self._n_tokens = tokenizer.vocab_size if tokenizer is not None else 0
         self._stops = StopMatcher(params.stop) if params.stop else None
 
     @property
@@ -245,7 +245,7 @@ class _Answer:
         return text
 
     def _decoded(self, tokens: list[int]) -> str:
-        """Text that became whole with the tokens. Rows of the embedding beyond the tokenizer's vocabulary have none."""
-        if self._decoder is None:
+        """Text that became whole with the tokens. Rows of the embedding without a token have none."""
+        if self._tokenizer is None or self._decoder is None:
             return ""
-        return self._decoder.push(*[token for token in tokens if token < self._n_tokens])
+        return self._decoder.push(*filter(self._tokenizer.has_token, tokens))

@@ -235,7 +235,7 @@ class LLM:
         return self._thread.stats()
 
     def count_experts(self) -> ExpertLoad:
-        """Count from now on how often each expert is chosen, in all requests together."""
+        """Count from now on how often each expert is chosen, in all requests together; an earlier count ends."""
         load = ExpertLoad(self.config)
         self._thread.engine.observer = load.observe
         return load
@@ -270,10 +270,12 @@ class LLM:
             attention: "absorbed" or "expanded" to force one form; None picks the cheaper.
 
         Raises:
-            RequestError: there are no token ids, they are outside the vocabulary, or `attention` is unknown.
+            RequestError: there are no token ids, or an argument is outside what it may be.
         """
         if attention not in (None, "absorbed", "expanded"):
             raise RequestError(f"attention {attention!r} is unknown; use absorbed or expanded")
+        if chunk_size < 1:
+            raise RequestError(f"chunk_size {chunk_size} is below 1")
         ids = self._checked_ids(token_ids)
         cache = self.model.make_cache(len(ids))
 
@@ -291,6 +293,8 @@ class LLM:
             RequestError: there are no token ids, or they are outside the vocabulary.
             NonFiniteLogitsError: the model produced NaN.
         """
+        if n_top < 0:
+            raise RequestError(f"n_top {n_top} is below 0")
         ids = self._checked_ids(token_ids)
         scored = score_text(self.model, ids, self.model.make_cache(len(ids)), n_top)
         entries: list[TokenLogprob] = []
@@ -310,6 +314,8 @@ class LLM:
         cache = self.model.make_cache(len(ids))
 
         def read() -> np.ndarray:
+            if len(ids) == 1:
+                return np.empty((0, self.config.vocab_size), np.float32)
             hidden = np.concatenate(list(read_text(self.model, ids, cache)))
             rows = text_rows(0, len(ids) - 1, cache)
             return self.model.mtp_logits(0, self.model.mtp_forward(0, ids[1:], hidden[:-1], rows, cache))
@@ -335,7 +341,10 @@ class LLM:
                 raise RequestError("this model has no chat template; give text instead of messages")
             messages = cast(Sequence[Mapping[str, Any]], prompt)
             return np.array(self.chat_template.render_tokens(messages, self.tokenizer), np.int64)
-        ids = np.asarray(prompt)
+        try:
+            ids = np.asarray(prompt)
+        except ValueError:  # lists of unequal lengths
+            ids = np.empty((0, 0))
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise RequestError("a prompt must be text, a list of token ids, or a list of messages")
         return ids.astype(np.int64)

@@ -97,5 +97,5 @@ class EngineStats:
     tokens_decoded: int  # of answers
     tokens_drafted: int  # guesses ahead
     tokens_accepted: int  # of them, chosen by the model too
-    preemptions: int  # times that a request had to leave its pages to a more urgent one
+    preemptions: int  # times that a branch, or a search's beams together, gave up pages to be read again
     finished: dict[str, int]  # requests by reason: stop, length, cancelled, error

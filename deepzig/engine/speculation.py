@@ -23,7 +23,7 @@ PRIOR_WEIGHT = 8  # guesses that the prior counts as
 TRUSTED = 3  # measurements of a time before it is believed
 MOST_PENDING = 32  # positions that the MTP layer may fall behind while guessing does not pay
 MOST_TEXTS = 8  # decoded together, beyond which auto does not guess: their rows leave no arithmetic idle
-RETRIED = 32  # where the MTP layer has lost time, each so many requests one tries again
+RETRIED = 32  # where the MTP layer has lost time, one request in so many tries it again
 
 
 class Speculator:
@@ -65,7 +65,8 @@ class Speculator:
             branch.hidden = rows
 
     def length(self, branch: Branch, n_decoding: int) -> int:
-        """Guesses to make for a branch in a step that decodes n_decoding branches."""
+        """Guesses to make for a branch in a step that decodes n_decoding branches. One that has fallen MOST_PENDING
+        positions behind stops guessing for good."""
         drafting, params = branch.drafting, branch.request.params
         if drafting is None or (drafting.ngrams is None and branch.hidden is None):
             return 0
@@ -90,7 +91,7 @@ class Speculator:
         if by_mtp and self._mtp is not None:
             started = time.perf_counter()
             drafted = self._mtp.draft([branches[i] for i in by_mtp], [counts[i] for i in by_mtp])
-            self._drafts.add(max(counts), time.perf_counter() - started)
+            self._drafts.add(max(counts[i] for i in by_mtp), time.perf_counter() - started)
             for i, drafts in zip(by_mtp, drafted, strict=True):
                 guesses[i] = drafts
         return guesses

@@ -56,9 +56,10 @@ def evaluate(
         NonFiniteLogitsError: a model gives NaN or infinity.
     """
     window, stride = window_size(llm, window, stride)
-    prefix, encoded = encode_documents(llm, split_documents(text))
+    documents = split_documents(text)
+    prefix, encoded = encode_documents(llm, documents)
     if reference is not None:
-        _check_reference(llm, reference, prefix, encoded, window)
+        _check_reference(llm, reference, documents[0], window)
     windows = [w for token_ids in encoded for w in iter_windows(prefix, token_ids, window, stride)]
     total = sum(w.n_predicted for w in windows)
     nll: list[np.ndarray] = []
@@ -102,7 +103,7 @@ class _DivergenceSum:
         return Divergence(float(kl.mean()), float(np.quantile(kl, 0.99)), float(np.concatenate(self._same).mean()))
 
 
-def _check_reference(llm: LLM, reference: LLM, prefix: list[int], encoded: list[list[int]], window: int) -> None:
+def _check_reference(llm: LLM, reference: LLM, sample: str, window: int) -> None:
     if reference.config.vocab_size != llm.config.vocab_size:
         sizes = f"{llm.config.vocab_size} and {reference.config.vocab_size}"
         raise RequestError(f"model and reference have vocabularies of {sizes} tokens; compare forms of the same model")
@@ -110,8 +111,8 @@ def _check_reference(llm: LLM, reference: LLM, prefix: list[int], encoded: list[
         raise RequestError(f"the reference's context is shorter than the window of {window} tokens; give --window")
     if reference.tokenizer is not None:
         assert llm.tokenizer is not None
-        sample = llm.tokenizer.decode(encoded[0])
-        if reference.tokenizer.encode(sample, add_bos=False, allow_special=False) != encoded[0]:
+        alike = {"add_bos": False, "allow_special": False}
+        if reference.tokenizer.encode(sample, **alike) != llm.tokenizer.encode(sample, **alike):
             raise RequestError("model and reference have different tokenizers; compare forms of the same model")
 
 

@@ -111,7 +111,7 @@ class _SpeedBench:
 
     def tokens_per_s(self, test: SpeedTest) -> float:
         """Of a prompt until all requests have their first token; of answers from the first one's first token to the
-        last one's last, so that none is counted while fewer run."""
+        last one's last. Time in which only some run is included."""
         first, last, n_read = self._run(test, test.n_answer)
         if test.kind == "prompt":
             return n_read / max(first)

@@ -79,8 +79,10 @@ def encode_documents(llm: LLM, documents: Sequence[str]) -> tuple[list[int], lis
 
 
 def iter_windows(prefix: Sequence[int], token_ids: Sequence[int], window: int, stride: int) -> Iterator[Window]:
-    """The windows of one document."""
+    """The windows of one document. Raises RequestError if the tokens before it fill a window."""
     room = window - len(prefix)
+    if room < 1:
+        raise RequestError(f"a window of {window} tokens is filled by those before a text; give a larger one")
     unpredicted = 0 if prefix else 1  # the first token of a document, when nothing stands before it
     done = min(room, len(token_ids))
     if done > unpredicted:

@@ -143,12 +143,19 @@ class Tokenizer:
         Raises:
             RequestError: the id is unknown.
         """
-        content = self._added.get(operator.index(token_id))
-        if content is None and token_id >= 0:
-            content = self._backend.token_bytes(operator.index(token_id))
+        content = self._content(operator.index(token_id))
         if content is None:
-            raise RequestError(f"token id {token_id} is not in the vocabulary; ids run from 0 to {self.vocab_size - 1}")
+            raise RequestError(f"token id {token_id} is not in the vocabulary, whose ids are below {self.vocab_size}")
         return content
+
+    def has_token(self, token_id: int) -> bool:
+        """Whether the id is in use: vocabularies have gaps, and the model's head may have more rows."""
+        return self._content(token_id) is not None
+
+    def _content(self, token_id: int) -> bytes | None:
+        if token_id in self._added or not 0 <= token_id < self.vocab_size:  # a backend remembers what it is asked for
+            return self._added.get(token_id)
+        return self._backend.token_bytes(token_id)
 
     def is_special(self, token_id: int) -> bool:
         """Whether decode leaves this token out."""

@@ -122,7 +122,7 @@ def test_a_folder_without_tokenizer_takes_token_ids(without_tokenizer: deepzig.L
         without_tokenizer.generate([{"role": "user", "content": "hi"}])
 
 
-@pytest.mark.parametrize("prompt", [[], [-1], [10**9], [[1]], [1.5], np.zeros((1, 2), int)])
+@pytest.mark.parametrize("prompt", [[], [-1], [10**9], [[1]], [[1, 2], [3]], [1.5], np.zeros((1, 2), int)])
 def test_impossible_prompts_are_refused(without_tokenizer: deepzig.LLM, prompt: Any) -> None:
     with pytest.raises(RequestError):
         without_tokenizer.generate(prompt, GREEDY)
@@ -202,3 +202,16 @@ def test_the_context_is_that_of_a_small_cache(stories: deepzig.LLM) -> None:
     assert stories.n_context == stories.config.max_position_embeddings == 1024
     with deepzig.load("stories", cache_bytes=1 << 20) as small:
         assert small.n_context % 64 == 0 and 64 <= small.n_context < 1024
+
+
+def test_one_token_has_no_second_behind_it(stories: deepzig.LLM) -> None:
+    assert stories.mtp_logits([5]).shape == (0, stories.config.vocab_size)
+
+
+def test_arguments_that_mean_nothing_are_refused(stories: deepzig.LLM) -> None:
+    for call in (
+        lambda: stories.logits([1, 2], chunk_size=0),
+        lambda: stories.prompt_logprobs([1, 2], n_top=-1),
+    ):
+        with pytest.raises(RequestError):
+            call()

@@ -74,3 +74,8 @@ def test_sizes_that_cannot_be(stories: LLM, window: int, stride: int | None) -> 
 def test_a_text_without_tokens_is_an_error(stories: LLM) -> None:
     with pytest.raises(RequestError, match="no tokens"):
         encode_documents(stories, [])
+
+
+def test_a_window_that_the_tokens_before_a_text_fill_is_an_error() -> None:
+    with pytest.raises(RequestError, match="is filled"):
+        list(iter_windows([1, 2], [3, 4, 5], 2, 2))

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,18 @@ def test_unknown_id(any_tokenizer: Tokenizer, token_id: int) -> None:
         any_tokenizer.token_bytes(token_id)
     with pytest.raises(RequestError, match="not in the vocabulary"):
         any_tokenizer.decode([0, token_id])
+
+
+def test_a_gap_has_no_token(sentencepiece_directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(sentencepiece_directory, tmp_path / "gap")
+    config = json.loads((tmp_path / "gap/tokenizer_config.json").read_text())
+    config["added_tokens_decoder"]["5000"] = {"content": "<|far|>", "special": True}
+    (tmp_path / "gap/tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(tmp_path / "gap")
+    assert tokenizer is not None and tokenizer.vocab_size == 5001
+    assert [tokenizer.has_token(token_id) for token_id in (-1, 4000, 5000, 5001)] == [False, False, True, False]
+    with pytest.raises(RequestError, match="4000 is not in the vocabulary"):
+        tokenizer.token_bytes(4000)
 
 
 def test_lone_surrogate(any_tokenizer: Tokenizer) -> None:
