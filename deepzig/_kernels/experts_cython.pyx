@@ -99,7 +99,8 @@ cdef void gate_up_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef int64_t place = job.start[expert], count = job.start[expert + 1] - place, j
     cdef const Matrix* gate = job.weights + 3 * expert
     cdef const uint8_t* packed = job.packed_x + job.x_start[expert]
-    cdef int64_t space_floats = padded(multiply_space(job.up_way, gate, job.gate_rows))
+    cdef int64_t space_floats = padded(max(multiply_space(job.up_way, gate, job.gate_rows),
+                                           multiply_space(job.up_way, gate + 1, job.gate_rows)))
     cdef float* space = thread_floats(FOR_TASK, space_floats + count * rows)
     cdef float* activation = job.activations + place * job.activation_step + first
     cdef float* up = space + space_floats
