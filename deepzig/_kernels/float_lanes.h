@@ -75,10 +75,10 @@ INLINE int spread_codes(int format, vint codes, vint flip, vfloat *value) {
 }
 
 /* LANES rows of `steps` times 32 bits, of codes or, F32, of values, turned into a panel of values. */
-INLINE void turn_rows(int format, const float *const *row, int64_t steps, vint flip, float (*panel)[FLOAT_ROWS]) {
+INLINE void turn_rows(int format, const uint8_t *const *row, int64_t steps, vint flip, float (*panel)[FLOAT_ROWS]) {
     for (int64_t at = 0; at < steps; at += LANES) {
         vfloat value[LANES], column[LANES], spread[4];
-        for (int i = 0; i < LANES; i++) value[i] = vload(row[i] + at);
+        for (int i = 0; i < LANES; i++) memcpy(value + i, row[i] + 4 * at, sizeof *value); /* codes lie anywhere */
         transpose(value, column);
         for (int c = 0; c < LANES; c++) {
             const int count = spread_codes(format, (vint)column[c], flip, spread);
@@ -93,12 +93,12 @@ INLINE void turn_floats(const Matrix *w, int64_t first, int64_t last, int64_t k,
                         float (*panel)[FLOAT_ROWS], float (*decoded)[FLOAT_BLOCK]) {
     const int together = turned_together(w, width);
     const vint flip = (vint){0} + (w->offset ? (int32_t)0x80808080 : 0);
-    const float *row[LANES];
+    const uint8_t *row[LANES];
     for (int i = 0; i < LANES; i++) {
         const int64_t n = first + i < last ? first + i : last - 1;
         const uint8_t *codes = (const uint8_t *)w->codes + n * w->row_bytes;
-        row[i] = w->format == F32 ? (const float *)codes + k : decoded[i];
-        if (together) row[i] = (const float *)(codes + 4 * k / together);
+        row[i] = w->format == F32 ? codes + 4 * k : (const uint8_t *)decoded[i];
+        if (together) row[i] = codes + 4 * k / together;
         call_for_row(w, n + FLOAT_ROWS, k, width);
         if (!together && w->format != F32) decode_weights(w, n, k, width, decoded[i]);
     }

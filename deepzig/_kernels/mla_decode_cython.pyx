@@ -204,6 +204,8 @@ def mla_decode(cnp.ndarray query not None, cnp.ndarray pages not None, cnp.ndarr
     need_output(out, "out", cnp.NPY_FLOAT32, 3, 3)
     job.n_rows, job.n_heads, job.width = cnp.PyArray_DIM(query, 0), cnp.PyArray_DIM(query, 1), cnp.PyArray_DIM(query, 2)
     job.rank = cnp.PyArray_DIM(out, 2)
+    if job.rank > job.width:
+        raise ValueError(f"out has {job.rank} numbers a head, more than the {job.width} of a cached row")
     need_size(pages, "pages", 2, job.width)
     need_size(row_sequence, "row_sequence", 0, job.n_rows)
     need_size(lengths, "lengths", 0, job.n_rows)

@@ -63,6 +63,8 @@ class Weight:
             expected = (-(-n_rows // self.block_rows), -(-n_columns // self.group_size))
             if self.scale.shape != expected or not self.scale.flags.c_contiguous:
                 raise ValueError(f"scale has shape {self.scale.shape}, expected {expected}, C-contiguous")
+            if self.scale.dtype != (np.float32 if self.scale_format == "f32" else np.uint16):
+                raise ValueError(f"scale is {self.scale.dtype}, which is no {self.scale_format}")
         object.__setattr__(self, "descriptor", self._describe())
 
     def _describe(self) -> np.ndarray:

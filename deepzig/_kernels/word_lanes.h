@@ -232,7 +232,7 @@ INLINE void turn_fp8_words(const uint8_t *const *row, int64_t at, int64_t ahead,
     vfloat codes[16], column[16];
     for (int i = 0; i < 16; i++) {
         __builtin_prefetch(row[i] + at + ahead, 0, 2);
-        codes[i] = vload((const float *)(row[i] + at));
+        memcpy(codes + i, row[i] + at, sizeof *codes);
     }
     transpose(codes, column);
     for (int i = 0; i < 16; i++) {

@@ -1,5 +1,7 @@
 """The kernel linear: every implementation against its contract, `deepzig/_kernels/linear.py`."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -221,3 +223,26 @@ def test_blas_is_held_at_one_thread_and_released() -> None:
 def enter_and_leave() -> list[int]:
     with one_blas_thread():
         return blas_threads()
+
+
+SCRATCH_OF_THREADS = """
+import resource, threading
+import numpy as np
+from deepzig import _kernels
+from deepzig._kernels.weight_cases import random_weights
+weight = next(random_weights(np.random.default_rng(0), (64, 1024)))
+x, out = np.ones((512, 1024), np.float32), np.empty((512, 64), np.float32)
+def ended_threads(n):
+    for _ in range(n):
+        thread = threading.Thread(target=_kernels.linear, args=(x, weight, out), kwargs={"n_threads": 1})
+        thread.start()
+        thread.join()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(ended_threads(5), ended_threads(60))
+"""
+
+
+def test_scratch_ends_with_its_thread() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRATCH_OF_THREADS], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())  # KiB
+    assert after - before < 32 << 10

@@ -23,6 +23,10 @@ from .products import (
 )
 
 
+def wider_than_a_row(out: np.ndarray) -> np.ndarray:
+    return np.zeros((*out.shape[:2], 4096), np.float32)
+
+
 @every_implementation("mla_decode")
 def test_agrees_with_the_reference(function: Callable[..., None]) -> None:
     agreement.check_against_reference("mla_decode", function)
@@ -176,6 +180,7 @@ def negative(numbers: np.ndarray) -> np.ndarray:
     ("out", one_more(0)),
     ("out", one_more(1)),
     ("out", read_only),
+    ("out", wider_than_a_row),
 )
 def test_wrong_arrays_are_refused(
     function: Callable[..., None], name: str, change: Callable[[np.ndarray], np.ndarray]
