@@ -48,7 +48,8 @@ def decode(body: bytes | str, kind: type[T]) -> T:
         raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None
 
 
-_OPENING = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# One pass, whatever the bytes are: possessive, and a string may lack its end, as in no JSON it can.
+_OPENING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def _nesting_exceeds(body: bytes | str, limit: int) -> bool:

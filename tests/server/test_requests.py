@@ -8,6 +8,8 @@ import httpx2
 import pytest
 
 from deepzig.engine.llm import LLM, load
+from deepzig.server.body import decode
+from deepzig.server.failures import ApiError
 from tests.server.conftest import RunningServer, serving
 from tests.talkers import make_talker
 
@@ -142,6 +144,33 @@ def test_schema_nested_too_deep(http: httpx2.Client) -> None:
     content = json.dumps(CHAT)[:-1] + ', "response_format": ' + '{"a": ' * 5000 + "1" + "}" * 5001
     reply = http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
     check_error(reply, 400, "invalid_json")
+
+
+@pytest.mark.parametrize("end", [b"", b'"]}'])
+def test_nesting_is_counted_in_one_pass(http: httpx2.Client, end: bytes) -> None:
+    """A string of many escapes, with and without its end, after brackets that are to be counted."""
+    content = b'{"prompt": [' + b"[], " * 70 + b'"' + b'\\"' * (1 << 17) + end
+    headers = {"content-type": "application/json"}
+    check_error(http.post("/v1/completions", content=content, headers=headers, timeout=20), 400)
+
+
+@pytest.mark.parametrize(
+    ("body", "is_too_deep"),
+    [
+        (b"[" * 64 + b"]" * 64, False),
+        (b"[" * 65 + b"]" * 65, True),
+        (b'["' + b"[" * 100 + b'"]', False),
+        (b'["\\"' + b"[" * 100 + b'"]', False),
+        (b'["\\\\"' + b", [" * 65 + b"]" * 66, True),
+        (b"[" + b"[]," * 100 + b"1]", False),
+    ],
+)
+def test_depth_of_nesting(body: bytes, is_too_deep: bool) -> None:
+    if is_too_deep:
+        with pytest.raises(ApiError, match="nested"):
+            decode(body, list)
+    else:
+        assert decode(body, list) == json.loads(body)
 
 
 def test_unknown_routes_and_methods(http: httpx2.Client) -> None:
