@@ -20,6 +20,7 @@ from deepzig.server.run import Run
 from deepzig.server.service import Service
 
 AUTH_TIMEOUT_S = 10.0
+MAX_AUTH_CHARS = 4096  # of the message with the key: nobody knows yet who sends it
 NOT_AUTHORIZED, GOING_AWAY = 1008, 1012  # close codes
 
 
@@ -43,7 +44,7 @@ async def chat_socket(socket: WebSocket, service: Service) -> None:
     try:
         if await talk.is_admitted():
             await talk.converse()
-    except (WebSocketDisconnect, TimeoutError):
+    except WebSocketDisconnect:
         return
     finally:
         await talk.end()
@@ -60,11 +61,7 @@ class _Talk:
     async def is_admitted(self) -> bool:
         """Ask for a key if one is needed and has not come with the handshake."""
         if not self._socket.state.is_authorized:
-            guard = self._socket.scope["app"]
-            assert isinstance(guard, Guard)
-            async with asyncio.timeout(AUTH_TIMEOUT_S):
-                command = await self._command()
-            index = guard.key_index(command[0].token or "") if command and command[0].type == "auth" else None
+            index = await self._key_index()
             if index is None:
                 message = 'the first message must be {"type": "auth", "token": KEY}'
                 await self._send(ApiError(401, message, code="invalid_api_key").body)
@@ -73,6 +70,20 @@ class _Talk:
             self._socket.state.tenant = f"key {index}"
         await self._send(Notice("ready"))
         return True
+
+    async def _key_index(self) -> int | None:
+        """Which of the keys the first message has; None if that has none, or none came in time."""
+        guard = self._socket.scope["app"]
+        assert isinstance(guard, Guard)
+        try:
+            async with asyncio.timeout(AUTH_TIMEOUT_S):
+                text = await self._text()
+            if text is None or len(text) > MAX_AUTH_CHARS:
+                return None
+            command = decode(text, Command)
+        except (TimeoutError, ApiError):
+            return None
+        return guard.key_index(command.token or "") if command.type == "auth" else None
 
     async def converse(self) -> None:
         """Read messages until the client leaves or the server shuts down."""
@@ -108,10 +119,7 @@ class _Talk:
 
     async def _command(self) -> tuple[Command, str] | None:
         """The next message, parsed and as it came; None after one that is no JSON object, which is reported."""
-        message = await self._socket.receive()
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", 1005))
-        text = message.get("text")
+        text = await self._text()
         try:
             if text is None:
                 raise ApiError(400, "messages must be text", code="invalid_json")
@@ -119,6 +127,14 @@ class _Talk:
         except ApiError as error:
             await self._send(error.body)
             return None
+
+    async def _text(self) -> str | None:
+        """The next message as it came; None if it is not text."""
+        message = await self._socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1005))
+        text: str | None = message.get("text")
+        return text
 
     async def _answer(self, text: str) -> None:
         try:

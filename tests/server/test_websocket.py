@@ -144,10 +144,26 @@ def test_key_comes_in_the_first_message_or_a_header(locked: RunningServer) -> No
 def test_without_the_key_the_socket_is_closed(locked: RunningServer, message: dict[str, Any]) -> None:
     with open_socket(locked) as socket:
         socket.send(json.dumps(message))
-        assert receive(socket)["error"]["code"] == "invalid_api_key"
-        with pytest.raises(ConnectionClosed) as caught:
-            socket.recv(timeout=60)
-        assert caught.value.rcvd is not None and caught.value.rcvd.code == 1008
+        assert closing(socket) == ("invalid_api_key", 1008)
+
+
+def test_key_must_come_in_time_and_alone(locked: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long message is not even parsed; and whoever says nothing is told why the socket is closed."""
+    with open_socket(locked) as socket:
+        socket.send(json.dumps({"type": "auth", "token": KEY, "padding": "x" * 5000}))
+        assert closing(socket) == ("invalid_api_key", 1008)
+    monkeypatch.setattr("deepzig.server.websocket.AUTH_TIMEOUT_S", 0.1)
+    with open_socket(locked) as socket:
+        assert closing(socket) == ("invalid_api_key", 1008)
+
+
+def closing(socket: ClientConnection) -> tuple[str, int]:
+    """Codes of the error frame and of the close frame that come next."""
+    code = receive(socket)["error"]["code"]
+    with pytest.raises(ConnectionClosed) as caught:
+        socket.recv(timeout=60)
+    assert caught.value.rcvd is not None
+    return code, caught.value.rcvd.code
 
 
 def test_wrong_key_in_the_header_and_foreign_origin_get_no_socket(locked: RunningServer) -> None:
