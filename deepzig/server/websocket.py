@@ -56,7 +56,7 @@ class _Talk:
     def __init__(self, socket: WebSocket, service: Service) -> None:
         self._socket, self._service = socket, service
         self._answering: asyncio.Task[None] | None = None
-        self._is_cancelled = False  # by the client
+        self._is_told = False  # how the answer ended
 
     async def is_admitted(self) -> bool:
         """Ask for a key if one is needed and has not come with the handshake."""
@@ -96,13 +96,12 @@ class _Talk:
             if kind == "shutdown":
                 await self._finish()
                 return
-            if kind == "cancel" and self._answering is not None and is_busy:
-                self._is_cancelled = True
-                self._answering.cancel()
+            if kind == "cancel" and is_busy:
+                await self._cancel()
             elif kind == "chat" and is_busy:
                 await self._send(ApiError(409, "an answer is under way; cancel it or wait", code="busy").body)
             elif kind == "chat":
-                self._is_cancelled = False
+                self._is_told = False
                 self._answering = asyncio.create_task(self._answer(text))
 
     async def end(self) -> None:
@@ -110,6 +109,12 @@ class _Talk:
         if self._answering is not None:
             self._answering.cancel()
             await asyncio.gather(self._answering, return_exceptions=True)
+
+    async def _cancel(self) -> None:
+        """End the answer and say so, unless its own end was faster. Not in its task: that may not have begun yet."""
+        await self.end()
+        if not self._is_told:
+            await self._send(Notice("cancelled"))
 
     async def _finish(self) -> None:
         """The server shuts down: the answer may end, as long as the server lets it."""
@@ -139,14 +144,11 @@ class _Talk:
     async def _answer(self, text: str) -> None:
         try:
             await self._stream(text)
-        except asyncio.CancelledError:
-            if not self._is_cancelled:
-                raise
-            await self._send(Notice("cancelled"))
         except WebSocketDisconnect:
             return
         except Exception as error:
             await self._send(as_api_error(error).body)
+        self._is_told = True  # no await since the last frame, so no cancel comes between
 
     async def _stream(self, text: str) -> None:
         service = self._service

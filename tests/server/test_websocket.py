@@ -83,6 +83,20 @@ def test_cancel_ends_the_answer_and_keeps_the_socket(socket: ClientConnection, s
     assert answer(socket, CHAT)[-1] == {"type": "done"}
 
 
+def test_each_answer_ends_once_however_often_and_soon_it_is_cancelled(socket: ClientConnection) -> None:
+    for n_chunks in (0, 0, 0, 1, 2, 3):
+        socket.send(json.dumps(LONG))
+        for _ in range(n_chunks):
+            assert "choices" in receive(socket)
+        for _ in range(3):
+            socket.send('{"type": "cancel"}')
+        frames = [receive(socket)]
+        while "choices" in frames[-1]:
+            frames.append(receive(socket))
+        assert frames[-1] == {"type": "cancelled"}
+    assert answer(socket, CHAT)[-1] == {"type": "done"}
+
+
 def test_second_chat_while_one_runs_is_refused(socket: ClientConnection) -> None:
     socket.send(json.dumps(LONG))
     socket.send(json.dumps(CHAT))
