@@ -83,6 +83,11 @@ class ApiError(Exception):
         return headers
 
 
+def shutting_down() -> ApiError:
+    """What those are told who come too late, or whose request takes longer than the shutdown waits."""
+    return ApiError(503, "the server is shutting down", code="shutting_down", retry_after=30)
+
+
 def as_api_error(error: BaseException) -> ApiError:
     """Any failure of a request; faults of our own are logged and their details kept from the client."""
     if isinstance(error, ApiError):

@@ -3,6 +3,7 @@
 Wraps the routes as an ASGI application; the one place that turns exceptions into error bodies.
 """
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -16,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deepzig.server.failures import ApiError, as_api_error
+from deepzig.server.failures import ApiError, as_api_error, shutting_down
 from deepzig.server.metrics import Metrics
 from deepzig.server.settings import ServerSettings, is_loopback_host
 
@@ -51,6 +52,10 @@ class Guard:
         except HTTPException as error:
             code = _CODES.get(error.status_code)
             await reply.fail(ApiError(error.status_code, error.detail, code=code), dict(error.headers or {}))
+        except asyncio.CancelledError:
+            if reply.status:
+                raise
+            await reply.fail(shutting_down(), {})  # nothing else cancels a request
         except Exception as error:
             await reply.fail(as_api_error(error), {})
         finally:

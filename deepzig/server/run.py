@@ -192,9 +192,12 @@ class RunBoard:
         self.metrics = metrics
         self._runs: set[Run] = set()
         self._waker: Waker | None = None
+        self._refusal: ApiError | None = None  # nothing begins any more
 
     async def start(self, llm: LLM, ask: Ask) -> Run:
-        """Submit a request. Raises as `LLM.submit`; then nothing is left behind."""
+        """Submit a request. Raises as `LLM.submit`, and ApiError after `close`; then nothing is left behind."""
+        if self._refusal is not None:
+            raise self._refusal
         if self._waker is None:
             self._waker = Waker(asyncio.get_running_loop())
         run = Run(self, self._waker)
@@ -214,8 +217,9 @@ class RunBoard:
         """Forget a run that has ended."""
         self._runs.discard(run)
 
-    def abort_all(self, error: ApiError) -> None:
-        """End every run."""
+    def close(self, error: ApiError) -> None:
+        """End every run; what is still being prepared gets the error when it would begin."""
+        self._refusal = error
         for run in tuple(self._runs):
             run.abort(error)
 

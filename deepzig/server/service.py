@@ -6,7 +6,7 @@ from collections.abc import Callable
 from deepzig.engine.expert_load import ExpertLoad
 from deepzig.engine.llm import LLM
 from deepzig.engine.results import EngineStats
-from deepzig.server.failures import ApiError
+from deepzig.server.failures import ApiError, shutting_down
 from deepzig.server.metrics import Metrics
 from deepzig.server.run import RunBoard
 from deepzig.server.served_model import ServedModel
@@ -60,7 +60,7 @@ class Service:
     def model(self) -> ServedModel:
         """The model. Raises ApiError 503 while it loads or when the server shuts down."""
         if self.is_draining:
-            raise ApiError(503, "the server is shutting down", code="shutting_down", retry_after=30)
+            raise shutting_down()
         return self.loaded
 
     @property
@@ -80,7 +80,7 @@ class Service:
 
     def cut(self) -> None:
         """End all that runs; its clients are told why."""
-        self.board.abort_all(ApiError(503, "the server is shutting down", code="shutting_down", retry_after=30))
+        self.board.close(shutting_down())
 
     def close(self) -> None:
         """End the engine."""

@@ -12,7 +12,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from deepzig.server.body import decode
 from deepzig.server.chat import prepare_chat
-from deepzig.server.failures import ApiError, ErrorBody, as_api_error
+from deepzig.server.failures import ApiError, ErrorBody, as_api_error, shutting_down
 from deepzig.server.guard import Guard
 from deepzig.server.http_reply import PROGRESS_INTERVAL_S
 from deepzig.server.requests import ChatRequest
@@ -118,8 +118,11 @@ class _Talk:
 
     async def _finish(self) -> None:
         """The server shuts down: the answer may end, as long as the server lets it."""
-        if self._answering is not None:
-            await asyncio.gather(self._answering, return_exceptions=True)
+        try:
+            if self._answering is not None:
+                await asyncio.gather(self._answering, return_exceptions=True)
+        except asyncio.CancelledError:  # of both tasks: it was still being prepared
+            await self._send(shutting_down().body)
         await self._socket.close(GOING_AWAY)
 
     async def _command(self) -> tuple[Command, str] | None:

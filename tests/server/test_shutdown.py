@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,41 @@ def test_websocket_may_finish_and_is_told(stories: LLM) -> None:
         with pytest.raises(ConnectionClosed) as caught:
             socket.recv(timeout=60)
         assert caught.value.rcvd is not None and caught.value.rcvd.code == 1012
+
+
+def test_what_is_still_being_prepared_is_told_too(
+    stories: LLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, is_over = threading.Semaphore(0), threading.Event()
+
+    def prepare(*_: Any) -> Any:
+        begun.release()
+        assert is_over.wait(60)
+
+    monkeypatch.setattr("deepzig.server.app.prepare_completion", prepare)
+    monkeypatch.setattr("deepzig.server.websocket.prepare_chat", prepare)
+    with serving(stories, shutdown_timeout=0.1) as running, running.http() as http, ThreadPoolExecutor() as pool:
+        with connect(f"ws://127.0.0.1:{running.port}/v1/ws") as socket:
+            asked = pool.submit(http.post, "/v1/completions", json={"prompt": STORY})
+            socket.send(json.dumps({"messages": [{"role": "user", "content": "One"}]}))
+            assert begun.acquire(timeout=30) and begun.acquire(timeout=30)
+            running.server.stop()
+            reply = asked.result(60)
+            assert json.loads(socket.recv(timeout=60)) == {"type": "ready"}
+            assert json.loads(socket.recv(timeout=60)) == reply.json()
+            with pytest.raises(ConnectionClosed) as caught:
+                socket.recv(timeout=60)
+        is_over.set()
+    assert reply.status_code == 503 and reply.json()["error"]["code"] == "shutting_down"
+    assert caught.value.rcvd is not None and caught.value.rcvd.code == 1012
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_nothing_begins_after_the_cut(stories: LLM) -> None:
+    with serving(stories) as running, running.http() as http:
+        running.service.cut()
+        reply = http.post("/v1/completions", json={"prompt": STORY})
+    assert reply.status_code == 503 and reply.json()["error"]["code"] == "shutting_down"
 
 
 def wait_for(condition: Any) -> None:
