@@ -26,6 +26,7 @@ log = logging.getLogger("deepzig.server")
 PUBLIC = frozenset(("/", "/health", "/livez"))  # and the page's files under /static/
 WEBSOCKET = "/v1/ws"  # a browser cannot send a key with the handshake: it comes in the first message
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
+_HEADER_NAMES = re.compile(r"[\w, -]+", re.ASCII)
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -124,6 +125,7 @@ class _GuardedSend:
         self.status = 0  # until the reply has begun
         origin = headers.get("origin")
         self.origin = origin if origin in settings.allowed_origins else None
+        self._wanted_headers = headers.get("access-control-request-headers", "")
         self._is_websocket = scope["type"] == "websocket"
         self._send = send
 
@@ -150,10 +152,13 @@ class _GuardedSend:
 
     async def preflight(self) -> None:
         """The answer to a browser that asks before it calls from an admitted origin."""
+        wanted = self._wanted_headers  # clients send some of their own, as OpenAI's x-stainless-*
+        allowed = wanted if _HEADER_NAMES.fullmatch(wanted) else "authorization, content-type, x-api-key, x-request-id"
         fields = [
             (b"access-control-allow-methods", b"GET, POST"),
-            (b"access-control-allow-headers", b"authorization, content-type, x-api-key, x-request-id"),
+            (b"access-control-allow-headers", allowed.encode()),
             (b"access-control-max-age", b"600"),
+            (b"vary", b"access-control-request-headers"),
         ]
         await self({"type": "http.response.start", "status": 204, "headers": fields})
         await self._send({"type": "http.response.body", "body": b""})
@@ -161,7 +166,9 @@ class _GuardedSend:
     def _headers(self) -> list[tuple[bytes, bytes]]:
         headers = [(b"x-request-id", self.id.encode()), (b"x-content-type-options", b"nosniff")]
         if self.origin is not None:
+            exposed = b"x-request-id, retry-after, x-should-retry"
             headers += [(b"access-control-allow-origin", self.origin.encode()), (b"vary", b"origin")]
+            headers.append((b"access-control-expose-headers", exposed))
         return headers
 
 

@@ -136,6 +136,14 @@ def test_admitted_origins_and_hosts(stories: LLM) -> None:
         assert reply.status_code == 200 and reply.headers["access-control-allow-origin"] == origin
         preflight = http.options("/v1/chat/completions", headers={"origin": origin})
         assert preflight.status_code == 204 and "authorization" in preflight.headers["access-control-allow-headers"]
+        for wanted, is_allowed in (("authorization, content-type, x-stainless-os", True), ("x-a<script>", False)):
+            asks = {"origin": origin, "access-control-request-headers": wanted}
+            preflight = http.options("/v1/chat/completions", headers=asks)
+            assert (preflight.headers["access-control-allow-headers"] == wanted) is is_allowed
+            assert preflight.headers["vary"] == "access-control-request-headers, origin"
+        refused = http.get("/v1/models/other", headers={"origin": origin})
+        assert {"x-request-id", "x-should-retry"} <= refused.headers.keys()
+        assert refused.headers["access-control-expose-headers"] == "x-request-id, retry-after, x-should-retry"
         assert http.get("/v1/models", headers={"origin": "https://other.example"}).status_code == 403
 
 
