@@ -100,7 +100,7 @@ class Guard:
         """A page whose name was made to point here (DNS rebinding) sends its own name."""
         if host is None:
             raise ApiError(400, "the request has no Host header", code="invalid_host")
-        name = (urlsplit(f"//{host}").hostname if re.fullmatch(r"[\w.:\[\]-]+", host) else None) or ""
+        name = _host_name(host)
         settings = self._settings
         if name in settings.allowed_hosts or is_loopback_host(name) or name == settings.host.lower():
             return
@@ -174,6 +174,16 @@ class _GuardedSend:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without its port; empty if that is malformed."""
+    if not re.fullmatch(r"[\w.:\[\]-]+", host):
+        return ""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # brackets without an IPv6 address
+        return ""
 
 
 def _key_of(headers: Headers) -> str | None:
