@@ -23,6 +23,7 @@ from deepzig.server.settings import ServerSettings, is_loopback_host
 
 log = logging.getLogger("deepzig.server")
 
+MAX_HEADER_BYTES = 32 << 10
 PUBLIC = frozenset(("/", "/health", "/livez"))  # and the page's files under /static/
 WEBSOCKET = "/v1/ws"  # a browser cannot send a key with the handshake: it comes in the first message
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
@@ -77,6 +78,7 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         """Raises ApiError if the request may not pass; says in scope["state"] whose it is."""
+        _check_size(scope)
         headers = Headers(scope=scope)
         self._check_host(headers.get("host"))
         self._check_origin(headers.get("origin"), headers.get("host", ""))
@@ -174,6 +176,13 @@ class _GuardedSend:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+def _check_size(scope: Scope) -> None:
+    """uvicorn bounds only headers that come in pieces."""
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+        message = f"the headers are larger than {MAX_HEADER_BYTES >> 10} KiB; shorten them"
+        raise ApiError(431, message, code="headers_too_large")
 
 
 def _host_name(host: str) -> str:

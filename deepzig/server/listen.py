@@ -18,11 +18,11 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from deepzig.server.app import make_app
 from deepzig.server.failures import ApiError
+from deepzig.server.guard import MAX_HEADER_BYTES
 from deepzig.server.service import Service
 
 log = logging.getLogger("deepzig.server")
 
-MAX_HEADER_BYTES = 32 << 10
 MAX_MESSAGE_BYTES = 8 << 20  # of a WebSocket
 BACKLOG = 2048  # connections that wait to be accepted
 UNREAD_BYTES = 256 << 10  # of a stream that may wait in the system for a client that reads slowly

@@ -45,6 +45,7 @@ _ERRORS = {
     413: "The body is too large.",
     415: "The body is not JSON.",
     429: "The queue is full; Retry-After tells when to come again.",
+    431: "The headers are too large.",
     500: "The model or the server failed.",
     503: "The model is loading, memory is short, or the server shuts down.",
 }

@@ -1,5 +1,6 @@
 """Keys on every route, foreign hosts and pages, bodies too large or too slow, clients that leave or do not read."""
 
+import asyncio
 import json
 import socket
 import time
@@ -13,7 +14,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 
 from deepzig.engine.llm import LLM
 from deepzig.errors import ServerError
-from deepzig.server.app import Routes
+from deepzig.server.app import Routes, make_app
 from deepzig.server.settings import ServerSettings
 from tests.server.conftest import RunningServer, serving
 
@@ -219,6 +220,22 @@ def test_malformed_or_endless_headers(strict: RunningServer, content: bytes) -> 
     except ConnectionError:
         return  # cut while still sending
     assert reply.startswith(b"HTTP/1.1 400") and b'"code":"invalid_http"' in reply
+
+
+@pytest.mark.parametrize("headers", [[(b"x", b"y" * 33_000)], [(b"x", b"y")] * 17_000], ids=["one", "many"])
+def test_large_headers_that_came_at_once(server: RunningServer, headers: list[tuple[bytes, bytes]]) -> None:
+    """Without a connection, which may break them into pieces."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError("the body is not wanted")
+
+    scope = {"type": "http", "method": "GET", "path": "/health", "headers": [(b"host", b"localhost"), *headers]}
+    asyncio.run(make_app(server.service)(scope, receive, send))
+    assert sent[0]["status"] == 431 and json.loads(sent[1]["body"])["error"]["code"] == "headers_too_large"
 
 
 @pytest.mark.parametrize(
