@@ -11,7 +11,8 @@ from deepzig.server.failures import ApiError
 
 T = TypeVar("T")
 MAX_NESTING = 64  # of JSON: schemas and tools are shallow, and recursion is not free
-_PATH = re.compile(r" - at `(.*)`$")
+MAX_REASON_CHARS = 300  # of a message: what the client sent may stand in it
+_PATH = re.compile(r"`(\$[^`]*)`$")  # behind "`key` in" where a key is meant
 
 
 async def read_body(request: Request, max_bytes: int, timeout: float) -> bytes:
@@ -40,9 +41,10 @@ def decode(body: bytes | str, kind: type[T]) -> T:
             raise ApiError(400, f"the JSON is nested more than {MAX_NESTING} deep; flatten it", code="invalid_json")
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        message = str(error)
-        found = _PATH.search(message)
+        reason, at, place = str(error).rpartition(" - at ")
+        found = _PATH.search(place)
         param = found[1].removeprefix("$").removeprefix(".") if found else None
+        message = f"{reason[:MAX_REASON_CHARS]}{at}{place}"
         raise ApiError(400, message, code="invalid_value", param=param or None) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None

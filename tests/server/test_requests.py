@@ -146,6 +146,15 @@ def test_schema_nested_too_deep(http: httpx2.Client) -> None:
     check_error(reply, 400, "invalid_json")
 
 
+def test_a_bad_key_or_a_long_value_is_named_in_short(http: httpx2.Client) -> None:
+    for key in ("-1", "a` - at `$.b"):
+        check_error(http.post("/v1/completions", json={**COMPLETION, "logit_bias": {key: 1}}), 400, param="logit_bias")
+    for role in ("x" * 100_000, " - at `$.x`\n" * 10_000):
+        reply = http.post("/v1/chat/completions", json={**CHAT, "messages": [{"role": role, "content": "x"}]})
+        check_error(reply, 400, "invalid_value", "messages[0].role")
+        assert len(reply.json()["error"]["message"]) < 400
+
+
 @pytest.mark.parametrize("end", [b"", b'"]}'])
 def test_nesting_is_counted_in_one_pass(http: httpx2.Client, end: bytes) -> None:
     """A string of many escapes, with and without its end, after brackets that are to be counted."""
