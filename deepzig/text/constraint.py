@@ -186,8 +186,9 @@ def _check(matcher: LLMatcher) -> None:
 
 
 def _short(message: str) -> str:
-    """llguidance's message as one line, without the excerpt of the grammar behind it."""
-    return " ".join(re.split(r"\n\s*1 \| ", message)[0].split())[:300]
+    """llguidance's message as one line, without the excerpt of the grammar or its own state behind it."""
+    reason = " ".join(re.split(r"\n\s*1 \| |\n<state>\n", message)[0].split())[:300]
+    return "no text fits it" if reason == "NoExtensionBias" else reason
 
 
 class _Vocabulary:

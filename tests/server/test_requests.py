@@ -140,6 +140,19 @@ def test_bad_grammars(http: httpx2.Client, field: str, value: str) -> None:
     check_error(http.post("/v1/completions", json={**COMPLETION, field: value}), 400)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"grammar": "root ::= root"},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}},
+    ],
+)
+def test_what_no_text_fits_is_said_in_words(http: httpx2.Client, form: dict[str, Any]) -> None:
+    reply = http.post("/v1/completions", json={**COMPLETION, **form})
+    check_error(reply, 400)
+    assert reply.json()["error"]["message"] == "the schema or grammar cannot be used: no text fits it"
+
+
 def test_schema_nested_too_deep(http: httpx2.Client) -> None:
     content = json.dumps(CHAT)[:-1] + ', "response_format": ' + '{"a": ' * 5000 + "1" + "}" * 5001
     reply = http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
