@@ -180,5 +180,10 @@ class _WebSocket(WebSocketsSansIOProtocol):
         super().connection_made(transport)
         self.app_state = {**self.app_state, "abort": self.transport.abort}
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            self.handshake_complete = True  # refused; uvicorn takes it for unanswered, and logs an error
+
     def shutdown(self) -> None:
         self.queue.put_nowait({"type": "websocket.receive", "text": '{"type":"shutdown"}'})

@@ -180,10 +180,16 @@ def closing(socket: ClientConnection) -> tuple[str, int]:
     return code, caught.value.rcvd.code
 
 
-def test_wrong_key_in_the_header_and_foreign_origin_get_no_socket(locked: RunningServer) -> None:
+def test_wrong_key_in_the_header_and_foreign_origin_get_no_socket(
+    locked: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(InvalidStatus) as caught:
         open_socket(locked, additional_headers={"Authorization": "Bearer wrong-wrong"})
     assert caught.value.response.status_code == 401
     with pytest.raises(InvalidStatus) as caught:
         open_socket(locked, origin="https://evil.example")
     assert caught.value.response.status_code == 403
+    assert b'"code":"invalid_origin"' in caught.value.response.body
+    with locked.http() as http:
+        http.get("/livez")  # the server is done with what came before
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
