@@ -186,4 +186,5 @@ class _WebSocket(WebSocketsSansIOProtocol):
             self.handshake_complete = True  # refused; uvicorn takes it for unanswered, and logs an error
 
     def shutdown(self) -> None:
-        self.queue.put_nowait({"type": "websocket.receive", "text": '{"type":"shutdown"}'})
+        empty: Any = {"type": "websocket.receive"}  # neither text nor bytes, as from no client
+        self.queue.put_nowait(empty)

@@ -27,7 +27,7 @@ NOT_AUTHORIZED, GOING_AWAY = 1008, 1012  # close codes
 class Command(Struct):
     """A message with a type; without one it is a chat."""
 
-    type: Literal["auth", "cancel", "chat", "shutdown"] = "chat"
+    type: Literal["auth", "cancel", "chat"] = "chat"
     token: str | None = None
 
 
@@ -37,13 +37,16 @@ class Notice(Struct):
     type: Literal["ready", "done", "cancelled"]
 
 
+class ShutdownError(Exception):
+    """The server shuts down."""
+
+
 async def chat_socket(socket: WebSocket, service: Service) -> None:
     """Serve one connection until it is closed."""
     await socket.accept()
     talk = _Talk(socket, service)
     try:
-        if await talk.is_admitted():
-            await talk.converse()
+        await talk.hold()
     except WebSocketDisconnect:
         return
     finally:
@@ -58,7 +61,15 @@ class _Talk:
         self._answering: asyncio.Task[None] | None = None
         self._is_told = False  # how the answer ended
 
-    async def is_admitted(self) -> bool:
+    async def hold(self) -> None:
+        """Talk until the client leaves or the server shuts down. Raises WebSocketDisconnect for the former."""
+        try:
+            if await self._is_admitted():
+                await self._converse()
+        except ShutdownError:
+            await self._finish()
+
+    async def _is_admitted(self) -> bool:
         """Ask for a key if one is needed and has not come with the handshake."""
         if not self._socket.state.is_authorized:
             index = await self._key_index()
@@ -85,17 +96,14 @@ class _Talk:
             return None
         return guard.key_index(command.token or "") if command.type == "auth" else None
 
-    async def converse(self) -> None:
-        """Read messages until the client leaves or the server shuts down."""
+    async def _converse(self) -> None:
+        """Read messages."""
         while True:
             command = await self._command()
             if command is None:
                 continue
             kind, text = command[0].type, command[1]
             is_busy = self._answering is not None and not self._answering.done()
-            if kind == "shutdown":
-                await self._finish()
-                return
             if kind == "cancel" and is_busy:
                 await self._cancel()
             elif kind == "chat" and is_busy:
@@ -137,10 +145,12 @@ class _Talk:
             return None
 
     async def _text(self) -> str | None:
-        """The next message as it came; None if it is not text."""
+        """The next message as it came; None if it is not text. Raises WebSocketDisconnect and ShutdownError."""
         message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
+        if message.get("text") is None and message.get("bytes") is None:  # from `listen`
+            raise ShutdownError
         text: str | None = message.get("text")
         return text
 

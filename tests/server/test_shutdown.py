@@ -74,6 +74,15 @@ def test_websocket_may_finish_and_is_told(stories: LLM) -> None:
         assert caught.value.rcvd is not None and caught.value.rcvd.code == 1012
 
 
+def test_websocket_without_a_key_is_told_of_the_shutdown(stories: LLM) -> None:
+    with serving(stories, api_keys=("a-key-of-the-tests",)) as running:
+        with connect(f"ws://127.0.0.1:{running.port}/v1/ws") as socket:
+            running.server.stop()
+            with pytest.raises(ConnectionClosed) as caught:
+                socket.recv(timeout=60)
+        assert caught.value.rcvd is not None and caught.value.rcvd.code == 1012
+
+
 def test_what_is_still_being_prepared_is_told_too(
     stories: LLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

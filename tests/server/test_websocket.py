@@ -115,6 +115,7 @@ def test_second_chat_while_one_runs_is_refused(socket: ClientConnection) -> None
         (b"\x00", "invalid_json"),
         ('{"messages": 5}', "invalid_value"),
         ('{"type": "dance"}', "invalid_value"),
+        ('{"type": "shutdown"}', "invalid_value"),
         (json.dumps({**CHAT, "model": "other"}), "model_not_found"),
     ],
 )
