@@ -189,8 +189,12 @@ def _signature(node: ast.FunctionDef, name: str) -> Iterator[str]:
 def _parameters(node: ast.FunctionDef) -> list[str]:
     """Each parameter with its type and default."""
     given = node.args
-    defaults = [*[None] * (len(given.args) - len(given.defaults)), *given.defaults]
-    found = [_parameter(*pair) for pair in zip(given.args, defaults, strict=True) if pair[0].arg not in ("self", "cls")]
+    positional = [*given.posonlyargs, *given.args]
+    defaults = [*[None] * (len(positional) - len(given.defaults)), *given.defaults]
+    found = [_parameter(*pair) for pair in zip(positional, defaults, strict=True)]
+    if given.posonlyargs:
+        found.insert(len(given.posonlyargs), "/")
+    found = found[1:] if positional and positional[0].arg in ("self", "cls") else found
     found += ["*"] if given.kwonlyargs else []
     found += [_parameter(*pair) for pair in zip(given.kwonlyargs, given.kw_defaults, strict=True)]
     return found + ([f"**{ast.unparse(given.kwarg)}"] if given.kwarg else [])

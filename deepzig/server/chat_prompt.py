@@ -3,7 +3,7 @@
 Called by `chat`, `responses` and the tokenize route; calls `text.chat`. Knows nothing of sampling or streams.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +29,20 @@ def chat_prompt(
     model: ServedModel,
     messages: Sequence[Message],
     tools: Sequence[Tool] | None = None,
-    variables: dict[str, Any] | None = None,
+    variables: Mapping[str, Any] | None = None,
+    *,
+    begins_answer: bool = True,
 ) -> ChatPrompt:
     """The prompt of a chat. May take a while: the template runs in another process.
+
+    Args:
+        variables: chat_template_kwargs, and what stands for other fields of the request.
+        begins_answer: end with what tells the model that it is its turn.
 
     Raises:
         ApiError, RequestError, TokenizerError: the messages cannot be used, or the model has no template.
     """
+    _check_names(variables or {})
     if model.chat_template is None or model.tokenizer is None:
         raise ApiError(
             400,
@@ -54,7 +61,9 @@ def chat_prompt(
     shown = [as_template_sees(message) for message in (messages if prefix is None else messages[:-1])]
     listed = [msgspec.to_builtins(tool) for tool in tools] if tools else None
     template = model.tool_template if tools else None
-    ids = (template or model.chat_template).render_tokens(shown, model.tokenizer, tools=listed, **(variables or {}))
+    ids = (template or model.chat_template).render_tokens(
+        shown, model.tokenizer, add_generation_prompt=begins_answer, tools=listed, **(variables or {})
+    )
     in_reasoning = model.think_ids is not None and model.think_ids.are_open(ids)
     if prefix is not None:
         in_reasoning = _continue(model, ids, prefix, in_reasoning)
@@ -64,10 +73,6 @@ def chat_prompt(
 def template_variables(request: ChatRequest) -> dict[str, Any]:
     """chat_template_kwargs and the thinking switches, under the names that templates use."""
     variables = dict(request.chat_template_kwargs or {})
-    if taken := _RESERVED & variables.keys():
-        raise ApiError(400, f"chat_template_kwargs may not set {sorted(taken)[0]}", param="chat_template_kwargs")
-    if bad := next((name for name in variables if not name.isidentifier()), None):
-        raise ApiError(400, f"chat_template_kwargs has {bad!r:.80}, which is no name", param="chat_template_kwargs")
     thinking: bool | None = None
     if request.reasoning_effort is not None:
         thinking = request.reasoning_effort not in ("none", "minimal")
@@ -82,6 +87,13 @@ def template_variables(request: ChatRequest) -> dict[str, Any]:
     if thinking is not None:
         variables |= thinking_variables(thinking)
     return variables
+
+
+def _check_names(variables: Mapping[str, Any]) -> None:
+    if taken := _RESERVED & variables.keys():
+        raise ApiError(400, f"chat_template_kwargs may not set {sorted(taken)[0]}", param="chat_template_kwargs")
+    if bad := next((name for name in variables if not name.isidentifier()), None):
+        raise ApiError(400, f"chat_template_kwargs has {bad!r:.80}, which is no name", param="chat_template_kwargs")
 
 
 def as_template_sees(message: Message) -> dict[str, Any]:

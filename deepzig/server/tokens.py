@@ -1,9 +1,11 @@
 """/tokenize, /detokenize and /apply-template. Called by `app`."""
 
+from collections.abc import Sequence
+
 from deepzig.server.chat_prompt import chat_prompt
 from deepzig.server.failures import ApiError
 from deepzig.server.replies import AppliedTemplate, Detokenized, Tokenized, TokenPiece
-from deepzig.server.requests import DetokenizeRequest, TemplateRequest, TokenizeRequest
+from deepzig.server.requests import DetokenizeRequest, Message, TemplateRequest, TokenizeRequest
 from deepzig.server.served_model import ServedModel
 from deepzig.text.tokenizer import Tokenizer
 
@@ -15,7 +17,7 @@ def tokenize(model: ServedModel, request: TokenizeRequest) -> Tokenized:
         raise ApiError(400, "give one of content, prompt and messages", param="content", code="invalid_value")
     tokenizer = _tokenizer(model)
     if request.messages is not None:
-        ids = chat_prompt(model, request.messages, request.tools, request.chat_template_kwargs).token_ids
+        ids = _chat_ids(model, request.messages, request)
     else:
         ids = tokenizer.encode(texts[0], add_bos=None if request.add_special is not False else False)
     tokens = [_piece(tokenizer, token) if request.with_pieces else token for token in ids]
@@ -24,13 +26,22 @@ def tokenize(model: ServedModel, request: TokenizeRequest) -> Tokenized:
 
 def apply_template(model: ServedModel, request: TemplateRequest) -> AppliedTemplate:
     """The prompt of a chat as text. Raises as `tokenize`."""
-    prompt = chat_prompt(model, request.messages, request.tools, request.chat_template_kwargs)
-    return AppliedTemplate(_tokenizer(model).decode(prompt.token_ids, skip_special=False))
+    ids = _chat_ids(model, request.messages, request)
+    return AppliedTemplate(_tokenizer(model).decode(ids, skip_special=False))
 
 
 def detokenize(model: ServedModel, request: DetokenizeRequest) -> Detokenized:
     """Text of token ids, control tokens included. Raises RequestError for an id that is none."""
     return Detokenized(_tokenizer(model).decode(request.tokens, skip_special=False))
+
+
+def _chat_ids(
+    model: ServedModel, messages: Sequence[Message], request: TokenizeRequest | TemplateRequest
+) -> list[int]:
+    """The prompt of a chat; other than a chat itself, it may stop before the answer's beginning."""
+    variables = dict(request.chat_template_kwargs or {})
+    begins_answer = variables.pop("add_generation_prompt", True)
+    return chat_prompt(model, messages, request.tools, variables, begins_answer=begins_answer).token_ids
 
 
 def _piece(tokenizer: Tokenizer, token: int) -> TokenPiece:

@@ -80,6 +80,7 @@ class ChatTemplate:
     def render_text(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,  # so that variables may have the names of what stands above
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -97,6 +98,7 @@ class ChatTemplate:
         self,
         messages: Sequence[Mapping[str, Any]],
         tokenizer: Tokenizer,
+        /,
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -164,7 +166,7 @@ def _checked(
     variables: dict[str, Any],
 ) -> dict[str, Any]:
     """What the template is given, as plain JSON values."""
-    given = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt} | variables
+    given = variables | {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
     try:
         content = json.dumps(given, ensure_ascii=False)
         content.encode()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -217,6 +218,23 @@ def test_tokens_there_and_back(http: httpx2.Client, stories: LLM) -> None:
     check_error(http.post("/tokenize", json={}), 400)
     check_error(http.post("/detokenize", json={"tokens": [4096]}), 400)
     check_error(http.post("/detokenize", json={"tokens": [-1]}), 400)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize", "/apply-template"])
+def test_names_of_template_variables(http: httpx2.Client, path: str) -> None:
+    for name in ("messages", "tools", "bos_token", "eos_token", "a b"):
+        check_error(http.post(path, json={**CHAT, "chat_template_kwargs": {name: "x"}}), 400)
+    for name in ("self", "tokenizer", "variables", "model"):
+        assert http.post(path, json={**CHAT, "chat_template_kwargs": {name: "x"}}).status_code == 200
+
+
+def test_prompts_may_lack_the_beginning_of_an_answer(tmp_path: Path) -> None:
+    template = "{{ messages[0].content }}{{ ' says' if add_generation_prompt }}"
+    with load(make_talker(tmp_path, template)) as llm, serving(llm) as running, running.http() as http:
+        for kwargs, prompt in (({}, "One says"), ({"add_generation_prompt": False}, "One")):
+            body = {**CHAT, "chat_template_kwargs": kwargs}
+            assert http.post("/apply-template", json=body).json()["prompt"] == prompt
+        check_error(http.post("/v1/chat/completions", json=body), 400, param="chat_template_kwargs")
 
 
 def test_model_without_a_chat_template(tmp_path_factory: pytest.TempPathFactory) -> None:
