@@ -75,7 +75,7 @@ sizes: ## lines per package and file, longest first
 	@$(PYTHON) tools/sizes.py
 
 clean: ## remove everything that make made
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
 	rm -f deepzig/_kernels/*.so deepzig/_kernels/_build.json
 	find deepzig tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
