@@ -79,6 +79,7 @@ def test_cli_reference_is_what_the_help_says(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_public_names_are_there() -> None:
     assert all(getattr(deepzig, name) is not None for name in deepzig.__all__)
+    assert dir(deepzig) == sorted(deepzig.__all__)
 
 
 @pytest.fixture(scope="module")
