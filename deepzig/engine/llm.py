@@ -156,6 +156,9 @@ class LLM:
         # at exit, too: before the interpreter takes its objects apart
         self._finalizer = weakref.finalize(self, _close, self._thread, prompts)
 
+    def __repr__(self) -> str:
+        return f"<LLM {self.name!r}, {self.config.model_type}, {self.config.num_hidden_layers} layers>"
+
     def __enter__(self) -> Self:
         return self
 
@@ -260,17 +263,18 @@ class LLM:
         return token_ids.astype(np.int32)
 
     def logits(
-        self, token_ids: Sequence[int], *, chunk_size: int = PREFILL_CHUNK, attention: str | None = None
+        self, token_ids: Prompt, *, chunk_size: int = PREFILL_CHUNK, attention: str | None = None
     ) -> np.ndarray:
         """Full forward: f32 (T, vocab_size), row t predicting token t + 1.
 
         Args:
-            token_ids: T of them.
+            token_ids: T of them; a text or messages stand for theirs, as in `encode`.
             chunk_size: tokens that go through the layers at a time.
             attention: "absorbed" or "expanded" to force one form; None picks the cheaper.
 
         Raises:
-            RequestError: there are no token ids, or an argument is outside what it may be.
+            RequestError: there are no token ids, or an argument is outside what it may be; a text needs a tokenizer or
+                template that the model lacks.
         """
         if attention not in (None, "absorbed", "expanded"):
             raise RequestError(f"attention {attention!r} is unknown; use absorbed or expanded")

@@ -13,7 +13,7 @@ from deepzig.model.deepseek import DeepseekModel
 from deepzig.model.workspace import Workspace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
     """Hidden states and routing of T tokens. Arrays are copies; layers count from 0, dense layers have no routing."""
 
@@ -22,6 +22,10 @@ class Trace:
     topk_idx: dict[int, np.ndarray]  # MoE layer: i32 (T, K), chosen experts
     topk_weight: dict[int, np.ndarray]  # MoE layer: f32 (T, K), their weights, routed_scaling_factor included
     n_routed_experts: int  # E
+
+    def __repr__(self) -> str:
+        n_tokens, n_layers = len(self.token_ids), len(self.hidden_states) - 1
+        return f"<Trace of {n_tokens} tokens, {n_layers} layers, {self.n_routed_experts} experts>"
 
     @cached_property
     def hidden_norms(self) -> np.ndarray:

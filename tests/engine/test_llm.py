@@ -43,6 +43,15 @@ def test_text_and_its_tokens_give_the_same_answer(stories: deepzig.LLM) -> None:
     assert stories.generate(ids, GREEDY).token_ids == stories.generate("Tom had a red ball.", GREEDY).token_ids
 
 
+def test_logits_of_a_text_are_those_of_its_tokens(stories: deepzig.LLM) -> None:
+    text = "Once upon a time"
+    np.testing.assert_array_equal(stories.logits(text), stories.logits(stories.encode(text)))
+
+
+def test_a_model_is_shown_in_short(stories: deepzig.LLM) -> None:
+    assert repr(stories) == "<LLM 'stories', deepseek_v3, 5 layers>"
+
+
 def test_seeded_answers_repeat_and_differ_by_seed(stories: deepzig.LLM) -> None:
     texts = [
         stories.generate("One day", SamplingParams(max_tokens=30, temperature=1.0, seed=s)).text for s in (3, 3, 4)
