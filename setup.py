@@ -142,7 +142,10 @@ class BuildKernels(build_ext):
         if sys.platform == "win32":
             return "compiled kernels need a POSIX system"
         if not self.compiles("#include <stdatomic.h>\n#include <pthread.h>\nint probe;\n", ()):
-            return f"no working C11 compiler: {self.compiler.compiler[0]} fails"
+            return (
+                f"no working C11 compiler ({self.compiler.compiler[0]} fails): install gcc and the headers of Python "
+                "(Debian: gcc python3-dev) and then deepzig again"
+            )
         if not self.compiles("#include <Python.h>\nint probe;\n", ()):
             return "the C headers of Python are missing: install them (Debian: python3-dev) and then deepzig again"
         return None

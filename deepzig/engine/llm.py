@@ -94,7 +94,11 @@ def load(
     chat_template = ChatTemplate.from_directory(directory)
     weights = load_weights(directory, config, strict=strict)
     if problem := _kernels.build_report().problem:
-        warnings.warn(f"no compiled kernels, running on Numba: {problem}", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"no compiled kernels, running on Numba (slower; compiling takes about a minute, once): {problem}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     size = stored_size(config, weights)
     n_tokens = cache_tokens(config, size, cache_bytes, cache_dtype, with_mtp=weights.has_mtp)
     network = DeepseekModel(

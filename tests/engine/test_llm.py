@@ -10,6 +10,7 @@ import pytest
 
 import deepzig
 from deepzig import SamplingParams
+from deepzig._kernels import BuildReport
 from deepzig.errors import CheckpointError, ContextLengthError, DeepzigError, NonFiniteLogitsError, RequestError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -46,6 +47,14 @@ def test_text_and_its_tokens_give_the_same_answer(stories: deepzig.LLM) -> None:
 def test_logits_of_a_text_are_those_of_its_tokens(stories: deepzig.LLM) -> None:
     text = "Once upon a time"
     np.testing.assert_array_equal(stories.logits(text), stories.logits(stories.encode(text)))
+
+
+def test_numba_is_announced_before_it_compiles_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = "no working C11 compiler (cc fails)"
+    monkeypatch.setattr("deepzig._kernels.build_report", lambda: BuildReport(problem, {}))
+    with pytest.warns(RuntimeWarning, match="about a minute, once.*no working C11") as caught:
+        deepzig.load("stories")
+    assert len(caught) == 1
 
 
 def test_a_model_is_shown_in_short(stories: deepzig.LLM) -> None:
