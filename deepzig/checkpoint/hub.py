@@ -74,7 +74,8 @@ def missing(model: HubModel, with_weights: bool) -> Download:
     import huggingface_hub
     from huggingface_hub import constants
 
-    with _network_errors(model):
+    unreachable = f"{taken_for_a_name(model)}; cannot ask {constants.ENDPOINT}"
+    with _network_errors(model, unreachable, "check the network (HTTPS_PROXY and HF_ENDPOINT count)"):
         info = huggingface_hub.HfApi().model_info(model.repository, revision=model.revision, files_metadata=True)
     commit = str(info.sha)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if _is_wanted(file.rfilename, with_weights)}
@@ -96,12 +97,14 @@ def fetch(download: Download, advance: Advance = lambda done, total, file: None)
         ResourceError: the disk has no room.
     """
     import huggingface_hub
+    from huggingface_hub import constants
 
     _check_room(download)
     done, model = 0, download.model
     for name, size in download.files.items():
         revision = model.revision if name == "config.json" else download.commit
-        with _network_errors(model):
+        cannot = f"cannot fetch {model} from {constants.ENDPOINT}"
+        with _network_errors(model, cannot, "give the same command again: whole files stay"):
             path = huggingface_hub.hf_hub_download(
                 model.repository, name, revision=revision, tqdm_class=_bar_of(advance, done, download.nbytes, name)
             )
@@ -166,9 +169,14 @@ def _bar_of(advance: Advance, done: int, total: int, file: str) -> type[Any]:
     return Bar
 
 
+def taken_for_a_name(model: HubModel) -> str:
+    """How an error begins that may be about the path of a folder, mistyped."""
+    return f"there is no folder {str(model)!r} here, so it was taken for a name on the Hugging Face hub"
+
+
 @contextmanager
-def _network_errors(model: HubModel) -> Iterator[None]:
-    """One line for whatever the hub or the way to it does."""
+def _network_errors(model: HubModel, failure: str, advice: str) -> Iterator[None]:
+    """One line for whatever the hub or the way to it does; `failure` and `advice` where it is not known better."""
     from huggingface_hub import constants, errors
 
     try:
@@ -177,8 +185,7 @@ def _network_errors(model: HubModel) -> Iterator[None]:
         raise NetworkError(f"{model} is gated: accept its terms on {constants.ENDPOINT}, then set HF_TOKEN") from error
     except errors.RepositoryNotFoundError as error:
         raise NetworkError(
-            f"there is no folder {str(model)!r} here, and {constants.ENDPOINT} has no such model, or a private one "
-            "(set HF_TOKEN)"
+            f"{taken_for_a_name(model)}; {constants.ENDPOINT} has no such model, or a private one (set HF_TOKEN)"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise NetworkError(f"{model.repository} has no revision {model.revision!r}") from error
@@ -186,6 +193,4 @@ def _network_errors(model: HubModel) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise ResourceError(f"the disk is full ({error}); make room, or set HF_HOME to another disk") from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise NetworkError(
-            f"cannot fetch {model} from {constants.ENDPOINT} ({reason}); give the same command again: whole files stay"
-        ) from error
+        raise NetworkError(f"{failure} ({reason}); {advice}") from error

@@ -48,7 +48,10 @@ def find_model(
     if found := hub.find(wanted, with_weights):
         return found
     if is_set(OFFLINE) if offline is None else offline:
-        raise NetworkError(f"{wanted} is not on this machine, or not whole; go on without --offline or {OFFLINE}")
+        raise NetworkError(
+            f"{hub.taken_for_a_name(wanted)}; {wanted} is not on this machine, or not whole: go on without --offline "
+            f"or {OFFLINE}"
+        )
     return (fetch or fetch_unasked)(hub.missing(wanted, with_weights))
 
 
