@@ -14,6 +14,7 @@ import click
 from deepzig.cli.command import command
 from deepzig.cli.messages import note
 from deepzig.cli.options import loading_options, model_folder, model_option
+from deepzig.cli.progress import plural
 from deepzig.cli.sampling_options import sampling_options, sampling_params
 from deepzig.cli.statistics import statistics_line
 from deepzig.errors import ContextLengthError, DeepzigError
@@ -73,7 +74,7 @@ def chat(
         session.params = sampling_params(sampling, session.defaults)
         if saved is not None:
             session.replace_conversation(messages)
-            note(f"Loaded {len(messages)} messages from {saved}.")
+            note(f"Loaded {plural(len(messages), 'message')} from {saved}.")
         if system is not None:
             session.system = system
         session.thinking = think

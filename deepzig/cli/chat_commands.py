@@ -14,6 +14,7 @@ from typing import Any
 
 from deepzig.cli.chat_file import load_messages, save_messages
 from deepzig.cli.chat_session import ChatSession, Events
+from deepzig.cli.progress import plural
 from deepzig.cli.statistics import rate
 from deepzig.errors import RequestError
 
@@ -127,7 +128,7 @@ def _think(session: ChatSession, argument: str) -> Outcome:
 def _save(session: ChatSession, argument: str) -> Outcome:
     path = _path("/save", argument)
     save_messages(path, session.llm.name, session.messages)
-    return Outcome([f"Saved {len(session.messages)} messages to {path}."])
+    return Outcome([f"Saved {plural(len(session.messages), 'message')} to {path}."])
 
 
 def _load(session: ChatSession, argument: str) -> Outcome:
@@ -135,7 +136,7 @@ def _load(session: ChatSession, argument: str) -> Outcome:
     messages = load_messages(path)
     session.replace_conversation(messages)
     more = "; the last has no answer, /retry asks for it" if session.unanswered is not None else ""
-    return Outcome([f"Loaded {len(messages)} messages from {path}{more}."])
+    return Outcome([f"Loaded {plural(len(messages), 'message')} from {path}{more}."])
 
 
 def _stats(session: ChatSession, _argument: str) -> Outcome:

@@ -10,7 +10,7 @@ import click
 from deepzig.cli.command import command
 from deepzig.cli.completion import complete_model
 from deepzig.cli.options import cache_dtype_option, compute_options, json_option, model_folder, model_option
-from deepzig.cli.progress import token_progress
+from deepzig.cli.progress import plural, token_progress
 
 if TYPE_CHECKING:
     from deepzig.evaluate.perplexity import Evaluation
@@ -74,7 +74,7 @@ def print_table(result: "Evaluation") -> None:
     """A name and a value a line."""
     rows = [
         ("perplexity", f"{result.perplexity:.4f}"),
-        ("tokens", f"{result.tokens} in {result.documents} documents"),
+        ("tokens", f"{result.tokens} in {plural(result.documents, 'document')}"),
         ("window", f"{result.window} tokens, stride {result.stride}"),
     ]
     if result.divergence is not None:

@@ -19,6 +19,7 @@ from deepzig.cli import experts as experts_table
 from deepzig.cli.command import command
 from deepzig.cli.info_lines import print_lines
 from deepzig.cli.options import cache_dtype_option, json_option, model_folder, model_option
+from deepzig.cli.progress import plural
 from deepzig.errors import CheckpointError, ContextLengthError
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ def info(
         for line in experts_table.lines(load) if load else ():
             click.echo(line)
     if bad := described.get("non_finite"):
-        raise CheckpointError(f"{len(bad)} tensors hold NaN or infinity, the first {bad[0]!r:.120}; fetch them again")
+        raise CheckpointError(
+            f"NaN or infinity in {plural(len(bad), 'tensor')}, the first {bad[0]!r:.120}; fetch the files again"
+        )
 
 
 def architecture(config: "ModelConfig") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from deepzig.cli.progress import scaled
+from deepzig.cli.progress import plural, scaled
 from deepzig.cli.tables import labelled
 
 NAME_WIDTH = 18
@@ -42,7 +42,7 @@ def _lines(described: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "chat template", _present(described["chat_template"])
     yield "kernels", described["kernels"]
     if "non_finite" in described:
-        yield "NaN or infinity", f"in {len(described['non_finite'])} tensors"
+        yield "NaN or infinity", f"in {plural(len(described['non_finite']), 'tensor')}"
 
 
 def _needs(described: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -107,7 +107,7 @@ def counted(done: int, total: int, unit: str, rate: float) -> list[str]:
     """How much of how much; of what is alike, too, the time left unless that is unknown or none, and units a second."""
     if unit not in ALIKE:
         return [amount(done, total, unit)]
-    left = [clock((total - done) / rate)] if rate > 0 and done < total else []
+    left = [f"{clock((total - done) / rate)} left"] if rate > 0 and done < total else []
     return [amount(done, total, unit), *left, f"{scaled(rate, unit)}/s"]
 
 
@@ -129,6 +129,11 @@ def clock(seconds: float) -> str:
     """Minutes and seconds, 1:05, or hours too, 2:01:05."""
     minutes, rest = divmod(math.ceil(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def plural(number: int, noun: str) -> str:
+    """1 file, 2 files."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def scaled(number: float, unit: str) -> str:

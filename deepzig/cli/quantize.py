@@ -16,7 +16,7 @@ from deepzig.cli.command import command
 from deepzig.cli.completion import complete_model
 from deepzig.cli.messages import note
 from deepzig.cli.options import hub_options, json_option, model_folder, threads_option
-from deepzig.cli.progress import byte_progress, scaled, token_progress
+from deepzig.cli.progress import byte_progress, plural, scaled, token_progress
 from deepzig.errors import RequestError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def quantize(
         click.echo(json.dumps({"destination": str(destination), "format": wanted, **asdict(result)}))
         return
     resumed = f", {result.resumed_files} of them finished before" if result.resumed_files else ""
-    click.echo(f"{destination}: {scaled(result.nbytes, 'B')} in {result.files} files{resumed}")
+    click.echo(f"{destination}: {scaled(result.nbytes, 'B')} in {plural(result.files, 'file')}{resumed}")
 
 
 def measure_importance(directory: Path, text_file: Path, n_threads: int) -> "dict[str, np.ndarray]":

@@ -2,35 +2,39 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import click
 
 from deepzig.cli.command import command
+from deepzig.cli.completion import complete_model
 from deepzig.cli.messages import note
-from deepzig.cli.options import json_option
-from deepzig.cli.progress import byte_progress, scaled
+from deepzig.cli.options import hub_options, json_option, model_folder
+from deepzig.cli.progress import byte_progress, plural, scaled
 from deepzig.errors import CheckpointError
 
 SHOWN = 20  # problems
 
 
 @command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("model", shell_complete=complete_model)
 @json_option
-def verify(directory: Path, as_json: bool) -> None:
+@hub_options
+def verify(model: str, as_json: bool) -> None:
     """Check a checkpoint, byte by byte.
 
-    What `deepzig quantize` wrote is compared with the hashes in its manifest. Of any checkpoint, the headers, names,
+    MODEL is a folder or a model's name. What `deepzig quantize` wrote is compared with the hashes in its manifest. Of any checkpoint, the headers, names,
     shapes and values are looked at.
 
     \b
         deepzig verify ./v2-lite-int8
     """
+    from deepzig.checkpoint.manifest import MANIFEST_FILE
     from deepzig.checkpoint.verify import bytes_to_read
     from deepzig.checkpoint.verify import verify as run
 
-    with byte_progress("verify") as update:
+    directory = model_folder(model)
+    reads_twice = (directory / MANIFEST_FILE).exists()
+    with byte_progress("verify, reading twice" if reads_twice else "verify") as update:
         total, done = bytes_to_read(directory), 0
 
         def advance(nbytes: int) -> None:
@@ -45,11 +49,13 @@ def verify(directory: Path, as_json: bool) -> None:
     else:
         for problem in report.problems[:SHOWN]:
             click.echo(problem)
+        if len(report.problems) > SHOWN:
+            click.echo(f"and {len(report.problems) - SHOWN} more")
         compared = "hashes as in the manifest" if report.has_manifest else "no manifest, so no hashes to compare"
-        verdict = f"{len(report.problems)} problems" if report.problems else f"sound; {compared}"
-        size = f"{report.tensors} tensors, {scaled(report.nbytes, 'B')} in {report.files} files"
-        click.echo(f"{directory}: {size}: {verdict}")
+        verdict = plural(len(report.problems), "problem") if report.problems else f"sound; {compared}"
+        size = f"{plural(report.tensors, 'tensor')}, {scaled(report.nbytes, 'B')} in {plural(report.files, 'file')}"
+        click.echo(f"{model}: {size}: {verdict}")
     for remark in report.remarks:
         note(f"Note: {remark}")
     if report.problems:
-        raise CheckpointError(f"{directory} is not sound: {report.problems[0]}")
+        raise CheckpointError(f"{model} is not sound: {plural(len(report.problems), 'problem')}")

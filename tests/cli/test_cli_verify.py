@@ -23,7 +23,13 @@ def test_a_sound_folder(run: Run, converted: Path) -> None:
     result = run("verify", str(converted))
     assert result.exit_code == 0
     assert result.stdout.startswith(f"{converted}: ") and result.stdout.endswith("sound; hashes as in the manifest\n")
-    assert "verify: 100 %" in result.stderr
+    assert "verify, reading twice: 100 %" in result.stderr
+
+
+def test_the_bundled_model_by_its_name(run: Run) -> None:
+    result = run("verify", "stories")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("stories: ") and " in 1 file: sound" in result.stdout
 
 
 def test_a_folder_that_others_wrote(run: Run) -> None:
@@ -50,7 +56,8 @@ def test_a_flipped_bit_exits_with_3(
     done = run_process("verify", str(converted))
     assert done.returncode == 3
     assert "'model.safetensors' is not what was written: its hash differs" in done.stdout
-    assert [line for line in done.stderr.splitlines() if line.startswith("Error: ")] == done.stderr.splitlines()[-1:]
+    assert done.stdout.endswith(" in 1 file: 1 problem\n")
+    assert done.stderr.splitlines()[-1] == f"Error: {converted} is not sound: 1 problem"
     result = run("verify", str(converted), "--json")
     assert result.exit_code == 3 and len(json.loads(result.stdout)["problems"]) == 1
 

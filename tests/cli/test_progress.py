@@ -9,7 +9,7 @@ from rich.text import Text
 
 from deepzig.cli import progress
 from deepzig.cli.messages import be_quiet, on_stderr
-from deepzig.cli.progress import amount, byte_progress, clock, counted, fitting
+from deepzig.cli.progress import amount, byte_progress, clock, counted, fitting, plural
 from tests.cli.terminal import TerminalStream
 
 TOTAL = 10_600_000  # bytes: small enough that no speed of a test needs an exponent
@@ -36,7 +36,7 @@ def shown_on_a_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> list[s
     [
         (140, ["3.5/10.6 MB", "B/s", *DETAILS], []),
         (80, ["3.5/10.6 MB", "B/s", DETAILS[0]], [DETAILS[1]]),
-        (40, ["3.5/10.6 MB", "B/s"], list(DETAILS)),
+        (40, ["3.5/10.6 MB", " left"], list(DETAILS)),
     ],
 )
 def test_a_terminal_shows_what_fits(
@@ -74,9 +74,9 @@ def test_quiet_shows_no_progress(stream: type[io.StringIO], monkeypatch: pytest.
 
 def test_what_matters_most_comes_first() -> None:
     parts = [*counted(7_360_000, TOTAL, "B", 549e3), *DETAILS]
-    assert parts[:3] == ["7.4/10.6 MB", "0:06", "549 kB/s"]
-    assert fitting(parts, 25) == "7.4/10.6 MB 0:06 549 kB/s"
-    assert fitting(parts, 24) == "7.4/10.6 MB 0:06"
+    assert parts[:3] == ["7.4/10.6 MB", "0:06 left", "549 kB/s"]
+    assert fitting(parts, 30) == "7.4/10.6 MB 0:06 left 549 kB/s"
+    assert fitting(parts, 29) == "7.4/10.6 MB 0:06 left"
     assert fitting(parts, 0) == ""
     assert fitting(parts, 200) == " ".join(parts)
 
@@ -89,6 +89,10 @@ def test_no_time_is_left_where_none_is_known() -> None:
 @pytest.mark.parametrize(("seconds", "shown"), [(0.2, "0:01"), (65, "1:05"), (3599.5, "1:00:00"), (7265, "2:01:05")])
 def test_clock(seconds: float, shown: str) -> None:
     assert clock(seconds) == shown
+
+
+def test_plural() -> None:
+    assert [plural(number, "file") for number in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
 
 
 @pytest.mark.parametrize(
