@@ -114,6 +114,11 @@ def missing_flags(isa_name: str) -> tuple[str, ...]:
     return tuple(missing)
 
 
+def highest_isa() -> str | None:
+    """The highest ISA that this machine can run; None if nothing is compiled."""
+    return next((name for name in reversed(ISA_NAMES) if not missing_flags(name)), None)
+
+
 def _isa_limit() -> str:
     """The highest ISA that may be picked: DEEPZIG_ISA, or no limit. Raises KernelError if this machine lacks it."""
     name = os.environ.get("DEEPZIG_ISA", "")
@@ -122,9 +127,9 @@ def _isa_limit() -> str:
     if name not in ISA_NAMES:
         raise KernelError(f"DEEPZIG_ISA={name!r} is unknown: use one of {', '.join(ISA_NAMES)}")
     if missing := missing_flags(name):
-        raise KernelError(
-            f"DEEPZIG_ISA={name} cannot run here: missing {', '.join(missing)}; unset it or name a lower one"
-        )
+        highest = highest_isa()
+        advice = f"the highest that can is {highest}" if highest else "unset it"
+        raise KernelError(f"DEEPZIG_ISA={name} cannot run here: missing {missing[0]}; {advice}")
     return name
 
 

@@ -13,6 +13,7 @@ from deepzig.cli.tables import UNWRAPPED, labelled, stdout_width
 if TYPE_CHECKING:
     from deepzig._kernels import KernelRow
 
+HEADING_WIDTH = 23
 HEAD = ("kernel", "runs", "prompts", "available", "forced by")
 
 
@@ -28,8 +29,9 @@ def kernels(as_json: bool) -> None:
         DEEPZIG_KERNEL=rms_norm:numba deepzig kernels
     """
     from deepzig import _kernels
+    from deepzig.evaluate.machine import cpu_name
 
-    report = _kernels.build_report()
+    report, isa, cpu = _kernels.build_report(), _kernels.highest_isa(), cpu_name()
     rows = _kernels.table()
     if as_json:
         shown = [
@@ -42,8 +44,12 @@ def kernels(as_json: bool) -> None:
             }
             for row in rows
         ]
-        click.echo(json.dumps({"kernels": shown, "problem": report.problem, "not_built": report.not_built}))
+        state = {"cpu": cpu, "highest_isa": isa, "problem": report.problem, "not_built": report.not_built}
+        click.echo(json.dumps({"kernels": shown, **state}))
         return
+    click.echo(labelled("CPU", cpu, HEADING_WIDTH))
+    click.echo(labelled("highest instruction set", isa or "none compiled", HEADING_WIDTH))
+    click.echo()
     print_table(rows)
     if report.problem:
         note(f"No compiled kernels: {report.problem}")

@@ -8,6 +8,7 @@ from click.testing import Result
 
 from deepzig import _kernels
 from deepzig._kernels._isa import ISA_NAMES
+from deepzig.evaluate.machine import cpu_name
 from tests.cli.terminal import Terminal
 
 Run = Callable[..., Result]
@@ -16,7 +17,9 @@ Run = Callable[..., Result]
 def test_table_has_a_line_for_each_kernel(run: Run) -> None:
     result = run("kernels")
     assert result.exit_code == 0
-    header, *lines = result.stdout.splitlines()
+    cpu, isa, blank, header, *lines = result.stdout.splitlines()
+    assert cpu.split(maxsplit=1) == ["CPU", cpu_name()] and blank == ""
+    assert isa == f"highest instruction set {_kernels.highest_isa() or 'none compiled'}"
     assert header.split() == ["kernel", "runs", "prompts", "available", "forced", "by"]
     assert [line.split()[:2] for line in lines] == [[row.stem, row.runs] for row in _kernels.table()]
 
@@ -34,6 +37,7 @@ def test_json_has_what_the_table_has(run: Run) -> None:
     assert {row["kernel"]: row["runs"] for row in shown["kernels"]} == _kernels.ACTIVE
     assert all(row["runs"] in row["available"] for row in shown["kernels"])
     assert shown["problem"] == _kernels.build_report().problem
+    assert (shown["cpu"], shown["highest_isa"]) == (cpu_name(), _kernels.highest_isa())
 
 
 def test_forcing_an_implementation_is_said(run_process: Callable[..., CompletedProcess[str]]) -> None:

@@ -87,7 +87,9 @@ def test_an_isa_is_usable_or_refused_by_flag(limit: str) -> None:
     if limit in usable():
         assert active(DEEPZIG_ISA=limit)
         return
-    assert f"DEEPZIG_ISA={limit} cannot run here: missing CPU flag" in refusal(DEEPZIG_ISA=limit)
+    complaint = refusal(DEEPZIG_ISA=limit)
+    assert f"DEEPZIG_ISA={limit} cannot run here: missing CPU flag" in complaint
+    assert complaint.count("flag") == 1 and complaint.endswith(f"; the highest that can is {usable()[-1]}")
     missing = refusal(DEEPZIG_KERNEL=f"linear:cython/{limit}")
     assert "missing CPU flag" in missing or "compiled for" in missing
 
