@@ -20,7 +20,7 @@ from deepzig.cli.command import command
 from deepzig.cli.info_lines import print_lines
 from deepzig.cli.options import cache_dtype_option, json_option, model_folder, model_option
 from deepzig.cli.progress import plural
-from deepzig.errors import CheckpointError, ContextLengthError
+from deepzig.errors import CheckpointError, ContextLengthError, TokenizerError
 
 if TYPE_CHECKING:
     from deepzig.checkpoint.directory import Checkpoint
@@ -212,14 +212,21 @@ def non_finite_tensors(checkpoint: "Checkpoint") -> Iterator[str]:
 
 
 def texts(directory: Path) -> dict[str, Any]:
-    """Whether the folder can turn text into tokens, and messages into text."""
+    """Whether the folder can turn text into tokens, and messages into text; whether its template knows roles."""
     from deepzig.text.chat import ChatTemplate
     from deepzig.text.tokenizer import load_tokenizer
 
-    return {
+    template = ChatTemplate.from_directory(directory)
+    found: dict[str, Any] = {
         "tokenizer": load_tokenizer(directory) is not None,
-        "chat_template": ChatTemplate.from_directory(directory) is not None,
+        "chat_template": template is not None,
     }
+    if template is not None:
+        try:
+            found["chat_roles"] = template.tells_roles()
+        except TokenizerError as error:
+            found["chat_template_problem"] = str(error)
+    return found
 
 
 def kernels_in_use() -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from deepzig.cli.progress import plural, scaled
-from deepzig.cli.tables import labelled
+from deepzig.cli.tables import Table, labelled
 
 NAME_WIDTH = 18
 
@@ -15,8 +15,9 @@ def print_lines(described: dict[str, Any]) -> None:
     """All that `info` found out."""
     for name, value in _lines(described):
         click.echo(labelled(name, value, NAME_WIDTH))
-    for line in _table(described):
-        click.echo(line)
+    if described["conversions"]:
+        click.echo()
+        _table(described).print()
 
 
 def _lines(described: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -39,7 +40,7 @@ def _lines(described: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"  {group}", ", ".join(f"{name} {scaled(size, 'B')}" for name, size in formats.items())
     yield from _needs(described)
     yield "tokenizer", _present(described["tokenizer"])
-    yield "chat template", _present(described["chat_template"])
+    yield "chat template", _chat_template(described)
     yield "kernels", described["kernels"]
     if "non_finite" in described:
         yield "NaN or infinity", f"in {plural(len(described['non_finite']), 'tensor')}"
@@ -64,17 +65,15 @@ def _needs(described: dict[str, Any]) -> Iterator[tuple[str, str]]:
                            f"at {bandwidth}")  # fmt: skip
 
 
-def _table(described: dict[str, Any]) -> Iterator[str]:
-    """What other formats would need; 39 columns, so that no terminal wraps it."""
-    if not described["conversions"]:
-        return
-    yield ""
-    yield f"{'format':<8}{'disk':>8}{'memory':>8}{'a token':>8}{'tok/s':>7}"
+def _table(described: dict[str, Any]) -> Table:
+    """What other formats would need."""
+    rows = []
     for form in (described["as_it_is"], *described["conversions"]):
         name = "int4 mix" if form["format"] == "int4" else form["format"]
-        speed = _figure(form["tokens_per_s_at_most"]) if form["in_memory"] else "disk"
+        speed = _figure(form["tokens_per_s_at_most"]) if form["in_memory"] else "bound by disk"
         sizes = [scaled(size, "B") for size in (form["bytes"], form["memory"]["needed"], form["bytes_per_token"])]
-        yield f"{name:<8}{sizes[0]:>8}{sizes[1]:>8}{sizes[2]:>8}{speed:>7}"
+        rows.append([name, *sizes, speed])
+    return Table("", ["format", "on disk", "in memory", "read per token", "at most tok/s"], rows)
 
 
 def _mtp(described: dict[str, Any]) -> str:
@@ -82,6 +81,14 @@ def _mtp(described: dict[str, Any]) -> str:
         return "none"
     counted = f"{described['mtp_layers']}, {scaled(described['parameters']['mtp'], '')} parameters more"
     return counted if described.get("mtp_stored", True) else f"{counted}, not stored here"
+
+
+def _chat_template(described: dict[str, Any]) -> str:
+    if problem := described.get("chat_template_problem"):
+        return f"fails: {problem}"
+    if described.get("chat_roles", True):
+        return _present(described["chat_template"])
+    return "yes, without roles: this model has not been taught to chat"
 
 
 def _present(there: bool) -> str:

@@ -116,6 +116,7 @@ def test_text_names_the_same_facts(run: Run) -> None:
     assert lines["available"] == "64 GB: all of it fits"
     assert lines["decoding"] == "at most 15238 tok/s: 6.56 MB a token at 100 GB/s, measured now"
     assert lines["tokenizer"] == "yes"
+    assert lines["chat template"] == "yes, without roles: this model has not been taught to chat"
     assert "cython" in lines["kernels"] or "numba" in lines["kernels"]
 
 
@@ -129,10 +130,10 @@ def test_weights_that_stream_are_said_to(run: Run) -> None:
         "measured now"
     )
     assert result.stdout.splitlines()[-4:] == [
-        "format      disk  memory a token  tok/s",
-        "fp8       689 GB  691 GB 38.2 GB   disk",
-        "int8      694 GB  697 GB 37.9 GB   disk",
-        "int4 mix  372 GB  374 GB   28 GB   disk",
+        "format    on disk  in memory  read per token  at most tok/s",
+        "fp8        689 GB     691 GB         38.2 GB  bound by disk",
+        "int8       694 GB     697 GB         37.9 GB  bound by disk",
+        "int4 mix   372 GB     374 GB           28 GB  bound by disk",
     ]
 
 
@@ -149,7 +150,14 @@ def test_lines_fit_terminals(run: Run, monkeypatch: pytest.MonkeyPatch, columns:
     monkeypatch.setattr("deepzig.cli.tables.stdout_width", lambda: columns)
     lines = run("info", "-m", model).stdout.splitlines()
     assert max(len(line) for line in lines if model not in line) <= columns
-    assert "\n".join(lines).split() == unwrapped.split()
+    above_the_table = ["\n".join(lines).split("\n\n")[0].split(), unwrapped.split("\n\n")[0].split()]
+    assert above_the_table[0] == above_the_table[1]
+
+
+def test_a_template_that_fails_is_told(run: Run, tmp_path: Path) -> None:
+    shutil.copy(V3 / "config.json", tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ 1 / 0 }}", encoding="utf-8")
+    assert lines_of(run("info", "-m", str(tmp_path)))["chat template"].startswith("fails: ")
 
 
 def test_formats_of_an_fp8_checkpoint(run: Run) -> None:
