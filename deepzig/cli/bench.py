@@ -19,7 +19,6 @@ from deepzig.cli.options import (
     compute_options,
     model_folder,
     model_option,
-    model_or_bundled,
 )
 from deepzig.cli.progress import scaled, timed_progress
 from deepzig.cli.tables import Table
@@ -62,7 +61,7 @@ def numbers_option(name: str, target: str, default: str, text: str) -> Callable[
 @click.pass_context
 def bench(
     context: click.Context,
-    model: str | None,
+    model: str,
     prompts: tuple[int, ...],
     answers: tuple[int, ...],
     depths: tuple[int, ...],
@@ -94,7 +93,6 @@ def bench(
     from deepzig.evaluate.speed import check_room
     from deepzig.evaluate.speed_report import SpeedRun
 
-    model = model_or_bundled(model)
     tests = list(_tests(prompts, answers, depths, concurrencies))
     if not tests:
         raise click.UsageError("nothing to measure; give --prompt or --decode above 0")

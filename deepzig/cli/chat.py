@@ -143,7 +143,7 @@ def answer(session: "ChatSession", screen: "ChatScreen", events: "Events") -> No
         if report.end == "length" and report.n_tokens < session.params.max_tokens:
             screen.remark(f"The context of {session.llm.n_context} tokens is full: {FULL}.")
         elif report.end == "length" and not session.is_story:
-            screen.remark(f"Cut after {report.n_tokens} tokens; /set max_tokens allows more.")
+            screen.remark(f"Cut at --max-tokens {report.n_tokens}; /set max_tokens allows more.")
         elif report.end == "stopped":
             screen.remark("Stopped.")
         elif report.end == "stop" and not session.turns[-1].answer:
@@ -151,4 +151,6 @@ def answer(session: "ChatSession", screen: "ChatScreen", events: "Events") -> No
     if session.unanswered is not None:
         screen.remark("No answer came, so your message is not kept; /retry sends it again.")
     if report is not None:
-        screen.remark(statistics_line(report.timings, report.n_tokens, report.n_shifted))
+        is_cut = session.is_story and report.end == "length" and report.n_tokens >= session.params.max_tokens
+        cut_at = session.params.max_tokens if is_cut else None
+        screen.remark(statistics_line(report.timings, report.n_tokens, report.n_shifted, cut_at))

@@ -76,13 +76,17 @@ def generate(
     params = sampling_params(sampling)
     model_folder(model)
     llm = load(model, **loading)
+    if chat and llm.chat_template is not None and not llm.chat_template.tells_roles():
+        note("This model has not been taught to chat: it continues your text.")
     request: Request = [{"role": "user", "content": text}] if chat else text
     if as_json:
         result = llm.generate(request, params)
         click.echo(json.dumps(as_object(model, text, result), ensure_ascii=False))
     else:
         result = print_stream(llm, request, params)
-    note(statistics_line(result.timings, len(result.token_ids), result.n_shifted))
+    n_tokens = len(result.token_ids)
+    is_cut = result.finish_reason == "length" and n_tokens >= params.max_tokens  # else the context was full
+    note(statistics_line(result.timings, n_tokens, result.n_shifted, params.max_tokens if is_cut else None))
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deepzig.checkpoint.hub import Download
 
 BUNDLED_MODEL = "stories"
+_IS_DEFAULT = f"{__name__}.is_default"
 MODEL, COMPUTING = "Model", "Computing"  # headings of the help
 
 json_option = shared_option(
@@ -27,18 +28,12 @@ json_option = shared_option(
 )
 
 
-def model_or_bundled(model: str | None) -> str:
-    """The model that was named, else the bundled one, which is said."""
-    if model is None:
-        note(f"Using the bundled model '{BUNDLED_MODEL}'; -m MODEL takes another.")
-        return BUNDLED_MODEL
-    return model
-
-
 def _model_or_bundled(ctx: click.Context, _param: click.Parameter, model: str | None) -> str | None:
-    """Of commands that run; a group does not know yet whether it needs one, and `info --config` needs none."""
-    is_idle = ctx.resilient_parsing or isinstance(ctx.command, click.Group) or ctx.params.get("config_shown")
-    return model if is_idle else model_or_bundled(model)
+    """The model that was named, else the bundled one, which `model_folder` tells of."""
+    if model is not None or ctx.resilient_parsing:
+        return model
+    ctx.meta[_IS_DEFAULT] = True
+    return BUNDLED_MODEL
 
 
 def _keep(context: click.Context, option: click.Parameter, is_on: bool) -> None:
@@ -73,9 +68,14 @@ model_option = in_order(  # -m, --yes and --offline
 
 
 def model_folder(model: str, with_weights: bool = True) -> Path:
-    """The folder of a model. Shows how much there is to download, asks before more than 1 GB, shows how far it is."""
+    """The folder of a model. Shows how much there is to download, asks before more than 1 GB, shows how far it is.
+
+    Tells once that nobody named a model, if that is so.
+    """
     from deepzig.checkpoint.model_names import find_model
 
+    if click.get_current_context().meta.pop(_IS_DEFAULT, False):
+        note(f"Using the bundled model '{BUNDLED_MODEL}'; -m MODEL takes another.")
     return find_model(model, with_weights, fetch_asking, offline=_is_on("offline"))
 
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from deepzig.cli.naming import Decorator, in_order, shared_option
+from deepzig.errors import RequestError
 
 if TYPE_CHECKING:
     from deepzig.engine.sampling import SamplingParams
@@ -35,8 +37,12 @@ def sampling_options(*, most: str) -> Decorator:
 
 
 def sampling_params(values: Mapping[str, Any], defaults: "SamplingParams | None" = None) -> "SamplingParams":
-    """Parameters with what was given; None and () were not. Raises RequestError."""
+    """Parameters with what was given; None and () were not. Raises RequestError, which names them as the options."""
     from deepzig.engine.sampling import SamplingParams
 
     given = {name: value for name, value in values.items() if value not in (None, ())}
-    return dataclasses.replace(defaults or SamplingParams(), **given)
+    try:
+        return dataclasses.replace(defaults or SamplingParams(), **given)
+    except RequestError as error:
+        names = re.compile(rf"\b({'|'.join(values)})\b")
+        raise RequestError(names.sub(lambda name: f"--{name[0].replace('_', '-')}", str(error))) from error

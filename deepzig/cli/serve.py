@@ -77,7 +77,6 @@ def serve(
     from deepzig.server.service import Service
     from deepzig.server.settings import ServerSettings
 
-    model_folder(model)
     settings = ServerSettings(
         host=host,
         port=port,
@@ -89,6 +88,7 @@ def serve(
         expert_load=expert_load,
         reasoning_format=reasoning_format,
     )
+    model_folder(model)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     service = Service(settings)
     server = Server(service)
@@ -133,5 +133,6 @@ def _announce(service: "Service", port: int) -> None:
         warn("anybody who reaches this machine can use it (--insecure).")
     authorization = ' -H "Authorization: Bearer KEY"' if settings.api_keys else ""
     body = '{"prompt": "Once upon a time", "max_tokens": 32}'
-    url = f"http://{host}:{port}/v1/completions"
-    note(f"Try: curl {url}{authorization} -H 'Content-Type: application/json' -d '{body}'")
+    address = f"http://{host}:{port}"
+    curl = f"curl {address}/v1/completions{authorization} -H 'Content-Type: application/json' -d '{body}'"
+    note(f"Open {address}/ in a browser, or try: {curl}")

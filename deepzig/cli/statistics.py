@@ -6,8 +6,8 @@ if TYPE_CHECKING:
     from deepzig.engine.results import Timings
 
 
-def statistics_line(timings: "Timings", n_tokens: int, n_shifted: int) -> str:
-    """Tokens and speed of the prompt and of an answer of n_tokens, for people."""
+def statistics_line(timings: "Timings", n_tokens: int, n_shifted: int, cut_at: int | None = None) -> str:
+    """Tokens and speed of the prompt and of an answer of n_tokens; cut_at: --max-tokens if it ended there."""
     new_tokens = timings.prompt_tokens - timings.cached_tokens
     return (
         f"prompt {timings.prompt_tokens} tokens, "
@@ -15,6 +15,7 @@ def statistics_line(timings: "Timings", n_tokens: int, n_shifted: int) -> str:
         + f"{rate(new_tokens, timings.prompt_s)}; first token after {timings.first_token_s:.2f} s; "
         f"answer {n_tokens} tokens, {rate(timings.decode_tokens, timings.decode_s)}"
         + (f"; {n_shifted} old tokens dropped" if n_shifted else "")
+        + (f"; cut at --max-tokens {cut_at}" if cut_at is not None else "")
     )
 
 

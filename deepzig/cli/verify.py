@@ -22,8 +22,8 @@ SHOWN = 20  # problems
 def verify(model: str, as_json: bool) -> None:
     """Check a checkpoint, byte by byte.
 
-    MODEL is a folder or a model's name. What `deepzig quantize` wrote is compared with the hashes in its manifest. Of any checkpoint, the headers, names,
-    shapes and values are looked at.
+    MODEL is a folder or a model's name. What `deepzig quantize` wrote is compared with the hashes in its manifest. Of
+    any checkpoint, the headers, names, shapes and values are looked at.
 
     \b
         deepzig verify ./v2-lite-int8

@@ -212,10 +212,10 @@ def test_colours_and_their_absence(thinker: str, state: dict[str, str]) -> None:
 def test_thoughts_are_hidden(thinker: str, state: dict[str, str]) -> None:
     with Terminal("chat", "-m", thinker, *GREEDY, "--max-tokens", "8", "--hide-reasoning", env=state) as chat:
         chat.enter("Why?")
-        chat.wait_for("Cut after 8 tokens", "No answer came", "tok/s")
+        chat.wait_for("Cut at --max-tokens 8", "No answer came", "tok/s")
         assert "thinking…" in chat.raw and "thinking…" not in chat.text
         question = chat.lines.index("> Why?")
-        assert chat.lines[question + 1].startswith("Cut after 8 tokens")
+        assert chat.lines[question + 1].startswith("Cut at --max-tokens 8")
 
 
 def test_errors_are_one_line_and_the_chat_goes_on(chat: Terminal) -> None:

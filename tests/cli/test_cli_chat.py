@@ -37,6 +37,7 @@ def test_everything_else_is_on_stderr(run: Run) -> None:
     model, story, statistics, *stats = result.stderr.splitlines()
     assert "'stories'" in model and "write one story" in story
     assert statistics.startswith("prompt 5 tokens, ") and statistics.count("tok/s") == 2
+    assert statistics.endswith("; cut at --max-tokens 12")
     assert [line.split()[0] for line in stats] == ["prompt", "answer", "context", "session"]
     assert result.stdout.count("\n") == 1, "nothing is read behind /exit"
 
@@ -91,9 +92,9 @@ def test_quiet_leaves_the_answers(run: Run) -> None:
 def test_thoughts_go_to_stderr_or_nowhere(run: Run, thinker: str) -> None:
     shown = run("chat", "-m", thinker, "--think", *GREEDY, input="Hello\n")
     assert shown.stdout == "" and shown.stderr.startswith("<think>\n") and "\n</think>\n" in shown.stderr
-    assert "Cut after 12 tokens" in shown.stderr and "No answer came" in shown.stderr
+    assert "Cut at --max-tokens 12" in shown.stderr and "No answer came" in shown.stderr
     hidden = run("chat", "-m", thinker, "--think", "--hide-reasoning", *GREEDY, input="Hello\n")
-    assert hidden.stdout == "" and hidden.stderr.startswith("Cut after 12 tokens")
+    assert hidden.stdout == "" and hidden.stderr.startswith("Cut at --max-tokens 12")
     without = run("chat", "-m", thinker, "--no-think", *GREEDY, input="Hello\n")
     assert without.stdout and "think" not in without.stderr
 

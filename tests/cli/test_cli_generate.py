@@ -103,7 +103,19 @@ def test_file_comes_first(run: Run, tmp_path: Path) -> None:
 def test_no_prompt_is_a_usage_error(run: Run) -> None:
     result = run("generate")
     assert result.exit_code == 2
-    assert "no prompt" in result.stderr
+    assert "no prompt" in result.stderr and "bundled" not in result.stderr
+
+
+def test_an_answer_that_was_cut_is_marked(run: Run) -> None:
+    assert run("generate", "Once", *GREEDY).stderr.endswith("; cut at --max-tokens 12\n")
+    whole = run("generate", "Once", "--stop", "e", *GREEDY).stderr
+    assert "tok/s" in whole and "cut" not in whole
+
+
+def test_chat_with_a_model_that_cannot_is_noted(run: Run) -> None:
+    note = "This model has not been taught to chat"
+    assert run("generate", "--chat", "Once", *GREEDY).stderr.count(note) == 1
+    assert note not in run("generate", "Once", *GREEDY).stderr
 
 
 def test_missing_file_is_a_usage_error(run: Run, tmp_path: Path) -> None:
@@ -155,7 +167,7 @@ def test_options_from_the_environment(run: Run) -> None:
 def test_bad_values_are_usage_errors(run: Run, arguments: tuple[str, ...]) -> None:
     result = run("generate", "Once", *arguments)
     assert result.exit_code == 2
-    assert "Error: " in result.stderr
+    assert result.stderr.startswith("Error: ") and arguments[0] in result.stderr
     assert result.stdout == ""
 
 
