@@ -41,7 +41,8 @@ class Generation:
 
         submitted: when it was asked for (time.perf_counter). owner: what closes the thread when nobody holds it.
         """
-        self._thread, self._request, self._submitted, self._owner = thread, request, submitted, owner
+        self._thread, self._request, self._submitted = thread, request, submitted
+        self._owner: object | None = owner
         self._answers = [_Answer(index, tokenizer, request.params) for index in range(request.params.n)]
         self._is_ended = False  # the last chunk, or the error, has been given out
         self._result: GenerationResult | None = None
@@ -108,7 +109,7 @@ class Generation:
             if not answer.is_ended:
                 chunks.append(self._chunk(answer, events))
         if is_last and not self._is_ended:
-            self._is_ended = True
+            self._end()
             if self._request.error is not None:
                 raise self._request.error
         return chunks
@@ -146,13 +147,19 @@ class Generation:
                 self._on_event = None
                 self._thread.engine.fail(self._request, error)
                 self._news.set()
+        if self._request.is_finished:
+            self._request.on_news = None  # nor should it hold this, which holds the model
+
+    def _end(self) -> None:
+        self._is_ended = True
+        self._owner = None
 
     def _chunk(self, answer: "_Answer", events: list[TokenEvent]) -> StreamChunk:
         text = answer.take(events)
         if answer.is_stopped and events[-1].finish_reason is None:
             self._thread.cancel(self._request, answer.index, "stop")
         if answer.is_ended and all(each.is_ended for each in self._answers):
-            self._is_ended = True
+            self._end()
             choices = [each.choice() for each in self._answers]
             timings = self.timings
             assert timings is not None

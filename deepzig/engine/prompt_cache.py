@@ -40,7 +40,7 @@ class PromptCache:
         """
         with room_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / FILE
+        self.path = directory.absolute() / FILE  # it is written later, perhaps from another working directory
         self._made_for = dict(made_for)
         self._n_inserted = 0  # of the tree, when file and tree were last the same
 

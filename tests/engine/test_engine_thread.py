@@ -1,6 +1,7 @@
 """EngineThread and Generation: one thread serves readers and cancellations of any thread; nobody waits for ever."""
 
 import threading
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -79,6 +80,20 @@ def test_a_stream_that_nobody_holds_is_cancelled(llm: deepzig.LLM) -> None:
 def test_a_stream_keeps_its_model() -> None:
     chunks = deepzig.load("stories").stream("Once upon a time", SHORT)
     assert sum(len(chunk.token_ids) for chunk in chunks) == 20
+
+
+def test_answers_that_are_complete_keep_no_model() -> None:
+    llm = deepzig.load("stories")
+    is_alive = weakref.ref(llm)
+    read = llm.submit("Once upon a time", SHORT)
+    read.result()
+    cancelled = llm.submit("Once upon a time", LONG)
+    cancelled.cancel()
+    while not cancelled.is_finished:
+        cancelled.wait()
+        cancelled.poll()
+    del llm
+    assert is_alive() is None and read.is_finished
 
 
 def test_a_result_can_be_had_again(llm: deepzig.LLM) -> None:

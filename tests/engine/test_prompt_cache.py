@@ -44,6 +44,14 @@ def test_a_later_run_finds_the_prompt(tmp_path: Path, cache_dtype: str) -> None:
         assert stats.n_held_pages == stats.n_prefix_pages
 
 
+def test_the_folder_is_that_of_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with deepzig.load("stories", prompt_cache="prompts") as llm:
+        llm.generate("Once upon a time", SamplingParams(max_tokens=2))
+        monkeypatch.chdir("/")
+    assert (tmp_path / "prompts" / FILE).exists()
+
+
 def test_only_requests_without_a_tenant_are_kept(tmp_path: Path) -> None:
     with deepzig.load("stories", prompt_cache=tmp_path) as llm:
         llm.submit(some_ids(100), GREEDY, tenant="key").result()
