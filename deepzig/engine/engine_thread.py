@@ -25,6 +25,7 @@ class EngineThread:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.last_stats = engine.stats()  # as of the end of the last step, for whoever must not wait for another
         self._work: deque[Callable[[], None]] = deque()
         self._n_arriving = 0  # submissions in _work
         self._changed = threading.Condition()  # guards _work, _n_arriving, _is_closed and _thread
@@ -69,7 +70,7 @@ class EngineThread:
         return future.result()
 
     def stats(self) -> EngineStats:
-        """Counts of the engine, as of the end of a step."""
+        """Counts of the engine, as of the end of the step that is going on; waits for that."""
         return self.engine.stats() if self._thread is None or self._is_closed else self.call(self.engine.stats)
 
     def close(self) -> None:
@@ -104,6 +105,7 @@ class EngineThread:
                 self.engine.step()
             except Exception as error:  # a defect, or memory ran out: those that wait must hear of it
                 self.engine.fail_all(error)
+            self.last_stats = self.engine.stats()  # before readers are told: who has an answer finds it counted
             self.engine.tell()
         while self._work:
             self._work.popleft()()
@@ -113,6 +115,7 @@ class EngineThread:
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do. False: closed."""
         if not self._work and not self.engine.n_active and not self._is_closed:
+            self.last_stats = self.engine.stats()  # telling a reader may have failed its request
             with self._changed:
                 self._changed.wait_for(lambda: self._work or self._is_closed)
         return not self._is_closed

@@ -238,8 +238,13 @@ class LLM:
         return self._thread.engine.room
 
     def stats(self) -> EngineStats:
-        """Requests, pages and tokens so far."""
+        """Requests, pages and tokens so far; waits for the end of a step that is going on."""
         return self._thread.stats()
+
+    @property
+    def last_stats(self) -> EngineStats:
+        """The same as of the end of the last step, without waiting."""
+        return self._thread.last_stats
 
     def count_experts(self) -> ExpertLoad:
         """Count from now on how often each expert is chosen, in all requests together; an earlier count ends."""

@@ -59,6 +59,7 @@ class PrefixTree:
         self._clock = 0
         self._idle: list[tuple[int, int, _Node]] = []  # heap of what `evict` found: last used, page
         self.n_inserted = 0  # pages that have come, ever
+        self.n_pages = 0  # that the tree holds; counted, since it is asked for after each step
 
     def match(self, tenant: str, tokens: Sequence[int]) -> Match:
         """The longest beginning of `tokens` that is in the tenant's tree."""
@@ -133,11 +134,6 @@ class PrefixTree:
         return True
 
     @property
-    def n_pages(self) -> int:
-        """Pages that the tree holds."""
-        return sum(1 for _ in self._nodes())
-
-    @property
     def n_evictable(self) -> int:
         """Pages that `evict` would give back, one after the other: the tree alone holds them and what follows them."""
         n_pages = 0
@@ -171,12 +167,14 @@ class PrefixTree:
             self._remove(parent, place)
         parent.children.insert(place, _Node(tokens, page, parent, self._clock))
         self.n_inserted += 1
+        self.n_pages += 1
         self._pool.share(page)
         return place
 
     def _remove(self, parent: _Node, place: int) -> None:
         node = parent.children.pop(place)
         node.parent = None
+        self.n_pages -= 1
         self._pool.release(node.page)
 
     def _is_idle(self, node: _Node) -> bool:

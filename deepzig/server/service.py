@@ -88,4 +88,4 @@ class Service:
             self._model.llm.close()
 
     def _stats(self) -> EngineStats | None:
-        return None if self._model is None else self._model.llm.stats()
+        return None if self._model is None else self._model.llm.last_stats

@@ -22,7 +22,7 @@ class Status:
         if not service.is_ready:
             return {"state": "loading", "uptime_s": uptime}
         model = service.loaded
-        stats = model.llm.stats()
+        stats = model.llm.last_stats
         self._update_speeds((stats.tokens_prompt, stats.tokens_decoded))
         return {
             "state": "draining" if service.is_draining else "ready",

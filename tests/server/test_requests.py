@@ -1,6 +1,7 @@
 """What the server does with requests that it cannot serve: the right status, OpenAI's error body, never a 5xx."""
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -288,3 +289,15 @@ def test_status(http: httpx2.Client) -> None:
     status = http.get("/status").json()
     assert status["state"] == "ready" and status["running"] == status["queue"] == 0
     assert {"pages", "tokens_per_s", "expert_load", "uptime_s"} <= status.keys()
+
+
+def test_figures_do_not_wait_for_a_step(http: httpx2.Client, stories: LLM) -> None:
+    gate = threading.Event()
+    step = threading.Thread(target=lambda: stories._thread.call(lambda: gate.wait(60)))
+    step.start()
+    try:
+        for path in ("/status", "/metrics"):
+            assert http.get(path, timeout=10).status_code == 200
+    finally:
+        gate.set()
+        step.join()
