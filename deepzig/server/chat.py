@@ -191,9 +191,10 @@ class _Choice:
             self._logprobs = (self._logprobs or []) + entries
         parts = self._parser.push(chunk.text)
         if chunk.finish_reason is not None:
-            parts += self._parser.finish()
-            called = self._parser.n_calls and chunk.finish_reason == "stop"
-            self.finish_reason = "tool_calls" if called else "length" if chunk.finish_reason == "length" else "stop"
+            parts += self._parser.finish(is_cut=chunk.finish_reason == "length")
+            self.finish_reason = "length" if chunk.finish_reason == "length" else "stop"
+            if self.finish_reason == "stop" and self._parser.n_calls and not self._parser.is_in_arguments:
+                self.finish_reason = "tool_calls"
         return [self._delta(part) for part in parts], entries
 
     def _delta(self, part: Part) -> Delta:
@@ -227,7 +228,8 @@ class _Choice:
         """The choice, when it has ended."""
         assert self.finish_reason is not None
         content, thoughts = "".join(self._texts["content"]), "".join(self._texts["reasoning"])
-        message = AssistantMessage(content if content or not self._calls else None)
+        has_calls = bool(self._calls) or self._parser.is_in_section  # of a section that was cut nothing may be left
+        message = AssistantMessage(content if content or not has_calls else None)
         if thoughts and self._model.reasoning_format != "none":
             message.reasoning_content = message.reasoning = thoughts
         if self._calls:

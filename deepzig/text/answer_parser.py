@@ -60,7 +60,7 @@ class AnswerParser:
 
     Line breaks around the thoughts are dropped, as DeepSeek's API does. A section of tool calls ends thoughts too, as
     Kimi-K2-Thinking has it. If no call can be recognised in it, it is handed on as content, so that nothing the model
-    wrote is lost.
+    wrote is lost; unless the answer was cut off within it, where a call may have been about to come.
     """
 
     def __init__(self, answer_format: AnswerFormat, *, in_reasoning: bool = False, with_tools: bool = False) -> None:
@@ -75,12 +75,23 @@ class AnswerParser:
         self._newlines = ""  # held back at the end of thoughts
         self._at_start = True  # of thoughts, or of content after thoughts
         self._raw = ""  # of a section without a call so far
+        self._n_calls_before = 0  # the section
         self.n_calls = 0
 
     @property
     def is_reasoning(self) -> bool:
         """Whether the text so far ends within thoughts."""
         return self._state is _State.REASONING
+
+    @property
+    def is_in_arguments(self) -> bool:
+        """Whether the text so far ends within a call's arguments."""
+        return self._state is _State.ARGUMENTS
+
+    @property
+    def is_in_section(self) -> bool:
+        """Whether the text so far ends within a section of tool calls."""
+        return self._state in (_State.BETWEEN_CALLS, _State.NAME, _State.ARGUMENTS)
 
     def push(self, text: str) -> list[Part]:
         """The parts that became certain with `text`."""
@@ -90,8 +101,8 @@ class AnswerParser:
             pass
         return _joined(parts)
 
-    def finish(self) -> list[Part]:
-        """What was held back, at the end of the answer."""
+    def finish(self, *, is_cut: bool = False) -> list[Part]:
+        """What was held back, at the end of the answer. is_cut: the model would have gone on."""
         parts: list[Part] = []
         rest = self._scanner.rest()
         if self._state is _State.REASONING:
@@ -100,7 +111,7 @@ class AnswerParser:
             self._argue(rest, parts)
         elif self._state in (_State.OPENING, _State.CONTENT):
             self._say(self._newlines + rest if self._state is _State.OPENING else rest, parts)
-        elif self.n_calls == 0:
+        elif not is_cut and not self._section_has_calls:
             parts.append(Content(self._raw + rest))
         return _joined(parts)
 
@@ -113,15 +124,26 @@ class AnswerParser:
             self._reason(text, parts)
             if marker:
                 self._newlines, self._at_start = "", True
-                self._raw, self._state = marker, _State.CONTENT if marker == THINK_CLOSE else _State.BETWEEN_CALLS
+                if marker == THINK_CLOSE:
+                    self._state = _State.CONTENT
+                else:
+                    self._begin_section(marker)
             return marker is not None
         if self._state is _State.CONTENT:
             text, marker = self._scanner.next(self._section_marks)
             self._say(text, parts)
             if marker:
-                self._raw, self._state = marker, _State.BETWEEN_CALLS
+                self._begin_section(marker)
             return marker is not None
         return self._advance_call(parts)
+
+    def _begin_section(self, marker: str) -> None:
+        self._raw, self._state = marker, _State.BETWEEN_CALLS
+        self._n_calls_before = self.n_calls
+
+    @property
+    def _section_has_calls(self) -> bool:
+        return self.n_calls > self._n_calls_before
 
     def _open(self, parts: list[Part]) -> bool:
         text, marker = self._scanner.next((THINK_OPEN,))
@@ -148,7 +170,7 @@ class AnswerParser:
             if marker == tools.call_open:
                 self._state = _State.NAME
             elif marker:
-                if self.n_calls == 0:
+                if not self._section_has_calls:
                     parts.append(Content(self._raw))
                 self._state, self._at_start = _State.CONTENT, True
             return marker is not None

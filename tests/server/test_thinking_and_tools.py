@@ -109,6 +109,22 @@ def test_a_forced_call_fits_its_schema(talker: RunningServer, choice: Any) -> No
     assert reply.choices[0].finish_reason == "tool_calls"
 
 
+def test_a_forced_call_that_is_cut_shows_no_marks(talker: RunningServer, family: str) -> None:
+    thoughts = {"thinking_token_budget": 0}
+    for max_tokens in range(1, 9):
+        options = {"tools": [WEATHER], "tool_choice": "required", "max_tokens": max_tokens, "extra_body": thoughts}
+        choice = create(talker, **options).choices[0]
+        assert choice.finish_reason == "length" and not choice.message.content, choice.message
+        assert choice.message.content is None or (family == "R1" and max_tokens < 3)
+
+
+def test_a_stop_string_in_arguments_leaves_no_call_to_run(talker: RunningServer, family: str, script: Script) -> None:
+    for stop, reason in (("Par", "stop"), ("get_time", "tool_calls")):
+        script(talker, CALLS[family])
+        choice = create(talker, tools=[WEATHER, TIME], stop=stop).choices[0]
+        assert choice.finish_reason == reason and len(choice.message.tool_calls) == 1
+
+
 def test_tools_are_told_as_text_that_cannot_command(talker: RunningServer, family: str) -> None:
     model = talker.service.model
     assert model.tokenizer is not None

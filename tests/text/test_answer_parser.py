@@ -96,6 +96,11 @@ CASES = [
         "call without arguments", V3, False, True, "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>x<｜tool▁call▁end｜>",
         [Content("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>x<｜tool▁call▁end｜>")],
     ),
+    (
+        "second section without a call", V31, False, True,
+        V31_CALLS + "<｜tool▁calls▁begin｜>b<｜tool▁calls▁end｜>c<｜tool▁calls▁begin｜>d",
+        [*TWO_CALLS, Content("<｜tool▁calls▁begin｜>b<｜tool▁calls▁end｜>c<｜tool▁calls▁begin｜>d")],
+    ),
     ("text after calls", V31, False, True, V31_CALLS + "\nDone", [*TWO_CALLS, Content("Done")]),
 ]  # fmt: skip
 
@@ -119,6 +124,13 @@ FRAGMENTS = st.sampled_from([
     '{"x": "</think>"}', "<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>", ":1",
     "<|tool_call_end|>", "<|tool_calls_section_end|>",
 ])  # fmt: skip
+
+
+@pytest.mark.parametrize("n_chars", [len("<｜tool▁calls▁begin｜>"), 30, 50])
+def test_a_section_that_is_cut_before_its_first_call_is_dropped(n_chars: int) -> None:
+    parser = AnswerParser(V31, with_tools=True)
+    assert parser.push("Look." + V31_CALLS[:n_chars]) == [Content("Look.")]
+    assert parser.is_in_section and parser.finish(is_cut=True) == []
 
 
 @given(st.lists(FRAGMENTS, max_size=14), st.data(), st.booleans())
