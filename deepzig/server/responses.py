@@ -170,10 +170,10 @@ class ResponseAnswer:
             self._n_reasoning += len(chunk.token_ids)
         parts = self._parser.push(chunk.text)
         if chunk.finish_reason is not None:
-            parts += self._parser.finish()
+            parts += self._parser.finish(is_cut=chunk.finish_reason == "length")
         events = [event for part in parts for event in self._add(part)]
         if chunk.result is not None:
-            events += self._close_item()
+            events += self._close_item(is_cut=chunk.finish_reason == "length" and not self._is_complete)
             self._end(chunk.result)
         return events
 
@@ -243,11 +243,18 @@ class ResponseAnswer:
             events.append(self._item_event("response.content_part.added", content_index=0, part=part))
         return events
 
-    def _close_item(self) -> list[ResponseEvent]:
+    @property
+    def _is_complete(self) -> bool:
+        """The last item is a call that the model has ended, or thoughts."""
+        if isinstance(self._item, OutputCall):
+            return not self._parser.is_in_arguments
+        return isinstance(self._item, OutputReasoning) and not self._parser.is_reasoning
+
+    def _close_item(self, *, is_cut: bool = False) -> list[ResponseEvent]:
         item, text = self._item, "".join(self._texts)
         if item is None:
             return []
-        item.status = "completed"
+        item.status = "incomplete" if is_cut else "completed"
         if isinstance(item, OutputCall):
             item.arguments = text
             event = self._item_event("response.function_call_arguments.done", name=item.name, arguments=text)

@@ -59,6 +59,26 @@ def test_stream_opens_fills_and_closes_each_item(talker: RunningServer, script: 
     assert json.loads(whole.output[2].arguments) == {"zone": 1}
 
 
+@pytest.mark.parametrize("answer", ["Yes, it is so.", "Hm, well.</think>" + CALL, "Hm</think>So."])
+def test_the_item_that_is_cut_is_incomplete(talker: RunningServer, script: Script, answer: str) -> None:
+    options = {"model": "", "input": STORY, "tools": [TIME]}
+    if "</think>" in answer:
+        options["reasoning"] = {"effort": "high"}
+    statuses = set()
+    for n_tokens in (2, 3, 4, 8, 9):
+        options["max_output_tokens"] = n_tokens
+        script(talker, answer)
+        with talker.openai() as client:
+            events = list(client.responses.create(**options, stream=True))
+            script(talker, answer)
+            whole = client.responses.create(**options)
+        done = [e.item.status for e in events if e.type == "response.output_item.done"]
+        assert done == [item.status for item in events[-1].response.output] == [item.status for item in whole.output]
+        assert set(done[:-1]) <= {"completed"}
+        statuses.add((whole.status, done[-1]))
+    assert statuses >= {("incomplete", "incomplete")} and ("completed", "incomplete") not in statuses
+
+
 def test_input_items_become_the_chats_messages(talker: RunningServer) -> None:
     model = talker.service.model
     items = [
