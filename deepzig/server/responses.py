@@ -158,6 +158,7 @@ class ResponseAnswer:
             temperature=request.temperature,
             top_p=request.top_p,
             max_output_tokens=request.max_output_tokens,
+            metadata=request.metadata or {},
         )
 
     def start(self) -> Sequence[ResponseEvent]:

@@ -15,6 +15,9 @@ from deepzig.server.requests import (
     Temperature,
 )
 
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
+]  # OpenAI's limits
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 # ---- what clients send
@@ -93,6 +96,7 @@ class ResponsesRequest(Struct, kw_only=True):
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
+    metadata: Metadata | None = None  # comes back as it is
     previous_response_id: str | None = None  # refused: nothing is stored
     cache_salt: Salt | None = None
 

@@ -101,6 +101,17 @@ def test_input_items_become_the_chats_messages(talker: RunningServer) -> None:
     assert reply.usage.input_tokens == count
 
 
+def test_metadata_comes_back(talker: RunningServer) -> None:
+    with talker.openai() as client:
+        options = {"model": "", "input": STORY, "max_output_tokens": 1}
+        given = {"k" * 64: "v" * 512, **{f"key {index}": "" for index in range(15)}}
+        assert client.responses.create(**options, metadata=given).metadata == given
+        for bad in ({"k" * 65: ""}, {"k": "v" * 513}, {str(index): "" for index in range(17)}, {"k": 1}):
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.responses.create(**options, metadata=bad)
+            assert caught.value.param in ("metadata", "metadata[...]")
+
+
 def test_schema_and_what_is_refused(talker: RunningServer) -> None:
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
     with talker.openai() as client:
