@@ -15,7 +15,7 @@ from deepzig.engine.sampling import TokenLogprob
 from deepzig.server.chat import prompt_progress
 from deepzig.server.constraints import completion_constraint
 from deepzig.server.failures import ApiError, ErrorBody
-from deepzig.server.logprobs import completion_logprobs, token_of
+from deepzig.server.logprobs import CompletionScores, joined
 from deepzig.server.replies import Completion, CompletionChoice, CompletionLogprobs, FinishReason
 from deepzig.server.requests import MAX_PROMPTS, CompletionRequest
 from deepzig.server.run import Ask
@@ -37,14 +37,22 @@ def prepare_completion(model: ServedModel, request: CompletionRequest, tenant: s
         raise ApiError(400, "best_of is not supported; use n", param="best_of", code="unsupported_parameter")
     if request.logprobs is not None and model.tokenizer is None:
         raise ApiError(400, "logprobs need a tokenizer, which this model lacks", param="logprobs", code="invalid_value")
-    prompts = [_prompt_ids(model, prompt, request.suffix) for prompt in _prompts(request)]
+    prompts = [_read(model, prompt, request.suffix) for prompt in _prompts(request)]
     max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     params = sampling_params(
         request, model.llm.config.vocab_size, max_tokens=max(max_tokens, 1), logprobs=request.logprobs
     )
     constraint = completion_constraint(model, request)
-    ask = Ask(prompts if max_tokens else [], params, constraint, tenant, request.priority or 0)
+    ask = Ask([p.ids for p in prompts] if max_tokens else [], params, constraint, tenant, request.priority or 0)
     return ask, CompletionAnswer(model, request, [_echo(model, request, prompt) for prompt in prompts], params.n)
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """Token ids, of which the first n_added were put there by the server."""
+
+    ids: list[int]
+    n_added: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,16 +61,17 @@ class _Echo:
 
     n_tokens: int
     text: str = ""
-    entries: Sequence[TokenLogprob | int] = ()  # its tokens; a first one that is shown has no log-probability
+    logprobs: CompletionLogprobs | None = None
 
 
-def _echo(model: ServedModel, request: CompletionRequest, prompt: Sequence[int]) -> _Echo:
+def _echo(model: ServedModel, request: CompletionRequest, prompt: _Prompt) -> _Echo:
     if not request.echo or model.tokenizer is None:
-        return _Echo(len(prompt))
-    entries: list[TokenLogprob | int] = []
-    if request.logprobs is not None:
-        entries = [prompt[0], *model.llm.prompt_logprobs(prompt, request.logprobs)]
-    return _Echo(len(prompt), model.tokenizer.decode(prompt), entries)
+        return _Echo(len(prompt.ids))
+    logprobs = None
+    if request.logprobs is not None:  # the first token has none
+        entries: list[TokenLogprob | int] = [prompt.ids[0], *model.llm.prompt_logprobs(prompt.ids, request.logprobs)]
+        logprobs = CompletionScores(model.tokenizer).add(entries[prompt.n_added :])
+    return _Echo(len(prompt.ids), model.tokenizer.decode(prompt.ids), logprobs)
 
 
 def _prompts(request: CompletionRequest) -> Sequence[str | Sequence[int]]:
@@ -80,13 +89,14 @@ def _prompts(request: CompletionRequest) -> Sequence[str | Sequence[int]]:
     return mixed
 
 
-def _prompt_ids(model: ServedModel, prompt: str | Sequence[int], suffix: str | None) -> list[int]:
+def _read(model: ServedModel, prompt: str | Sequence[int], suffix: str | None) -> _Prompt:
     if suffix:
         return _fill_in_the_middle(model, prompt, suffix)
-    return model.llm.encode(prompt).tolist()
+    ids = model.llm.encode(prompt).tolist()
+    return _Prompt(ids, len(model.tokenizer.own_prefix) if isinstance(prompt, str) and model.tokenizer else 0)
 
 
-def _fill_in_the_middle(model: ServedModel, prompt: str | Sequence[int], suffix: str) -> list[int]:
+def _fill_in_the_middle(model: ServedModel, prompt: str | Sequence[int], suffix: str) -> _Prompt:
     """<BOS><fim begin>prompt<fim hole>suffix<fim end>, DeepSeek-Coder's order; its marks are in V3's tokenizer too."""
     tokenizer = model.tokenizer
     marks = [tokenizer.control_tokens.ids.get(mark) for mark in _FIM] if tokenizer else [None]
@@ -97,7 +107,7 @@ def _fill_in_the_middle(model: ServedModel, prompt: str | Sequence[int], suffix:
     begin, hole, end = (mark for mark in marks if mark is not None)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     before, after = (tokenizer.encode(text, add_bos=False, allow_special=False) for text in (prompt, suffix))
-    return [*bos, begin, *before, hole, *after, end]
+    return _Prompt([*bos, begin, *before, hole, *after, end], len(bos))
 
 
 class CompletionAnswer:
@@ -121,9 +131,9 @@ class CompletionAnswer:
     def start(self) -> Sequence[Completion]:
         """The prompts, if they are to be echoed."""
         return [
-            self._event([CompletionChoice(index, choice.echo.text, None, choice.echo_logprobs())])
+            self._event([CompletionChoice(index, choice.echo.text, None, choice.echo.logprobs)])
             for index, choice in enumerate(self._choices)
-            if choice.echo.text
+            if choice.echo.text or choice.echo.logprobs
         ]
 
     def take(self, prompt: int, chunk: StreamChunk) -> Sequence[Completion]:
@@ -182,35 +192,25 @@ class _Choice:
     def __init__(self, model: ServedModel, echo: _Echo, with_logprobs: bool) -> None:
         self.finish_reason: FinishReason | None = None
         self.echo = echo
-        self._tokenizer = model.tokenizer
-        self._with_logprobs = with_logprobs
-        self._entries: list[TokenLogprob] = []
         self._texts: list[str] = []
-        self._offset = len(echo.text)  # of the next token
-
-    def echo_logprobs(self) -> CompletionLogprobs | None:
-        """Log-probabilities of the echoed prompt, if they were asked for."""
-        return self._shaped(self.echo.entries, 0) if self._with_logprobs else None
+        self._logprobs: list[CompletionLogprobs] = []
+        self._scores: CompletionScores | None = None  # if they were asked for
+        if with_logprobs and model.tokenizer is not None:
+            self._scores = CompletionScores(model.tokenizer, len(echo.text))
 
     def take(self, chunk: StreamChunk) -> CompletionLogprobs | None:
         """Add a chunk; its log-probabilities, if they were asked for."""
         self._texts.append(chunk.text)
         if chunk.finish_reason is not None:
             self.finish_reason = "length" if chunk.finish_reason == "length" else "stop"
-        if not self._with_logprobs or not chunk.logprobs:
+        if self._scores is None or not chunk.logprobs:
             return None
-        self._entries += chunk.logprobs
-        logprobs = self._shaped(chunk.logprobs, self._offset)
-        self._offset += sum(map(len, logprobs.tokens))
-        return logprobs
+        self._logprobs.append(self._scores.add(chunk.logprobs))
+        return self._logprobs[-1]
 
     def whole(self, index: int) -> CompletionChoice:
         """The choice, when it has ended; one that was not begun has its length at once."""
         text = self.echo.text + "".join(self._texts)
-        logprobs = self._shaped([*self.echo.entries, *self._entries], 0) if self._with_logprobs else None
+        echoed = [self.echo.logprobs] if self.echo.logprobs is not None else []
+        logprobs = joined([*echoed, *self._logprobs]) if self._scores is not None else None
         return CompletionChoice(index, text, self.finish_reason or "length", logprobs)
-
-    def _shaped(self, entries: Sequence[TokenLogprob | int], offset: int) -> CompletionLogprobs:
-        assert self._tokenizer is not None
-        shown = [entry for entry in entries if not self._tokenizer.is_special(token_of(entry))]
-        return completion_logprobs(shown, self._tokenizer, offset)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from deepzig.engine.sampling import TokenLogprob
 from deepzig.server.replies import ChatLogprob, CompletionLogprobs, TopLogprob
+from deepzig.text.stream_decoder import StreamDecoder
 from deepzig.text.tokenizer import Tokenizer
 
 LEAST = -100.0  # JSON has no -inf
@@ -16,31 +17,50 @@ def chat_logprob(entry: TokenLogprob, tokenizer: Tokenizer) -> ChatLogprob:
     return ChatLogprob(token.token, token.logprob, token.bytes, top)
 
 
-def completion_logprobs(
-    entries: Sequence[TokenLogprob | int], tokenizer: Tokenizer, offset: int
-) -> CompletionLogprobs:
-    """Tokens of a completion, the first at `offset` of the text; an int is a token without log-probability."""
-    reply = CompletionLogprobs([], [], [], [])
-    for entry in entries:
-        token_id = token_of(entry)
-        text = _text(_bytes(token_id, tokenizer))
-        reply.tokens.append(text)
-        reply.text_offset.append(offset)
-        offset += len(text)
-        if isinstance(entry, int):
-            reply.token_logprobs.append(None)
-            reply.top_logprobs.append(None)
-        else:
-            reply.token_logprobs.append(max(entry.logprob, LEAST))
-            reply.top_logprobs.append(
-                {_text(_bytes(other, tokenizer)): max(logprob, LEAST) for other, logprob in entry.top}
-            )
-    return reply
+class CompletionScores:
+    """Log-probabilities of one text of a completion, whose tokens come in order."""
+
+    def __init__(self, tokenizer: Tokenizer, offset: int = 0) -> None:
+        """offset: of the first token in the reply's text, in characters."""
+        self._tokenizer = tokenizer
+        self._decoder = StreamDecoder(tokenizer)
+        self._offset = offset
+
+    def add(self, entries: Sequence[TokenLogprob | int]) -> CompletionLogprobs:
+        """The next tokens; an int is one without log-probability. Special tokens have no text.
+
+        A token that ends within a character moves the offset no further: that is where the next one begins.
+        """
+        reply = CompletionLogprobs([], [], [], [])
+        for entry in entries:
+            token_id = entry if isinstance(entry, int) else entry.token_id
+            text = "" if self._tokenizer.is_special(token_id) else _text(_bytes(token_id, self._tokenizer))
+            reply.tokens.append(text)
+            reply.text_offset.append(self._offset)
+            if token_id < self._tokenizer.vocab_size:
+                self._offset += len(self._decoder.push(token_id))
+            reply.token_logprobs.append(None if isinstance(entry, int) else max(entry.logprob, LEAST))
+            reply.top_logprobs.append(None if isinstance(entry, int) else self._top(entry, text))
+        return reply
+
+    def _top(self, entry: TokenLogprob, text: str) -> dict[str, float]:
+        """The likeliest tokens and the one that came, which goes by `text`. Of several with a text the likeliest."""
+        top: dict[str, float] = {}
+        for token_id, logprob in (*entry.top, (entry.token_id, entry.logprob)):
+            name = text if token_id == entry.token_id else _text(_bytes(token_id, self._tokenizer))
+            top.setdefault(name, max(logprob, LEAST))
+        return top
 
 
-def token_of(entry: TokenLogprob | int) -> int:
-    """The token of an entry."""
-    return entry if isinstance(entry, int) else entry.token_id
+def joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
+    """Parts of a text, one behind the other."""
+    whole = CompletionLogprobs([], [], [], [])
+    for part in parts:
+        whole.tokens += part.tokens
+        whole.token_logprobs += part.token_logprobs
+        whole.top_logprobs += part.top_logprobs
+        whole.text_offset += part.text_offset
+    return whole
 
 
 def _token(token_id: int, logprob: float, tokenizer: Tokenizer) -> TopLogprob:

@@ -96,6 +96,13 @@ class Tokenizer:
         own_ids = {"bos_token": self._prefix, "eos_token": self._suffix}[name]
         return own_ids[0] if own_ids else None
 
+    @property
+    def own_prefix(self) -> list[int]:
+        """What `encode` puts before a text by the tokenizer's own rule: a BOS token, or nothing."""
+        if self._add_bos is None:
+            return self._prefix
+        return [self.bos_token_id] if self._add_bos and self.bos_token_id is not None else []
+
     def encode(self, text: str, add_bos: bool | None = None, allow_special: bool = True) -> list[int]:
         """Token ids of `text`.
 

@@ -164,6 +164,40 @@ def test_prompt_alone_can_be_scored(client: openai.OpenAI) -> None:
     assert reply.usage.completion_tokens == 0
 
 
+@pytest.mark.parametrize("with_bos", [True, False])
+def test_logprobs_line_up_with_the_ids_sent(client: openai.OpenAI, stories: LLM, with_bos: bool) -> None:
+    assert stories.tokenizer is not None and stories.tokenizer.bos_token_id is not None
+    (eos,) = stories.defaults.eos_token_ids
+    ids = [*stories.tokenizer.encode(STORY, add_bos=with_bos), stories.tokenizer.bos_token_id]
+    options = {"prompt": ids, "logprobs": 1, "echo": True, "max_tokens": 1, "logit_bias": {str(eos): 100}}
+    choice = complete(client, **options).choices[0]
+    assert choice.text == STORY and choice.finish_reason == "stop"
+    logprobs = choice.logprobs
+    assert len(logprobs.tokens) == len(ids) + 1 and "".join(logprobs.tokens) == STORY
+    assert logprobs.tokens[-2:] == ["", ""] and logprobs.text_offset[-2:] == [len(STORY)] * 2
+    scored = stories.prompt_logprobs([*ids, eos])
+    assert logprobs.token_logprobs == [None, *(pytest.approx(entry.logprob, abs=1e-3) for entry in scored)]
+    streamed = [chunk.choices[0].logprobs for chunk in complete(client, **options, stream=True)]
+    assert [token for part in streamed if part for token in part.tokens] == logprobs.tokens
+
+
+def test_offsets_within_characters(client: openai.OpenAI) -> None:
+    text = "A cat \N{CAT FACE}\N{CAT FACE} said \N{GRINNING FACE}."
+    logprobs = complete(client, prompt=text, logprobs=0, echo=True, max_tokens=0).choices[0].logprobs
+    assert logprobs.tokens.count("\ufffd") == 12, "each of four bytes"
+    pairs = list(zip(logprobs.tokens, logprobs.text_offset, strict=True))
+    assert [offset for token, offset in pairs if token == "\ufffd"] == [6] * 4 + [7] * 4 + [14] * 4
+    assert all(text[offset:].startswith(token) for token, offset in pairs if token != "\ufffd")
+
+
+def test_the_token_that_came_is_among_the_top(client: openai.OpenAI, stories: LLM) -> None:
+    assert stories.tokenizer is not None
+    (token,) = stories.tokenizer.encode(" dog", add_bos=False)
+    logprobs = complete(client, logit_bias={str(token): 100}, logprobs=2, max_tokens=2).choices[0].logprobs
+    for top, logprob in zip(logprobs.top_logprobs, logprobs.token_logprobs, strict=True):
+        assert len(top) == 3 and top[" dog"] == logprob == min(top.values())
+
+
 def test_cached_tokens_are_told_in_both_ways(client: openai.OpenAI) -> None:
     prompt = "The little girl had a red ball and a blue kite. " * 8
     complete(client, prompt=prompt, max_tokens=1)
