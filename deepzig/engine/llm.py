@@ -306,14 +306,16 @@ class LLM:
             RequestError: there are no token ids, or they are outside the vocabulary.
             NonFiniteLogitsError: the model produced NaN.
         """
+        return [entry for piece in self.stream_prompt_logprobs(token_ids, n_top) for entry in piece]
+
+    def stream_prompt_logprobs(self, token_ids: Sequence[int], n_top: int = 0) -> Iterator[list[TokenLogprob]]:
+        """The same, piece by piece, each computed when it is asked for. Raises as `prompt_logprobs`."""
         if n_top < 0:
             raise RequestError(f"n_top {n_top} is below 0")
         ids = self._checked_ids(token_ids)
         scored = score_text(self.model, ids, self.model.make_cache(len(ids)), n_top)
-        entries: list[TokenLogprob] = []
         while piece := self._thread.call(lambda: next(scored, None)):
-            entries += piece
-        return entries
+            yield piece
 
     def mtp_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """First MTP layer over a whole text of T tokens: f32 (T - 1, vocab_size), row t predicting token t + 2.

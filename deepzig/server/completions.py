@@ -18,7 +18,7 @@ from deepzig.server.failures import ApiError, ErrorBody
 from deepzig.server.logprobs import CompletionScores, joined
 from deepzig.server.replies import Completion, CompletionChoice, CompletionLogprobs, FinishReason
 from deepzig.server.requests import MAX_PROMPTS, CompletionRequest
-from deepzig.server.run import Ask
+from deepzig.server.run import Ask, IsOver
 from deepzig.server.sampling_fields import sampling_params
 from deepzig.server.served_model import ServedModel
 from deepzig.server.usage import timings_of, usage_of
@@ -42,9 +42,16 @@ def prepare_completion(model: ServedModel, request: CompletionRequest, tenant: s
     params = sampling_params(
         request, model.llm.config.vocab_size, max_tokens=max(max_tokens, 1), logprobs=request.logprobs
     )
-    constraint = completion_constraint(model, request)
-    ask = Ask([p.ids for p in prompts] if max_tokens else [], params, constraint, tenant, request.priority or 0)
-    return ask, CompletionAnswer(model, request, [_echo(model, request, prompt) for prompt in prompts], params.n)
+    answer = CompletionAnswer(model, request, [_echo(model, request, prompt) for prompt in prompts], params.n)
+    ask = Ask(
+        prompts=[prompt.ids for prompt in prompts] if max_tokens else [],
+        params=params,
+        constraint=completion_constraint(model, request),
+        tenant=tenant,
+        priority=request.priority or 0,
+        first=answer.score_prompts if request.echo and request.logprobs is not None else None,
+    )
+    return ask, answer
 
 
 @dataclass(frozen=True)
@@ -55,23 +62,17 @@ class _Prompt:
     n_added: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Echo:
     """A prompt, as far as the reply shows it."""
 
-    n_tokens: int
+    prompt: _Prompt
     text: str = ""
-    logprobs: CompletionLogprobs | None = None
+    logprobs: CompletionLogprobs | None = None  # until they are computed, or if they were not asked for
 
 
 def _echo(model: ServedModel, request: CompletionRequest, prompt: _Prompt) -> _Echo:
-    if not request.echo or model.tokenizer is None:
-        return _Echo(len(prompt.ids))
-    logprobs = None
-    if request.logprobs is not None:  # the first token has none
-        entries: list[TokenLogprob | int] = [prompt.ids[0], *model.llm.prompt_logprobs(prompt.ids, request.logprobs)]
-        logprobs = CompletionScores(model.tokenizer).add(entries[prompt.n_added :])
-    return _Echo(len(prompt.ids), model.tokenizer.decode(prompt.ids), logprobs)
+    return _Echo(prompt, model.tokenizer.decode(prompt.ids) if request.echo and model.tokenizer is not None else "")
 
 
 def _prompts(request: CompletionRequest) -> Sequence[str | Sequence[int]]:
@@ -124,9 +125,23 @@ class CompletionAnswer:
         self._with_usage = bool(options and options.include_usage)
         self._n_choices = n_choices
         self._echoes = echoes
+        self._n_top = request.logprobs
         with_logprobs = request.logprobs is not None
         self._choices = [_Choice(model, echo, with_logprobs) for echo in echoes for _ in range(n_choices)]
         self._results: list[GenerationResult] = []
+
+    def score_prompts(self, is_over: IsOver) -> None:
+        """Compute the log-probabilities of the echoed prompts; between two pieces it may give up."""
+        tokenizer = self._model.tokenizer
+        assert tokenizer is not None and self._n_top is not None
+        for echo in self._echoes:
+            ids = echo.prompt.ids
+            entries: list[TokenLogprob | int] = [ids[0]]  # the first token has none
+            for piece in self._model.llm.stream_prompt_logprobs(ids, self._n_top):
+                if is_over():
+                    return
+                entries += piece
+            echo.logprobs = CompletionScores(tokenizer).add(entries[echo.prompt.n_added :])
 
     def start(self) -> Sequence[Completion]:
         """The prompts, if they are to be echoed."""
@@ -177,7 +192,7 @@ class CompletionAnswer:
         if self._results:
             reply.timings = timings_of(self._results)
         else:  # nothing was asked for but the echo
-            n_prompt = sum(echo.n_tokens for echo in self._echoes)
+            n_prompt = sum(len(echo.prompt.ids) for echo in self._echoes)
             reply.usage.prompt_tokens = reply.usage.total_tokens = reply.usage.prompt_cache_miss_tokens = n_prompt
         return reply
 

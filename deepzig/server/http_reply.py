@@ -75,8 +75,9 @@ class StreamedReply(Reply):
     async def _send(self, run: Run, sender: "_Sender") -> None:
         answer = self._answer
         sender.headers = sse.HEADERS
-        await sender.send(sse.events(answer.start()))
         try:
+            async for content in self._beginning(run):
+                await sender.send(content)
             async for content in self._contents(run):
                 await sender.send(content)
         except (ClientGoneError, asyncio.CancelledError):
@@ -85,6 +86,14 @@ class StreamedReply(Reply):
             await sender.send(sse.event(answer.failure(as_api_error(error))) + sse.DONE, is_last=True)
             raise ReportedError from error
         await sender.send(sse.events(answer.finish()) + sse.DONE, is_last=True)
+
+    async def _beginning(self, run: Run) -> AsyncIterator[bytes]:
+        """What a stream begins with, and comments before it where that takes long."""
+        wait = FIRST_SIGN_S
+        while not await run.is_ready(wait):
+            yield sse.KEEP_ALIVE
+            wait = self._ping_interval
+        yield sse.events(self._answer.start())
 
     async def _contents(self, run: Run) -> AsyncIterator[bytes]:
         """What goes out, as it comes: events, and comments while nothing does."""

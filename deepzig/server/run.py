@@ -7,17 +7,21 @@ not read holds no memory but its own tokens. Knows nothing of HTTP.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from deepzig.engine.generation import WAKE_INTERVAL_S, Generation
 from deepzig.engine.llm import LLM
 from deepzig.engine.results import GenerationResult, Progress, StreamChunk
 from deepzig.engine.sampling import SamplingParams, TokenConstraint
-from deepzig.server.failures import ApiError
+from deepzig.server.failures import ApiError, as_api_error
 from deepzig.server.metrics import Metrics
 
 MAX_BACKLOG = 4096  # events that may wait for a client that does not read
+MAX_FIRST = 4  # requests whose `Ask.first` is done at a time
+
+IsOver = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Ask:
     constraint: TokenConstraint | None = None
     tenant: str = ""
     priority: int = 0
+    first: Callable[[IsOver], None] | None = None  # to be done before chunks are given out, or until told it is over
 
 
 class Waker:
@@ -73,6 +78,8 @@ class Run:
         self._generations: list[Generation] = []
         self._news = asyncio.Event()
         self._n_unread = 0
+        self._preparing: asyncio.Task[None] | None = None
+        self._is_ready = True  # chunks may be given out
         self._failure: ApiError | None = None
         self._first_token: float | None = None
         self._last_token = 0.0
@@ -94,6 +101,32 @@ class Run:
             )
             self._generations.append(generation)
 
+    def prepare(self, workers: Executor, first: Callable[[IsOver], None]) -> None:
+        """Have a worker do what must be done first. It takes long, so the run is watched meanwhile."""
+        self._is_ready = False
+        self._preparing = asyncio.get_running_loop().create_task(self._prepare(workers, first))
+
+    async def _prepare(self, workers: Executor, first: Callable[[IsOver], None]) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(workers, first, lambda: self._is_over)
+        except Exception as error:
+            self.abort(as_api_error(error))
+            return
+        self._is_ready = True
+        self._news.set()
+
+    @property
+    def _is_over(self) -> bool:
+        return self._is_closed or self._failure is not None
+
+    async def is_ready(self, timeout: float) -> bool:
+        """Whether chunks may be given out; waits for it at most `timeout` seconds. Raises ApiError: it was aborted."""
+        if self._preparing is not None:
+            await asyncio.wait((self._preparing,), timeout=timeout)
+        if self._failure is not None:
+            raise self._failure
+        return self._is_ready
+
     async def next(self, timeout: float) -> list[tuple[int, StreamChunk]]:
         """(index of the prompt, chunk) of all that has come; empty after `timeout` seconds without any.
 
@@ -103,7 +136,7 @@ class Run:
         try:
             async with asyncio.timeout(timeout):
                 while True:
-                    if chunks := self._taken():
+                    if (chunks := self._taken()) or self.is_finished:  # without chunks if nothing was to be answered
                         return chunks
                     await self._news.wait()
                     self._news.clear()
@@ -114,6 +147,8 @@ class Run:
         self._n_unread = 0
         if self._failure is not None:
             raise self._failure
+        if not self._is_ready:
+            return []
         chunks = [(index, chunk) for index, each in enumerate(self._generations) for chunk in each.poll()]
         if chunks:
             self._count(chunks)
@@ -134,7 +169,7 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """All generations have given their results."""
-        return len(self.results) == len(self._generations)
+        return self._is_ready and len(self.results) == len(self._generations)
 
     @property
     def progress(self) -> Progress:
@@ -159,7 +194,7 @@ class Run:
 
     def on_news(self) -> None:
         """Something can be taken. Called in the event loop."""
-        self._n_unread += 1
+        self._n_unread += self._is_ready
         if self._n_unread > MAX_BACKLOG:
             self.abort(ApiError(503, "the client did not read its stream", code="slow_reader"))
         self._news.set()
@@ -193,6 +228,7 @@ class RunBoard:
         self._runs: set[Run] = set()
         self._waker: Waker | None = None
         self._refusal: ApiError | None = None  # nothing begins any more
+        self._workers = ThreadPoolExecutor(MAX_FIRST, "first")  # not asyncio's, which every request needs
 
     async def start(self, llm: LLM, ask: Ask) -> Run:
         """Submit a request. Raises as `LLM.submit`, and ApiError after `close`; then nothing is left behind."""
@@ -211,6 +247,8 @@ class RunBoard:
             else:
                 run.close("cancelled" if isinstance(error, asyncio.CancelledError) else "error")
             raise
+        if ask.first is not None:
+            run.prepare(self._workers, ask.first)
         return run
 
     def remove(self, run: Run) -> None:

@@ -13,6 +13,7 @@ import pytest
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from deepzig.engine.llm import LLM
+from deepzig.engine.sampling import TokenLogprob
 from deepzig.errors import ServerError
 from deepzig.server.app import Routes, make_app
 from deepzig.server.settings import ServerSettings
@@ -297,6 +298,37 @@ def wait_for(condition: Any, seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def test_prompts_of_clients_that_left_are_not_scored_on(stories: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While more clients have long prompts scored than there are threads, others are served."""
+    going: set[object] = set()
+
+    def endless(*_: object) -> Iterator[list[TokenLogprob]]:
+        mark = object()
+        going.add(mark)
+        try:
+            while True:
+                time.sleep(0.01)
+                yield []
+        finally:
+            going.remove(mark)
+
+    monkeypatch.setattr(stories, "stream_prompt_logprobs", endless)
+    monkeypatch.setattr("deepzig.server.http_reply.FIRST_SIGN_S", 0.1)
+    body = json.dumps({"prompt": "One", "echo": True, "logprobs": 1, "max_tokens": 0, "stream": True}).encode()
+    with serving(stories) as running, running.http() as http:
+        connections = [raw(running, post_head(len(body)), body) for _ in range(40)]
+        wait_for(lambda: len(running.service.board) == 40 and going)
+        assert http.post("/v1/completions", json={"prompt": "One", "max_tokens": 1}, timeout=20).status_code == 200
+        content = b""
+        while b": keep-alive" not in content:
+            content += connections[0].recv(4096)
+        for connection in connections:
+            connection.close()
+        wait_for(lambda: not going)
+        running.wait_until_idle()
+        assert 'deepzig_requests_total{reason="cancelled"} 40.0' in http.get("/metrics").text
 
 
 def test_a_client_that_does_not_read_is_cut_off(strict: RunningServer) -> None:
