@@ -14,7 +14,7 @@ from deepzig.engine.results import GenerationResult, Progress, StreamChunk
 from deepzig.engine.sampling import TokenLogprob
 from deepzig.server.chat import prompt_progress
 from deepzig.server.constraints import completion_constraint
-from deepzig.server.failures import ApiError, ErrorBody
+from deepzig.server.failures import ApiError, ErrorBody, blaming
 from deepzig.server.logprobs import CompletionScores, joined
 from deepzig.server.replies import Completion, CompletionChoice, CompletionLogprobs, FinishReason
 from deepzig.server.requests import MAX_PROMPTS, CompletionRequest
@@ -37,7 +37,8 @@ def prepare_completion(model: ServedModel, request: CompletionRequest, tenant: s
         raise ApiError(400, "best_of is not supported; use n", param="best_of", code="unsupported_parameter")
     if request.logprobs is not None and model.tokenizer is None:
         raise ApiError(400, "logprobs need a tokenizer, which this model lacks", param="logprobs", code="invalid_value")
-    prompts = [_read(model, prompt, request.suffix) for prompt in _prompts(request)]
+    with blaming("prompt"):
+        prompts = [_read(model, prompt, request.suffix) for prompt in _prompts(request)]
     max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     params = sampling_params(
         request, model.llm.config.vocab_size, max_tokens=max(max_tokens, 1), logprobs=request.logprobs
@@ -46,6 +47,7 @@ def prepare_completion(model: ServedModel, request: CompletionRequest, tenant: s
     ask = Ask(
         prompts=[prompt.ids for prompt in prompts] if max_tokens else [],
         params=params,
+        field="prompt",
         constraint=completion_constraint(model, request),
         tenant=tenant,
         priority=request.priority or 0,

@@ -4,6 +4,8 @@ Called wherever a request can fail. The body is OpenAI's: {"error": {"message", 
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -87,6 +89,15 @@ class ApiError(Exception):
 def shutting_down() -> ApiError:
     """What those are told who come too late, or whose request takes longer than the shutdown waits."""
     return ApiError(503, "the server is shutting down", code="shutting_down", retry_after=30)
+
+
+@contextmanager
+def blaming(field: str) -> Iterator[None]:
+    """Raises ApiError that names `field` of the request where a prompt exceeds the context."""
+    try:
+        yield
+    except ContextLengthError as error:
+        raise ApiError(400, str(error), code="context_length_exceeded", param=field) from error
 
 
 def as_api_error(error: BaseException) -> ApiError:

@@ -4,11 +4,12 @@ import copy
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from deepzig.engine.results import GenerationResult, Progress, StreamChunk
 from deepzig.server.chat import plan_chat
-from deepzig.server.failures import ApiError
+from deepzig.server.failures import ApiError, blaming
 from deepzig.server.replies import ReasoningTokens
 from deepzig.server.requests import (
     ChatRequest,
@@ -53,8 +54,9 @@ def prepare_response(model: ServedModel, request: ResponsesRequest, tenant: str)
     if request.previous_response_id is not None:
         message = "responses are not stored; send the whole input"
         raise ApiError(400, message, param="previous_response_id", code="unsupported_value")
-    plan = plan_chat(model, _as_chat(request), tenant)
-    return plan.ask, ResponseAnswer(model, request, plan.parser())
+    with blaming("input"):
+        plan = plan_chat(model, _as_chat(request), tenant)
+    return replace(plan.ask, field="input"), ResponseAnswer(model, request, plan.parser())
 
 
 def _as_chat(request: ResponsesRequest) -> ChatRequest:

@@ -15,7 +15,7 @@ from deepzig.engine.generation import WAKE_INTERVAL_S, Generation
 from deepzig.engine.llm import LLM
 from deepzig.engine.results import GenerationResult, Progress, StreamChunk
 from deepzig.engine.sampling import SamplingParams, TokenConstraint
-from deepzig.server.failures import ApiError, as_api_error
+from deepzig.server.failures import ApiError, as_api_error, blaming
 from deepzig.server.metrics import Metrics
 
 MAX_BACKLOG = 4096  # events that may wait for a client that does not read
@@ -30,6 +30,7 @@ class Ask:
 
     prompts: Sequence[Sequence[int]]
     params: SamplingParams
+    field: str = "messages"  # of the request, where the prompts come from
     constraint: TokenConstraint | None = None
     tenant: str = ""
     priority: int = 0
@@ -87,18 +88,19 @@ class Run:
         self._is_closed = False
 
     def submit(self, llm: LLM, ask: Ask) -> None:
-        """Hand the request to the engine; may block, so not from the event loop. Raises as `LLM.submit`."""
+        """Hand the request to the engine; may block: not for the event loop. Raises as `LLM.submit`, or ApiError."""
         for index, prompt in enumerate(ask.prompts):
             last = index == len(ask.prompts) - 1
             constraint = ask.constraint if ask.constraint is None or last else ask.constraint.copy()
-            generation = llm.submit(
-                prompt,
-                ask.params,
-                tenant=ask.tenant,
-                priority=ask.priority,
-                constraint=constraint,
-                on_event=lambda: self._waker.notify(self),
-            )
+            with blaming(ask.field):
+                generation = llm.submit(
+                    prompt,
+                    ask.params,
+                    tenant=ask.tenant,
+                    priority=ask.priority,
+                    constraint=constraint,
+                    on_event=lambda: self._waker.notify(self),
+                )
             self._generations.append(generation)
 
     def prepare(self, workers: Executor, first: Callable[[IsOver], None]) -> None:

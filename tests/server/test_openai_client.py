@@ -281,7 +281,13 @@ def test_unknown_model_is_not_found(client: openai.OpenAI) -> None:
 def test_too_long_a_prompt(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         complete(client, prompt="cat " * 2000)
-    assert caught.value.code == "context_length_exceeded"
+    assert caught.value.code == "context_length_exceeded" and caught.value.param == "prompt"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model="", input="cat " * 2000)
+    assert caught.value.code == "context_length_exceeded" and caught.value.param == "input"
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat(client, messages=[{"role": "user", "content": "cat " * 2000}])
+    assert caught.value.code == "context_length_exceeded" and caught.value.param == "messages"
 
 
 def test_max_tokens_is_clamped_to_the_context(client: openai.OpenAI, stories: LLM) -> None:
