@@ -40,6 +40,8 @@ from deepzig.threads import available_threads
 
 log = logging.getLogger("deepzig.engine")
 
+SHIFTED_CONTEXTS = 16  # texts may be as many contexts long where context_shift cuts them
+
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or chat messages
 
 
@@ -237,6 +239,11 @@ class LLM:
         """Tokens that a prompt and its answer may have together: the model's context, or fewer in a small cache."""
         return self._thread.engine.room
 
+    @property
+    def prompt_room(self) -> int:
+        """Tokens that a text may have: those of the model's context, with context_shift 16 times as many."""
+        return self.config.max_position_embeddings * (SHIFTED_CONTEXTS if self._thread.engine.shifts_context else 1)
+
     def stats(self) -> EngineStats:
         """Requests, pages and tokens so far; waits for the end of a step that is going on."""
         return self._thread.stats()
@@ -258,10 +265,11 @@ class LLM:
         Raises:
             RequestError: the prompt is empty, has ids outside the vocabulary, or needs a tokenizer or template that the
                 model lacks.
-            ContextLengthError: it is longer than the context.
+            ContextLengthError: it is longer than the context, or a text too long to have no more than `prompt_room`
+                tokens.
             TokenizerError: the chat template fails.
         """
-        token_ids = self._token_ids(prompt)
+        token_ids = self._token_ids(prompt, self.prompt_room)
         if not len(token_ids):
             raise RequestError("the prompt has no tokens; give at least one")
         if token_ids.min() < 0 or token_ids.max() >= self.config.vocab_size:
@@ -346,16 +354,18 @@ class LLM:
         ids = self._checked_ids(prompt)
         return self._thread.call(lambda: trace_text(self.model, ids))
 
-    def _token_ids(self, prompt: Prompt) -> np.ndarray:
+    def _token_ids(self, prompt: Prompt, room: int | None = None) -> np.ndarray:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise RequestError("this model folder has no tokenizer; give token ids instead of text")
+            if room is not None:
+                self.tokenizer.check_room(prompt, room)
             return np.array(self.tokenizer.encode(prompt), np.int64)
         if len(prompt) and isinstance(prompt[0], Mapping):
             if self.tokenizer is None or self.chat_template is None:
                 raise RequestError("this model has no chat template; give text instead of messages")
             messages = cast(Sequence[Mapping[str, Any]], prompt)
-            return np.array(self.chat_template.render_tokens(messages, self.tokenizer), np.int64)
+            return np.array(self.chat_template.render_tokens(messages, self.tokenizer, room), np.int64)
         try:
             ids = np.asarray(prompt)
         except ValueError:  # lists of unequal lengths

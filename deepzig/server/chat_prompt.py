@@ -62,7 +62,12 @@ def chat_prompt(
     listed = [msgspec.to_builtins(tool) for tool in tools] if tools else None
     template = model.tool_template if tools else None
     ids = (template or model.chat_template).render_tokens(
-        shown, model.tokenizer, add_generation_prompt=begins_answer, tools=listed, **(variables or {})
+        shown,
+        model.tokenizer,
+        model.llm.prompt_room,
+        add_generation_prompt=begins_answer,
+        tools=listed,
+        **(variables or {}),
     )
     in_reasoning = model.think_ids is not None and model.think_ids.are_open(ids)
     if prefix is not None:
@@ -130,6 +135,7 @@ def _continue(model: ServedModel, ids: list[int], prefix: Message, in_reasoning:
     assert tokenizer is not None
     content = plain_text(prefix.content)
     thoughts = prefix.reasoning_content or prefix.reasoning
+    tokenizer.check_room(f"{thoughts or ''}{content or ''}", model.llm.prompt_room)
     if thoughts and not in_reasoning:
         raise ApiError(400, "a prefix with reasoning_content needs a prompt that opens thoughts", param="messages")
     if thoughts:

@@ -108,6 +108,7 @@ def _fill_in_the_middle(model: ServedModel, prompt: str | Sequence[int], suffix:
             400, "suffix needs a model with FIM tokens, and a prompt of text", param="suffix", code="no_fim"
         )
     begin, hole, end = (mark for mark in marks if mark is not None)
+    tokenizer.check_room(prompt + suffix, model.llm.prompt_room)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     before, after = (tokenizer.encode(text, add_bos=False, allow_special=False) for text in (prompt, suffix))
     return _Prompt([*bos, begin, *before, hole, *after, end], len(bos))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from deepzig.server.chat_prompt import chat_prompt
-from deepzig.server.failures import ApiError
+from deepzig.server.failures import ApiError, blaming
 from deepzig.server.replies import AppliedTemplate, Detokenized, Tokenized, TokenPiece
 from deepzig.server.requests import DetokenizeRequest, Message, TemplateRequest, TokenizeRequest
 from deepzig.server.served_model import ServedModel
@@ -12,14 +12,18 @@ from deepzig.text.tokenizer import Tokenizer
 
 def tokenize(model: ServedModel, request: TokenizeRequest) -> Tokenized:
     """Token ids of a text, or of messages as a chat would send them. Raises ApiError, RequestError, TokenizerError."""
-    texts = [text for text in (request.content, request.prompt) if text is not None]
-    if len(texts) + (request.messages is not None) != 1:
+    given = {"content": request.content, "prompt": request.prompt, "messages": request.messages}
+    fields = [field for field, value in given.items() if value is not None]
+    if len(fields) != 1:
         raise ApiError(400, "give one of content, prompt and messages", param="content", code="invalid_value")
     tokenizer = _tokenizer(model)
     if request.messages is not None:
         ids = _chat_ids(model, request.messages, request)
     else:
-        ids = tokenizer.encode(texts[0], add_bos=None if request.add_special is not False else False)
+        text = request.content if request.content is not None else request.prompt or ""
+        with blaming(fields[0]):
+            tokenizer.check_room(text, model.llm.prompt_room)
+        ids = tokenizer.encode(text, add_bos=None if request.add_special is not False else False)
     tokens = [_piece(tokenizer, token) if request.with_pieces else token for token in ids]
     return Tokenized(tokens, len(ids), model.n_context)
 

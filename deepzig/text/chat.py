@@ -98,6 +98,7 @@ class ChatTemplate:
         self,
         messages: Sequence[Mapping[str, Any]],
         tokenizer: Tokenizer,
+        room: int | None = None,
         /,
         *,
         add_generation_prompt: bool = True,
@@ -110,6 +111,7 @@ class ChatTemplate:
         Args:
             messages: as in [{"role": "user", "content": "Hello"}]; JSON values only.
             tokenizer: the model's.
+            room: tokens that the prompt may have, None: any number.
             add_generation_prompt: end with what tells the model that it is its turn.
             tools: functions that the model may call, in OpenAI's form.
             variables: further names for the template, as in thinking=True.
@@ -117,6 +119,7 @@ class ChatTemplate:
         Raises:
             TokenizerError: the template fails, or exceeds its time, memory or output.
             RequestError: the template refuses the messages, or they are no JSON values.
+            ContextLengthError: the prompt is so long that it cannot have so few tokens as `room`.
         """
         given = _checked(messages, tools, add_generation_prompt, variables)
         control_tokens = tokenizer.control_tokens
@@ -124,6 +127,8 @@ class ChatTemplate:
         chars = "".join(sorted(control_tokens.edge_chars & used))
         stand_ins = _stand_ins(len(chars), used)
         guarded = self._process.render(self._constants, given, chars, stand_ins)
+        if room is not None:
+            tokenizer.check_room(guarded, room)
         return _encode_guarded(guarded, str.maketrans(stand_ins, chars), tokenizer)
 
 

@@ -6,12 +6,15 @@ Called by engine, cli, server and evaluate; calls one of three backends (`tokeni
 
 import operator
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from deepzig.errors import RequestError
+from deepzig.errors import ContextLengthError, RequestError
 from deepzig.text.control_tokens import ControlTokens
 from deepzig.text.tokenizer_config import AddedToken, TokenizerConfig
+
+SHRINKS_TO = 4  # normalization is not expected to make a text shorter than by this
 
 
 class Backend(Protocol):
@@ -131,6 +134,27 @@ class Tokenizer:
         if self.bos_token_id is None:
             raise RequestError("a BOS token is asked for but this tokenizer has none; set add_bos=False")
         return [self.bos_token_id, *ids]
+
+    def check_room(self, text: str, room: int) -> None:
+        """Refuse a text that cannot have so few tokens as `room`, by its length alone: encoding would take long.
+
+        Raises:
+            ContextLengthError: it is longer than `room` of the longest tokens, with leeway for normalization.
+        """
+        n_bytes = len(text.encode(errors="surrogatepass"))
+        if n_bytes <= room:
+            return
+        most = room * self._longest * SHRINKS_TO
+        if n_bytes > most:
+            raise ContextLengthError(
+                f"the prompt has {n_bytes} bytes; more than {most} cannot fit {room} tokens; shorten it"
+            )
+
+    @cached_property
+    def _longest(self) -> int:
+        """Bytes of the longest token of the vocabulary."""
+        contents = (self._backend.token_bytes(i) for i in range(self.vocab_size) if i not in self._added)
+        return max((len(content) for content in contents if content is not None), default=1)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves special tokens out.

@@ -140,3 +140,9 @@ def test_without_it_a_long_prompt_is_an_error(shifting: deepzig.LLM) -> None:
         shifting.generate(some_ids(CONTEXT), greedy(1, num_beams=2))
     with pytest.raises(RequestError, match="too small"):
         ContextShift(2 * PAGE_SIZE)
+
+
+def test_texts_may_be_many_contexts_long_but_not_endless(shifting: deepzig.LLM) -> None:
+    assert len(shifting.encode("cat " * 10 * CONTEXT)) > 10 * CONTEXT
+    with pytest.raises(ContextLengthError, match="bytes"):
+        shifting.encode("a" * 3_000_000)

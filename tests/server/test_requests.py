@@ -225,7 +225,7 @@ def test_tokens_there_and_back(http: httpx2.Client, stories: LLM) -> None:
 def test_names_of_template_variables(http: httpx2.Client, path: str) -> None:
     for name in ("messages", "tools", "bos_token", "eos_token", "a b"):
         check_error(http.post(path, json={**CHAT, "chat_template_kwargs": {name: "x"}}), 400)
-    for name in ("self", "tokenizer", "variables", "model"):
+    for name in ("self", "tokenizer", "room", "variables", "model"):
         assert http.post(path, json={**CHAT, "chat_template_kwargs": {name: "x"}}).status_code == 200
 
 
@@ -236,6 +236,29 @@ def test_prompts_may_lack_the_beginning_of_an_answer(tmp_path: Path) -> None:
             body = {**CHAT, "chat_template_kwargs": kwargs}
             assert http.post("/apply-template", json=body).json()["prompt"] == prompt
         check_error(http.post("/v1/chat/completions", json=body), 400, param="chat_template_kwargs")
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("/v1/completions", "prompt", "a" * 3_000_000),
+        ("/v1/chat/completions", "messages", [{"role": "user", "content": "a" * 3_000_000}]),
+        ("/tokenize", "content", "a" * 3_000_000),
+        ("/tokenize", "messages", [{"role": "user", "content": "a" * 3_000_000}]),
+        ("/apply-template", "messages", [{"role": "user", "content": "a" * 3_000_000}]),
+    ],
+)
+def test_texts_too_long_to_fit_are_refused_before_they_are_tokenized(
+    http: httpx2.Client, stories: LLM, monkeypatch: pytest.MonkeyPatch, path: str, field: str, value: Any
+) -> None:
+    assert stories.tokenizer is not None
+    lengths: list[int] = []
+    encode = stories.tokenizer._backend.encode
+    monkeypatch.setattr(
+        stories.tokenizer._backend, "encode", lambda text, special: lengths.append(len(text)) or encode(text, special)
+    )
+    check_error(http.post(path, json={field: value}), 400, "context_length_exceeded", field)
+    assert not lengths
 
 
 def test_model_without_a_chat_template(tmp_path_factory: pytest.TempPathFactory) -> None:
