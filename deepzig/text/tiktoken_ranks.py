@@ -17,6 +17,7 @@ from deepzig.errors import TokenizerError
 from deepzig.text import byte_level
 from deepzig.text.control_tokens import ControlTokens
 from deepzig.text.tokenizer_config import AddedToken, TokenizerConfig, read_capped, shown
+from deepzig.text.tokenizer_json import encode_unlocked
 
 if TYPE_CHECKING:
     import tokenizers
@@ -66,7 +67,7 @@ class TiktokenRanks:
         ids: list[int] = []
         for part in split_long_runs(text):
             for piece, token_id in self.control_tokens.split(part) if allow_special else [(part, None)]:
-                ids += [token_id] if token_id is not None else self._engine.encode(piece).ids
+                ids += [token_id] if token_id is not None else encode_unlocked(self._engine, piece)
         return ids
 
     def affixes(self) -> tuple[list[int], list[int]]:

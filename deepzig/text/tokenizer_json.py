@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 MAX_TOKENIZER_JSON_BYTES = 128 << 20  # DeepSeek-V3's is 8 MB, the largest of other families 35 MB
+LONG_TEXT_CHARS = 10_000  # encoded in about 20 ms
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for a space
 
@@ -100,12 +101,20 @@ def _build_engine(data: dict[str, Any]) -> "tokenizers.Tokenizer":
         raise TokenizerError(f"tokenizer.json cannot be used ({shown(str(error))}); download it again") from error
 
 
+def encode_unlocked(engine: "tokenizers.Tokenizer", text: str, post_process: bool = False) -> list[int]:
+    """Ids of a text; other threads go on while a long one is encoded, which the library allows for batches alone."""
+    if len(text) < LONG_TEXT_CHARS:
+        ids: list[int] = engine.encode(text, add_special_tokens=post_process).ids
+    else:
+        ids = engine.encode_batch_fast([text], add_special_tokens=post_process)[0].ids
+    return ids
+
+
 def _ids(engine: "tokenizers.Tokenizer", text: str, post_process: bool = False) -> list[int]:
     try:
-        ids: list[int] = engine.encode(text, add_special_tokens=post_process).ids
+        return encode_unlocked(engine, text, post_process)
     except Exception as error:  # bare Exception again: a model that has no token for some text
         raise TokenizerError(f"tokenizer.json cannot encode the text ({shown(str(error))}); use another") from error
-    return ids
 
 
 def _decoding_kind(data: dict[str, Any]) -> tuple[bool, bool]:

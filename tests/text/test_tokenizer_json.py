@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,29 @@ pieces = st.one_of(
         ["<｜User｜>", "<think>", "</think>", "<｜end▁of▁sentence｜>", "<s>", "<｜", "｜>", "  ", "你好", "😀"]
     ),
 )
+
+
+@pytest.mark.parametrize("text", ["a <think> b\n\u00e9 12345 " * 20_000, "x" * 400_000])
+def test_other_threads_go_on_while_a_long_text_is_encoded(
+    pair: tuple[Tokenizer, tokenizers.Tokenizer], text: str
+) -> None:
+    ours, library = pair
+    has_ended = threading.Event()
+    n_turns = 0
+
+    def take_turns() -> None:
+        nonlocal n_turns
+        while not has_ended.wait(0.001):
+            n_turns += 1
+
+    other = threading.Thread(target=take_turns)
+    other.start()
+    ids = ours.encode(text, add_bos=False)
+    n_taken = n_turns
+    has_ended.set()
+    other.join()
+    assert n_taken > 10, "of more than 100"
+    assert ids == library.encode(text, add_special_tokens=False).ids
 
 
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
