@@ -44,7 +44,7 @@ class ModelWeights:
     linear    module path -> Weight: "model.layers.3.self_attn.q_a_proj", "model.layers.3.mlp.experts.7.up_proj",
               "model.layers.3.mlp.gate", "model.embed_tokens", "lm_head"
     vector    tensor name -> f32: norms, biases, "model.layers.3.mlp.gate.e_score_correction_bias"
-    has_mtp   whether the MTP layer `model.layers.{num_hidden_layers}` is there
+    has_mtp   whether the MTP layers are there, all that the config has, from `model.layers.{num_hidden_layers}` on
 
     Modules that share a matrix (tied embeddings, the MTP layer's embedding and head) share the Weight object.
     """
@@ -60,12 +60,17 @@ def load_weights(directory: str | Path, config: ModelConfig, strict: bool = Fals
     Tensors that it does not ask for are an ExtraTensorsWarning, or with `strict` an error.
 
     Raises:
-        CheckpointError: unreadable files, an unsupported quantisation, or missing or misshapen tensors, all of them
-            in one message.
+        CheckpointError: unreadable files, an unsupported quantisation, some MTP layers but not all, or missing or
+            misshapen tensors, all of them in one message.
     """
     checkpoint = open_checkpoint(directory)
     declared = declared_scheme(config.quantization_config)
     n_mtp_layers = count_mtp_layers(config, checkpoint.infos)
+    if 0 < n_mtp_layers < config.num_nextn_predict_layers:
+        raise CheckpointError(
+            f"{checkpoint.directory} holds {n_mtp_layers} of the {config.num_nextn_predict_layers} MTP layers that "
+            "config.json asks for (num_nextn_predict_layers); fetch the checkpoint again, or change that number"
+        )
     expected = expected_tensors(config, n_mtp_layers)
     stored = _by_module(checkpoint)
     source = {module: _stored_module(module, stored, expected) for module in expected.linear}

@@ -238,6 +238,13 @@ def test_part_of_an_mtp_layer_is_an_error(tmp_path: Path, config: ModelConfig) -
         assert f"'{MTP}.{name}.weight' is missing" in str(caught.value)
 
 
+def test_fewer_mtp_layers_than_the_config_has_are_an_error(tmp_path: Path) -> None:
+    config = ModelConfig.from_dict({**SIZES, "num_nextn_predict_layers": 2})
+    with pytest.raises(CheckpointError, match="holds 1 of the 2 MTP layers"):
+        load(tmp_path, config, make_tensors(config, 1))
+    assert not load(tmp_path, config, make_tensors(config, 0)).has_mtp
+
+
 def test_mtp_layer_that_the_config_does_not_have_is_extra(tmp_path: Path) -> None:
     with_mtp, without = (ModelConfig.from_dict({**SIZES, "num_nextn_predict_layers": n}) for n in (1, 0))
     with pytest.warns(ExtraTensorsWarning, match=r"model\.layers\.2\."):

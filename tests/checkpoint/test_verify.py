@@ -113,6 +113,13 @@ def test_tensors_that_do_not_fit_the_config_are_found(small_model: Path, tmp_pat
     assert report.problems == [] and "model.extra" in report.remarks[0]
 
 
+def test_mtp_layers_that_are_not_there_are_found(tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "v3_classic", tmp_path / "model")
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(raw | {"num_nextn_predict_layers": 2}), encoding="utf-8")
+    assert "1 of the 2 MTP layers" in only_problem(folder)
+
+
 def test_a_truncated_file_is_found(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "v2_lite", tmp_path / "cut")
     path = tmp_path / "cut/model.safetensors"
