@@ -17,6 +17,7 @@ from deepzig.errors import ConfigError, UnsupportedModelError
 MAX_CONFIG_BYTES = 1 << 20
 MAX_SIZE = 1 << 24  # no dimension of a real model comes near; keeps products of two far from overflow
 MAX_LAYERS = 1024
+MAX_EXPERT_MATRICES = 300_000  # of all layers; Kimi-K2 has 70,000, and each costs some hundred bytes before it is read
 
 # Families as HF defines them. kimi_k2 is deepseek_v3 under another name.
 _V3_DEFAULTS: dict[str, Any] = {
@@ -175,7 +176,7 @@ class ModelConfig:
             "topk_method": values["topk_method"],
             "q_lora_rank": None if values["q_lora_rank"] is None else _integer(values, "q_lora_rank", 1, MAX_SIZE),
             "bos_token_id": values.get("bos_token_id") if _is_int(values.get("bos_token_id")) else None,
-            "eos_token_ids": _token_ids(values.get("eos_token_id")),
+            "eos_token_ids": end_tokens(values.get("eos_token_id"), "config.json"),
             "quantization_config": raw.get("quantization_config") or raw.get("compression_config"),
             "plain_format": _PLAIN_FORMATS.get(str(raw.get("dtype") or raw.get("torch_dtype")), "bf16"),
         }
@@ -195,6 +196,12 @@ class ModelConfig:
 
     def _check_routing(self) -> None:
         n_experts, n_group = self.n_routed_experts, self.n_group
+        n_layers = self.num_hidden_layers + self.num_nextn_predict_layers
+        if 3 * n_layers * n_experts > MAX_EXPERT_MATRICES:
+            raise ConfigError(
+                f"{n_layers} layers of {n_experts} experts are more than {MAX_EXPERT_MATRICES} matrices, as no model "
+                "has; fetch config.json again"
+            )
         scoring, methods = _FAMILY_ROUTING[self.model_type]
         if self.scoring_func != scoring or self.topk_method not in methods:
             raise ConfigError(
@@ -265,6 +272,14 @@ _INTEGER_RANGES = {
     "num_nextn_predict_layers": (0, 64),
     "moe_layer_freq": (1, MAX_LAYERS),
 }
+_YARN_RANGES = {
+    "factor": (1e-6, 1e6),
+    "beta_fast": (1e-6, 1e6),
+    "beta_slow": (1e-6, 1e6),
+    "mscale": (0, 1e3),
+    "mscale_all_dim": (0, 1e3),
+    "attention_factor": (1e-6, 1e3),
+}
 _ABSENT_INTEGERS = {
     "moe_layer_freq": 1, "n_group": 1, "topk_group": 1, "n_shared_experts": 0, "n_routed_experts": 0,
     "num_experts_per_tok": 0,
@@ -315,19 +330,24 @@ def _rope_parameters(raw: Mapping[str, Any], max_position_embeddings: int) -> Ro
     original = raw.get("original_max_position_embeddings") or values["original_max_position_embeddings"]
     original = _integer({"original_max_position_embeddings": original}, "original_max_position_embeddings", 1, 1 << 31)
     factor = _number({"factor": max_position_embeddings / original, **values}, "factor")
-    optional = {
-        name: _number(values, name) if name in values else None
-        for name in ("mscale", "mscale_all_dim", "attention_factor")
-    }
-    if factor <= 0:
-        raise ConfigError(f"rope factor {factor} is not positive")
-    return RopeParameters(
+    rope = RopeParameters(
         "yarn", theta, factor, original,
         beta_fast=_number(values, "beta_fast") if values.get("beta_fast") else 32.0,
         beta_slow=_number(values, "beta_slow") if values.get("beta_slow") else 1.0,
         truncate=_boolean({"truncate": True, **values}, "truncate"),
-        **optional,
+        **{name: _number(values, name) if name in values else None for name in ("mscale", "mscale_all_dim")},
+        attention_factor=_number(values, "attention_factor") if "attention_factor" in values else None,
     )  # fmt: skip
+    _check_yarn(rope)
+    return rope
+
+
+def _check_yarn(rope: RopeParameters) -> None:
+    """Raise ConfigError for values that no model has, with which logarithms and quotients fail."""
+    for name, (least, greatest) in _YARN_RANGES.items():
+        value = getattr(rope, name)
+        if value is not None and not least <= value <= greatest:
+            raise ConfigError(f"{name} {value} of config.json is not between {least:g} and {greatest:g}")
 
 
 def _integer(values: Mapping[str, Any], name: str, least: int | None = None, greatest: int | None = None) -> int:
@@ -357,9 +377,12 @@ def _boolean(values: Mapping[str, Any], name: str) -> bool:
     return value
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
-    listed = value if isinstance(value, list) else [value]
-    return tuple(token for token in listed if _is_int(token))
+def end_tokens(value: Any, file: str) -> tuple[int, ...]:
+    """The ids of an `eos_token_id`, an integer, a list of them or None. Raises ConfigError that names `file`."""
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(map(_is_int, listed)):
+        raise ConfigError(f"eos_token_id {_shown(value)} of {file} is no token id and no list of them; mend it")
+    return tuple(listed)
 
 
 def _is_int(value: Any) -> bool:

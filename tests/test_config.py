@@ -117,6 +117,12 @@ def test_v2_refuses_what_hf_computes_otherwise(change: dict[str, Any]) -> None:
         {"num_experts_per_tok": 9}, {"n_group": 16}, {"moe_layer_freq": 0}, {"kv_lora_rank": None, "n_group": 0},
         {"rope_scaling": {**YARN, "factor": math.nan}}, {"rope_scaling": {**YARN, "factor": 0}},
         {"rope_scaling": {**YARN, "original_max_position_embeddings": 0.5}}, {"quantization_config": [1]},
+        {"rope_scaling": {**YARN, "factor": 1e300}}, {"rope_scaling": {**YARN, "beta_fast": -32}},
+        {"rope_scaling": {**YARN, "beta_slow": 1e-320}}, {"rope_scaling": {**YARN, "beta_fast": 1e300}},
+        {"rope_scaling": {**YARN, "mscale": -1}}, {"rope_scaling": {**YARN, "mscale_all_dim": 1e300}},
+        {"rope_scaling": {**YARN, "attention_factor": 0}}, {"n_routed_experts": 65536, "num_hidden_layers": 1024},
+        {"eos_token_id": "x"}, {"eos_token_id": 1e308}, {"eos_token_id": {}}, {"eos_token_id": [1, "x"]},
+        {"eos_token_id": True},
     ],
 )  # fmt: skip
 def test_nonsense_is_refused_in_one_line(change: dict[str, Any]) -> None:

@@ -3,9 +3,8 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from deepzig.config import MAX_CONFIG_BYTES, ModelConfig
+from deepzig.config import MAX_CONFIG_BYTES, ModelConfig, end_tokens
 from deepzig.engine.sampling import SamplingParams
 from deepzig.errors import ConfigError, RequestError
 
@@ -38,7 +37,8 @@ class GenerationDefaults:
             SamplingParams(**given)
         except RequestError as error:
             raise ConfigError(f"{path}: {error}; mend or delete the file") from error
-        return cls(_eos_token_ids(raw, config), **given)
+        eos_token_ids = end_tokens(raw.get("eos_token_id"), str(path)) or config.eos_token_ids
+        return cls(frozenset(eos_token_ids), **given)
 
     def settle(self, params: SamplingParams) -> SamplingParams:
         """`params` with the model's values where it has none, and with exactly one token where hardly more is left."""
@@ -50,11 +50,3 @@ class GenerationDefaults:
         if top_p < LEAST_TOP_P:
             top_k, top_p = 1, 1.0
         return replace(params, temperature=temperature, top_k=top_k, top_p=top_p)
-
-
-def _eos_token_ids(raw: dict[str, Any], config: ModelConfig) -> frozenset[int]:
-    """Ids from generation_config.json, where a list counts; else those of config.json."""
-    value = raw.get("eos_token_id")
-    listed = value if isinstance(value, list) else [value]
-    ids = frozenset(i for i in listed if isinstance(i, int) and not isinstance(i, bool))
-    return ids or frozenset(config.eos_token_ids)
