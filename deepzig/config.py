@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deepzig.errors import ConfigError, UnsupportedModelError
+from deepzig.small_files import read_small
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_SIZE = 1 << 24  # no dimension of a real model comes near; keeps products of two far from overflow
@@ -139,12 +140,9 @@ class ModelConfig:
             UnsupportedModelError: the model_type is none of the supported families.
         """
         path = Path(directory) / "config.json"
+        content = read_small(path, MAX_CONFIG_BYTES, ConfigError)
         try:
-            if path.stat().st_size > MAX_CONFIG_BYTES:
-                raise ConfigError(f"{path} is larger than 1 MiB; it is no config.json of a model")
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read {path} ({error.strerror}); give the folder of a checkpoint") from error
+            raw = json.loads(content.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is no valid JSON ({error}); fetch it again") from error
         if not isinstance(raw, dict):

@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "deepzig"
 
 LEVELS = (
-    "errors", "cgroup", "threads", "memory", "_kernels", "config", "checkpoint", "model", "text", "engine", "evaluate",
-    "distributed", "server", "llm_plugin", "cli",
+    "errors", "small_files", "cgroup", "threads", "memory", "_kernels", "config", "checkpoint", "model", "text",
+    "engine", "evaluate", "distributed", "server", "llm_plugin", "cli",
 )  # fmt: skip
 FACADE = "deepzig"  # deepzig/__init__.py offers what lies below it to users; no module of the package imports it
 _CYTHON_IMPORT = re.compile(r"^\s*(?:from\s+(deepzig[\w.]*)\s+c?import|c?import\s+(deepzig[\w.]*))", re.MULTILINE)

@@ -24,6 +24,7 @@ from deepzig.checkpoint.recipe import KEEP, Recipe
 from deepzig.checkpoint.safe_files import locked, names_in, remove_temporary, replace_file, room_errors
 from deepzig.checkpoint.writer import SafetensorsWriter
 from deepzig.errors import CheckpointError, ResourceError
+from deepzig.small_files import read_small
 
 REVISION = 1  # of the bytes that a recipe gives: a folder begun by another revision is not resumed
 SHARD_BYTES = 4_000_000_000
@@ -291,6 +292,4 @@ def _copied_files(source: Path) -> Iterator[tuple[str, bytes]]:
             continue
         if not is_within(path, source):
             raise CheckpointError(f"{shown(str(path))} is a link out of the folder; put the file itself there")
-        if path.stat().st_size > MAX_COPIED_BYTES:
-            raise CheckpointError(f"{shown(str(path))} has {path.stat().st_size} bytes, too many for its name")
-        yield path.name, path.read_bytes()
+        yield path.name, read_small(path, MAX_COPIED_BYTES, CheckpointError)

@@ -14,6 +14,7 @@ import numpy as np
 
 from deepzig.checkpoint.reader import MAX_HEADER_BYTES, SafetensorsFile, TensorInfo, parse_json_object, shown
 from deepzig.errors import CheckpointError
+from deepzig.small_files import read_small
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -113,9 +114,8 @@ def _no_weights(directory: Path) -> str:
 def _weight_map(directory: Path) -> dict[str, str]:
     """The index: tensor name -> base name of a shard."""
     path = directory / INDEX_FILE
-    if not path.is_file() or path.stat().st_size > MAX_HEADER_BYTES:
-        raise CheckpointError(f"{path} is no regular file of at most {MAX_HEADER_BYTES} bytes; fetch it again")
-    weight_map: Any = parse_json_object(path.read_bytes().lstrip(), str(path)).get("weight_map")
+    content = read_small(path, MAX_HEADER_BYTES, CheckpointError)
+    weight_map: Any = parse_json_object(content.lstrip(), str(path)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(type(v) is str for v in weight_map.values()):
         raise CheckpointError(f"{path} has no weight_map from tensor names to file names; fetch it again")
     for shard in set(weight_map.values()):

@@ -17,8 +17,10 @@ from typing import Any
 
 from deepzig.checkpoint.convert import COPIED, NEVER_COPIED
 from deepzig.checkpoint.directory import INDEX_FILE, SINGLE_FILE
+from deepzig.checkpoint.reader import MAX_HEADER_BYTES
 from deepzig.checkpoint.safe_files import NO_ROOM
-from deepzig.errors import NetworkError, ResourceError
+from deepzig.errors import CheckpointError, NetworkError, ResourceError
+from deepzig.small_files import read_small
 
 MAIN = "main"
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
@@ -134,8 +136,9 @@ def _has_weights(directory: Path) -> bool:
     if not index.exists():
         return (directory / SINGLE_FILE).exists()
     try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
+        content = read_small(index, MAX_HEADER_BYTES, CheckpointError)
+        names = set(json.loads(content)["weight_map"].values())
+    except (CheckpointError, ValueError, KeyError, AttributeError):
         return True  # loading tells what is wrong with it
     return all((directory / str(name)).exists() for name in names)
 

@@ -20,9 +20,11 @@ from typing import Any
 from deepzig.checkpoint.reader import shown
 from deepzig.checkpoint.safe_files import replace_file, room_errors
 from deepzig.errors import CheckpointError
+from deepzig.small_files import read_small
 
 MANIFEST_FILE = "deepzig-manifest.jsonl"
 VERSION = 1
+MAX_MANIFEST_BYTES = 1 << 24  # a line has some 150
 _CHUNK = 1 << 22
 _SHOWN_DIFFERENCES = 4
 
@@ -57,12 +59,13 @@ class Manifest:
         path = directory / MANIFEST_FILE
         if not path.exists():
             return None
+        content = read_small(path, MAX_MANIFEST_BYTES, CheckpointError)
         try:
-            header, *records = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+            header, *records = [json.loads(line) for line in content.split(b"\n")[:-1]]
             if header["deepzig_manifest"] != VERSION:
                 raise CheckpointError(f"{path} is of version {shown(header['deepzig_manifest'])}, not {VERSION}")
             return cls(directory, header, [FileRecord(**record) for record in records])
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is no manifest ({shown(str(error))}); delete the folder and start again"
             ) from error

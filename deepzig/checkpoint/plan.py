@@ -23,8 +23,9 @@ from deepzig.checkpoint.recipe import KEEP, Recipe, Scheme
 from deepzig.checkpoint.rounding import FP8_BLOCK
 from deepzig.checkpoint.schemes import CHANNEL
 from deepzig.checkpoint.writer import Entry
-from deepzig.config import ModelConfig
+from deepzig.config import MAX_CONFIG_BYTES, ModelConfig
 from deepzig.errors import CheckpointError
+from deepzig.small_files import read_small
 
 PLAIN = ("f32", "f16", "bf16")
 _COMPARED_BYTES = 1 << 24
@@ -95,7 +96,8 @@ def make_plan(directory: Path, recipe: Recipe, shard_bytes: int) -> Plan:
         RequestError: the recipe does not fit the model.
     """
     config = ModelConfig.from_directory(directory)
-    raw = parse_json_object((directory / "config.json").read_bytes().lstrip(), f"{directory / 'config.json'}")
+    path = directory / "config.json"
+    raw = parse_json_object(read_small(path, MAX_CONFIG_BYTES, CheckpointError).lstrip(), str(path))
     weights = load_weights(directory, config)
     source = open_checkpoint(directory)
     expected = expected_tensors(config, count_mtp_layers(config, source.infos))

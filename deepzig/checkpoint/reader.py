@@ -12,7 +12,6 @@ import errno
 import json
 import math
 import mmap
-import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from deepzig.errors import CheckpointError, ResourceError
+from deepzig.small_files import open_regular
 
 MAX_HEADER_BYTES = 100_000_000  # as the safetensors library
 MAX_TENSORS = 300_000  # Kimi-K2 in one file, three tensors a matrix, would have 211,000
@@ -136,9 +136,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _map(path: Path) -> tuple[bytes, np.ndarray]:
     """The header's bytes and the whole file as u8 (size,), read-only. Lengths are checked before anything is read."""
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-        raise CheckpointError(f"{path} is no regular file; give the folder of a checkpoint")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, 2)
         if size < 8:
             raise CheckpointError(f"{path} has {size} bytes, too few for a safetensors file; fetch it again")

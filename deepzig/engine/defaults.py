@@ -7,6 +7,7 @@ from pathlib import Path
 from deepzig.config import MAX_CONFIG_BYTES, ModelConfig, end_tokens
 from deepzig.engine.sampling import SamplingParams
 from deepzig.errors import ConfigError, RequestError
+from deepzig.small_files import read_small
 
 # Below these float32 runs out of digits, and only the likeliest token is left anyway.
 LEAST_TEMPERATURE = 1e-4
@@ -27,8 +28,8 @@ class GenerationDefaults:
         """Read generation_config.json, if there is one. Raises ConfigError when it is unusable."""
         path = directory / "generation_config.json"
         try:
-            raw = json.loads(path.read_bytes()[:MAX_CONFIG_BYTES]) if path.exists() else {}
-        except (ValueError, OSError, RecursionError) as error:
+            raw = json.loads(read_small(path, MAX_CONFIG_BYTES, ConfigError)) if path.exists() else {}
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} cannot be read as JSON ({error}); fetch it again or delete it") from error
         if not isinstance(raw, dict):
             raise ConfigError(f"{path} holds no JSON object; fetch it again or delete it")

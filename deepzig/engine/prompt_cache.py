@@ -14,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
+from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.reader import SafetensorsFile, shown
 from deepzig.checkpoint.safe_files import room_errors
 from deepzig.checkpoint.writer import SafetensorsWriter
+from deepzig.config import MAX_CONFIG_BYTES
 from deepzig.engine.prefix import SavedPage
 from deepzig.engine.scheduler import Scheduler
-from deepzig.errors import CheckpointError, DeepzigError
+from deepzig.errors import CheckpointError, ConfigError, DeepzigError
 from deepzig.model.cache import PAGE_SIZE, LatentCache
+from deepzig.small_files import open_regular, read_small
 
 FILE = "deepzig-prompts.safetensors"
 VERSION = "1"
@@ -92,7 +95,7 @@ class PromptCache:
         if file.metadata.get("deepzig_prompts") != VERSION:
             raise CheckpointError(f"{self.path} is no prompt cache of version {VERSION}; delete it")
         self._check_made_for(file.metadata.get("made_for", ""))
-        shapes = _shapes(cache, file.tensors["tokens"].shape[0] if "tokens" in file.tensors else 0)
+        shapes = _shapes(cache, file.tensors["n_tokens"].nbytes // 4 if "n_tokens" in file.tensors else 0)
         found = {name: (np.dtype(file.array(name).dtype), file.array(name).shape) for name in file.tensors}
         if found != shapes:
             raise CheckpointError(f"{self.path} holds other arrays than a prompt cache has; delete it")
@@ -135,12 +138,13 @@ def hash_of_model(directory: Path) -> str:
     """SHA-256 of config.json, and of name, size and samples of each file of weights: what tells models apart.
 
     Not of all bytes, which would take minutes for a large model; the header and SAMPLES places of each file are read.
+    Raises ConfigError and CheckpointError as loading does.
     """
-    digest = hashlib.sha256((directory / "config.json").read_bytes())
-    for path in sorted(directory.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
+    digest = hashlib.sha256(read_small(directory / "config.json", MAX_CONFIG_BYTES, ConfigError))
+    for path in open_checkpoint(directory).files:
+        with open_regular(path) as file:
+            size = file.seek(0, 2)
+            digest.update(f"{path.name} {size}\n".encode())
             for sample in range(SAMPLES):
                 file.seek(sample * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
                 digest.update(file.read(SAMPLE_BYTES))

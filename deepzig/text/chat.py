@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from deepzig.errors import RequestError, TokenizerError
+from deepzig.small_files import read_small
 from deepzig.text.answer_format import ToolFormat
 from deepzig.text.render_process import RenderProcess
 from deepzig.text.tokenizer import Tokenizer
-from deepzig.text.tokenizer_config import TokenizerConfig, read_capped, shown
+from deepzig.text.tokenizer_config import TokenizerConfig, shown
 from deepzig.text.tool_prompt import prelude
 
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -48,7 +49,7 @@ class ChatTemplate:
         path = directory / "chat_template.jinja"
         if path.is_file():
             try:
-                return cls(read_capped(path, MAX_TEMPLATE_BYTES).decode(), config.names)
+                return cls(read_small(path, MAX_TEMPLATE_BYTES, TokenizerError).decode(), config.names)
             except UnicodeDecodeError as error:
                 raise TokenizerError(
                     f"chat_template.jinja is not UTF-8 (byte {error.start}); download it again"

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 from deepzig.errors import TokenizerError
+from deepzig.small_files import read_small
 from deepzig.text.control_tokens import ControlTokens
-from deepzig.text.tokenizer_config import AddedToken, TokenizerConfig, read_capped, shown
+from deepzig.text.tokenizer_config import AddedToken, TokenizerConfig, shown
 
 MAX_MODEL_BYTES = 64 << 20
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -23,7 +24,7 @@ class SentencePieceModel:
 
         self._model = sentencepiece.SentencePieceProcessor()
         try:
-            self._model.LoadFromSerializedProto(read_capped(path, MAX_MODEL_BYTES))
+            self._model.LoadFromSerializedProto(read_small(path, MAX_MODEL_BYTES, TokenizerError))
             self._pieces: list[str] = [self._model.IdToPiece(i) for i in range(self._model.GetPieceSize())]
         except (RuntimeError, UnicodeDecodeError) as error:
             raise TokenizerError(f"tokenizer.model cannot be used ({shown(str(error))}); download it again") from error

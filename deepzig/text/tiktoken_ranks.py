@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepzig.errors import TokenizerError
+from deepzig.small_files import read_small
 from deepzig.text import byte_level
 from deepzig.text.control_tokens import ControlTokens
-from deepzig.text.tokenizer_config import AddedToken, TokenizerConfig, read_capped, shown
+from deepzig.text.tokenizer_config import AddedToken, TokenizerConfig, shown
 from deepzig.text.tokenizer_json import encode_unlocked
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class TiktokenRanks:
     strips_leading_space = False
 
     def __init__(self, path: Path, config: TokenizerConfig) -> None:
-        ranks = parse_ranks(read_capped(path, MAX_RANKS_BYTES))
+        ranks = parse_ranks(read_small(path, MAX_RANKS_BYTES, TokenizerError))
         self._tokens = sorted(ranks, key=ranks.__getitem__)
         self._engine = _build_engine(self._tokens)
         self.added_tokens = _special_tokens(len(ranks), config)

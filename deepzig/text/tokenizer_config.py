@@ -1,4 +1,4 @@
-"""What tokenizer_config.json says, checked once; also the reader of size-capped text files of a model folder.
+"""What tokenizer_config.json says, checked once.
 
 Called by `tokenizer`, its backends and `chat`. Knows nothing of vocabularies or templates.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deepzig.errors import TokenizerError
+from deepzig.small_files import read_small
 
 MAX_CONFIG_BYTES = 16 << 20
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")  # what HF hands to a chat template
@@ -48,25 +49,13 @@ class TokenizerConfig:
         path = directory / "tokenizer_config.json"
         if not path.is_file():
             return cls()
-        data = parse_json_object(read_capped(path, MAX_CONFIG_BYTES), path.name)
+        data = parse_json_object(read_small(path, MAX_CONFIG_BYTES, TokenizerError), path.name)
         add_bos_token = data.get("add_bos_token")
         if add_bos_token is not None and not isinstance(add_bos_token, bool):
             raise TokenizerError(f"{path.name}: add_bos_token is {shown(add_bos_token)}; it must be true or false")
         names = {name: _token_text(data[name], name) for name in NAMED_TOKENS if data.get(name) is not None}
         added_tokens = _parse_added_tokens(data.get("added_tokens_decoder"))
         return cls(names, add_bos_token, added_tokens, data.get("chat_template"))
-
-
-def read_capped(path: Path, max_bytes: int) -> bytes:
-    """The file's bytes. Raises TokenizerError if it cannot be read or is larger than `max_bytes`."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
-    except OSError as error:
-        raise TokenizerError(f"{path.name} cannot be read ({error.strerror}); check the model folder") from error
-    if len(content) > max_bytes:
-        raise TokenizerError(f"{path.name} is larger than {max_bytes >> 20} MiB, as no real one is; download it again")
-    return content
 
 
 def parse_json_object(content: bytes, name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """verify: finds what is wrong with a folder, with a manifest and without; Manifest: what it reads and refuses."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +184,17 @@ def test_a_line_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
 def test_other_files_are_no_manifest(tmp_path: Path, content: bytes) -> None:
     (tmp_path / MANIFEST_FILE).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"manifest|version"):
+        Manifest.read(tmp_path)
+
+
+def test_a_manifest_is_a_small_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / MANIFEST_FILE)
+    with pytest.raises(CheckpointError, match="no regular file"):
+        Manifest.read(tmp_path)
+    (tmp_path / MANIFEST_FILE).unlink()
+    with (tmp_path / MANIFEST_FILE).open("wb") as file:
+        file.truncate(3 << 30)
+    with pytest.raises(CheckpointError, match="larger than 16 MiB"):
         Manifest.read(tmp_path)
 
 

@@ -1,7 +1,9 @@
 """LLM: load, generate, stream, on the bundled model and on a folder without tokenizer."""
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,14 @@ import pytest
 import deepzig
 from deepzig import SamplingParams
 from deepzig._kernels import BuildReport
-from deepzig.errors import CheckpointError, ContextLengthError, DeepzigError, NonFiniteLogitsError, RequestError
+from deepzig.errors import (
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    DeepzigError,
+    NonFiniteLogitsError,
+    RequestError,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GREEDY = SamplingParams(max_tokens=40, temperature=0.0)
@@ -192,6 +201,27 @@ def test_loading_refuses_what_is_no_model(tmp_path: Path) -> None:
         deepzig.load("stories", precision="double")
     with pytest.raises(RequestError, match="n_threads"):
         deepzig.load("stories", n_threads=0)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors"])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_read(tmp_path: Path, name: str, make: Callable[[Path], None]) -> None:
+    folder = shutil.copytree(GOLDEN / "v3_classic", tmp_path / "model")
+    (folder / name).unlink(missing_ok=True)
+    make(folder / name)
+    with pytest.raises(DeepzigError, match="no regular file"):
+        deepzig.load(folder)
+
+
+def test_a_generation_config_is_small_and_names_tokens(tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "v3_classic", tmp_path / "model")
+    with (folder / "generation_config.json").open("wb") as file:
+        file.truncate(3 << 30)
+    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+        deepzig.load(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": "x"}')
+    with pytest.raises(ConfigError, match="eos_token_id 'x'"):
+        deepzig.load(folder)
 
 
 def test_a_cancelled_request_tells_its_timings(stories: deepzig.LLM) -> None:

@@ -1,6 +1,7 @@
 """The prompt cache: a later run finds what an earlier one computed; a file that is not right is ignored."""
 
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -92,6 +93,14 @@ def test_another_model_is_another_hash(tmp_path: Path) -> None:
     assert hash_of_model(folder) != original
 
 
+def test_only_files_of_the_checkpoint_are_hashed(tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "v3_classic", tmp_path / "model")
+    os.mkfifo(folder / "pipe.safetensors")
+    (folder / "folder.safetensors").mkdir()
+    (folder / "nowhere.safetensors").symlink_to("nowhere")
+    assert hash_of_model(folder) == hash_of_model(GOLDEN / "v3_classic")
+
+
 # ---- the file alone, with a small cache
 
 
@@ -165,6 +174,16 @@ def test_impossible_values_are_refused_even_with_a_right_hash(tmp_path: Path, na
     arrays[name].reshape(-1)[-4:] = value
     save_file(arrays, path, metadata={**metadata, "sha256": _checksum(arrays)})
     with pytest.warns(RuntimeWarning, match="impossible values"):
+        assert restored(tmp_path) == 0
+
+
+@pytest.mark.parametrize("name", ["n_tokens", "parents", "tokens", "rows"])
+def test_arrays_without_dimensions_are_refused(tmp_path: Path, name: str) -> None:
+    path = file_of(tmp_path)
+    arrays, metadata = load_file(path), SafetensorsFile(path).metadata
+    arrays[name] = np.array(arrays[name].reshape(-1)[0])
+    save_file(arrays, path, metadata={**metadata, "sha256": _checksum(arrays)})
+    with pytest.warns(RuntimeWarning, match="other arrays"):
         assert restored(tmp_path) == 0
 
 

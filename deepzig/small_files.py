@@ -1,0 +1,34 @@
+"""The small files of a folder that anybody may have written: regular ones only, and no more of them than is allowed.
+
+Called by `config`, `checkpoint`, `text` and `engine`; calls the errors only. A pipe or a device in place of a file
+would keep a reader for ever, a sparse file would take all memory.
+"""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from deepzig.errors import DeepzigError
+
+
+def read_small(path: Path, max_bytes: int, kind: type[DeepzigError]) -> bytes:
+    """All bytes of a regular file. Raises `kind` if it cannot be read, is none, or is larger than `max_bytes`."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise kind(f"cannot read {path} ({error.strerror}); check the folder of the model") from error
+    if len(content) > max_bytes:
+        raise kind(f"{path} is larger than {max_bytes >> 20} MiB, as no real one is; fetch it again")
+    return content
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, opened for reading. Raises OSError for whatever else there is, too."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(handle, "rb")
