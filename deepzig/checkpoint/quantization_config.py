@@ -5,9 +5,11 @@ matches modules by names and by regular expressions, DeepSeek's fp8 is declared 
 tensors.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 from deepzig.checkpoint.reader import shown
@@ -16,6 +18,9 @@ from deepzig.checkpoint.rounding import FP8_BLOCK
 from deepzig.checkpoint.schemes import CHANNEL, declared_integer
 from deepzig.errors import CheckpointError
 
+MAX_PATTERNS, MAX_PATTERN_CHARS = 2000, 500
+MAX_TRIES = 10_000  # of all patterns at one name
+_TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?:?|(?:[*+?]|\{[^}]*\})[?+]?|.", re.DOTALL)
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 _DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
 
@@ -123,9 +128,13 @@ def _matcher(listed: Any) -> Callable[[str], bool]:
     if not isinstance(listed, list) or not all(isinstance(target, str) for target in listed):
         raise CheckpointError(f"config.json quantises {shown(listed)}, which is no list of modules; fetch it again")
     patterns = [target.removeprefix("re:") for target in listed if target.startswith("re:")]
+    if len(patterns) > MAX_PATTERNS or sum(map(_tries, patterns)) > MAX_TRIES:
+        raise CheckpointError(
+            f"config.json quantises {shown(patterns)}, which would take too long to match; list names"
+        )
     try:
         pattern = re.compile("|".join(f"(?:{each})" for each in patterns) or r"(?!)")
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise CheckpointError(f"config.json quantises {shown(patterns)}, which is no pattern ({error})") from error
     names, has_class = set(listed), "Linear" in listed
 
@@ -134,3 +143,30 @@ def _matcher(listed: Any) -> Callable[[str], bool]:
         return is_of_class or module in names or pattern.match(module) is not None
 
     return fits
+
+
+def _tries(pattern: str) -> int:
+    """About how many ways `re` may try to match a pattern to a module's name before it gives up: of what one can write,
+    the part whose ways can be counted.
+
+    Raises CheckpointError for a repeated group, whose ways grow exponentially, and for what begins with "(?".
+    """
+    tokens = _TOKEN.findall(pattern[: MAX_PATTERN_CHARS + 1])
+    while tokens[-1:] == ["$"] or tokens[-2:] == [".", "*"]:  # an end that is tried once
+        tokens.pop()
+    tries, branches = 1, [1]
+    for before, token in pairwise(["", *tokens]):
+        if len(pattern) > MAX_PATTERN_CHARS or token == "(?" or (before == ")" and token[0] in "*+?{"):
+            raise CheckpointError(
+                f"config.json quantises {shown(pattern)}; of patterns deepzig takes those of {MAX_PATTERN_CHARS} "
+                "characters, without repeated groups and (?...)"
+            )
+        if token[0] in "*+?{":
+            tries *= 4 if before in (r"\d", "[0-9]") else 30  # numbers are short, names are not
+        elif token[0] == "(":
+            branches.append(1)
+        elif token == "|":
+            branches[-1] += 1
+        elif token == ")" and len(branches) > 1:
+            tries *= branches.pop()
+    return tries * math.prod(branches)

@@ -105,7 +105,7 @@ def declared_integer(weights: Any) -> tuple[int, int]:
     if not isinstance(weights, Mapping):
         raise CheckpointError("weights of a config group of config.json is no object; fetch it again")
     bits, kind = weights.get("num_bits", 8), weights.get("type", "int")
-    if kind != "int" or bits not in (4, 8):
+    if kind != "int" or type(bits) is not int or bits not in (4, 8):
         raise _refused(f"compressed-tensors weights of type {shown(kind)} with {shown(bits)} bits")
     if weights.get("symmetric", True) is not True:
         raise _refused("compressed-tensors with asymmetric weights (zero points)")
@@ -118,6 +118,6 @@ def declared_integer(weights: Any) -> tuple[int, int]:
         return bits, CHANNEL
     if strategy != "group":
         raise _refused(f"compressed-tensors weights with strategy {shown(strategy)}")
-    if group_size not in GROUP_SIZES:
+    if type(group_size) is not int or group_size not in GROUP_SIZES:
         raise _refused(f"compressed-tensors weights in groups of {shown(group_size)}, not {GROUP_SIZES} or a row")
     return bits, group_size

@@ -67,6 +67,8 @@ def test_strategy_follows_from_group_size(group_size: int, expected: int) -> Non
         (compressed({"transform_config": {"config_groups": {"u": {}}}}), "transform_config"),
         (compressed(type="float"), "float"),
         (compressed(num_bits=3), "3 bits"),
+        (compressed(num_bits=8.0), "8.0 bits"),
+        (compressed(group_size=32.0), "groups of 32.0"),
         (compressed(symmetric=False), "asymmetric"),
         (compressed(actorder="group"), "activation-ordered"),
         (compressed(actorder=True), "activation-ordered"),
