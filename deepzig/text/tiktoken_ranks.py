@@ -17,6 +17,7 @@ from deepzig.errors import TokenizerError
 from deepzig.small_files import read_small
 from deepzig.text import byte_level
 from deepzig.text.control_tokens import ControlTokens
+from deepzig.text.library_errors import library_errors
 from deepzig.text.tokenizer_config import AddedToken, TokenizerConfig, shown
 from deepzig.text.tokenizer_json import encode_unlocked
 
@@ -68,8 +69,12 @@ class TiktokenRanks:
         ids: list[int] = []
         for part in split_long_runs(text):
             for piece, token_id in self.control_tokens.split(part) if allow_special else [(part, None)]:
-                ids += [token_id] if token_id is not None else encode_unlocked(self._engine, piece)
+                ids += [token_id] if token_id is not None else self._encode_plain(piece)
         return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        with library_errors("tiktoken.model cannot encode the text", "use another"):
+            return encode_unlocked(self._engine, text)
 
     def affixes(self) -> tuple[list[int], list[int]]:
         """Kimi's tokenizer adds nothing by itself."""

@@ -14,6 +14,7 @@ from deepzig.errors import TokenizerError
 from deepzig.small_files import read_small
 from deepzig.text import byte_level
 from deepzig.text.control_tokens import ControlTokens
+from deepzig.text.library_errors import library_errors
 from deepzig.text.tokenizer_config import AddedToken, parse_json_object, shown
 
 if TYPE_CHECKING:
@@ -94,12 +95,8 @@ def _build_engine(data: dict[str, Any]) -> "tokenizers.Tokenizer":
 
     # A saved padding or truncation rule serves training; it would shorten or fill a prompt.
     content = json.dumps(data | {"padding": None, "truncation": None})
-    try:
+    with library_errors("tokenizer.json cannot be used", "download it again"):
         return tokenizers.Tokenizer.from_str(content)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library raises bare Exception, and its Rust panics are not even that
-        raise TokenizerError(f"tokenizer.json cannot be used ({shown(str(error))}); download it again") from error
 
 
 def encode_unlocked(engine: "tokenizers.Tokenizer", text: str, post_process: bool = False) -> list[int]:
@@ -112,10 +109,8 @@ def encode_unlocked(engine: "tokenizers.Tokenizer", text: str, post_process: boo
 
 
 def _ids(engine: "tokenizers.Tokenizer", text: str, post_process: bool = False) -> list[int]:
-    try:
+    with library_errors("tokenizer.json cannot encode the text", "use another"):
         return encode_unlocked(engine, text, post_process)
-    except Exception as error:  # bare Exception again: a model that has no token for some text
-        raise TokenizerError(f"tokenizer.json cannot encode the text ({shown(str(error))}); use another") from error
 
 
 def _decoding_kind(data: dict[str, Any]) -> tuple[bool, bool]:

@@ -113,6 +113,17 @@ def test_panic_of_the_library_is_told_as_an_error(tmp_path: Path, capfd: pytest.
     capfd.readouterr()  # the library's own report of the panic
 
 
+def test_panic_while_encoding_is_told_as_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = json.loads((STORIES / "tokenizer.json").read_text())
+    data["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a|aa)+$"}, "content": "y"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer is not None
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot encode"):
+        tokenizer.encode("a" * 3000 + "b")
+    capfd.readouterr()
+
+
 def test_letters_that_stand_for_bytes(tmp_path: Path) -> None:
     """DeepSeek-V2 adds "ø" and its like, names of bytes that UTF-8 never uses; as text they stay letters."""
     engine = tokenizers.Tokenizer.from_file(str(STORIES / "tokenizer.json"))
