@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_RANKS_BYTES = 64 << 20
 MAX_TOKEN_BYTES = 1024  # every split of a token is looked at; real ones stay below 256
+MAX_CUT_BYTES = 1 << 24  # of all cuts of tokens into two; the tokens of DeepSeek-V3 would have 2 million
 N_RESERVED = 256  # special ids after the vocabulary
 MAX_PIECE_CHARS = 400_000
 MAX_RUN_CHARS = 25_000
@@ -140,9 +141,13 @@ def _build_engine(tokens: list[bytes]) -> "tokenizers.Tokenizer":
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     vocab = {byte_level.to_chars(token): rank for rank, token in enumerate(tokens)}
-    merges = []
+    merges: list[tuple[str, str]] = []
+    n_bytes = 0
     for whole in vocab:
         cuts = [(whole[:i], whole[i:]) for i in range(1, len(whole)) if whole[:i] in vocab and whole[i:] in vocab]
+        n_bytes += len(cuts) * len(whole)
+        if n_bytes > MAX_CUT_BYTES:
+            raise TokenizerError("tiktoken.model has tokens that others make in too many ways; download it again")
         merges += sorted(cuts, key=lambda cut: (vocab[cut[0]], vocab[cut[1]]))
     engine = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
     engine.pre_tokenizer = pre_tokenizers.Sequence(

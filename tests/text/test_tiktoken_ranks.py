@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deepzig.errors import TokenizerError
 from deepzig.text import Tokenizer, load_tokenizer
 from deepzig.text.tiktoken_ranks import KIMI_SPLIT_PATTERN, split_long_runs
 
@@ -48,6 +49,12 @@ def test_merging_follows_the_ranks(tmp_path_factory: pytest.TempPathFactory, dat
     tokenizer = tokenizer_of(ranks, tmp_path_factory.mktemp("ranks"))
     for text in data.draw(st.lists(st.text("abc", min_size=1, max_size=40), min_size=20, max_size=20)):
         assert tokenizer.encode(text) == merged_by_rank(text.encode(), ranks)
+
+
+def test_tokens_that_are_made_in_too_many_ways_are_refused(tmp_path: Path) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"a" * n: 254 + n for n in range(2, 1000)}
+    with pytest.raises(TokenizerError, match="too many ways"):
+        tokenizer_of(ranks, tmp_path)
 
 
 @pytest.mark.parametrize(
