@@ -200,8 +200,8 @@ def _strings(value: Any) -> Iterator[str]:
 def _default_template(field: object) -> str:
     """tokenizer_config.json's `chat_template`: a string, or a list of {name, template} of which "default" counts."""
     if isinstance(field, list):
-        named = {entry.get("name"): entry.get("template") for entry in field if isinstance(entry, dict)}
-        field = named.get("default")
+        defaults = [entry for entry in field if isinstance(entry, dict) and entry.get("name") == "default"]
+        field = defaults[-1].get("template") if defaults else None
     if not isinstance(field, str):
         raise TokenizerError('tokenizer_config.json: chat_template is neither a text nor a list with a "default" one')
     if len(field.encode(errors="surrogatepass")) > MAX_TEMPLATE_BYTES:

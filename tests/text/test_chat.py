@@ -276,7 +276,9 @@ def test_where_the_template_comes_from(tmp_path: Path) -> None:
     assert found({"chat_template": "one"}) == "four"
 
 
-@pytest.mark.parametrize("field", [[], {}, 7, [{"name": "other", "template": "x"}], [7], "x" * (2 << 20)])
+@pytest.mark.parametrize(
+    "field", [[], {}, 7, [{"name": "other", "template": "x"}], [7], "x" * (2 << 20), [{"name": []}]]
+)
 def test_template_of_the_wrong_kind(tmp_path: Path, field: object) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": field}))
     with pytest.raises(TokenizerError, match="template"):
