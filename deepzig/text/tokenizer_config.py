@@ -75,10 +75,17 @@ def shown(value: object, max_chars: int = 80) -> str:
     return line if len(line) <= max_chars else line[:max_chars] + "..."
 
 
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write the text: JSON can spell lone surrogates, which are no characters."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def _token_text(value: object, name: str) -> str:
     text = value.get("content") if isinstance(value, dict) else value
     if not isinstance(text, str) or not text:
         raise TokenizerError(f"tokenizer_config.json: {name} is {shown(value)}; it must be a text")
+    if not is_unicode(text):
+        raise TokenizerError(f"tokenizer_config.json: {name} is {shown(text)}, which has a lone surrogate; mend it")
     return text
 
 

@@ -173,6 +173,9 @@ def test_broken_file(tmp_path: Path, name: str, content: bytes) -> None:
         '{"added_tokens_decoder": {"-1": {"content": "x"}}}',
         '{"added_tokens_decoder": {"99999999999": {"content": "x"}}}',
         '{"added_tokens_decoder": {"600": {}}}',
+        '{"added_tokens_decoder": {"600": {"content": "x\\ud800"}}}',
+        '{"eos_token": "\\ud800"}',
+        '{"pad_token": {"content": "\\udfff"}}',
         '{"added_tokens_decoder": {"3": {"content": "<x>"}}}',
     ],
 )
