@@ -64,7 +64,7 @@ class Manifest:
             header, *records = [json.loads(line) for line in content.split(b"\n")[:-1]]
             if header["deepzig_manifest"] != VERSION:
                 raise CheckpointError(f"{path} is of version {shown(header['deepzig_manifest'])}, not {VERSION}")
-            return cls(directory, header, [FileRecord(**record) for record in records])
+            return cls(directory, header, [_record(**record) for record in records])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is no manifest ({shown(str(error))}); delete the folder and start again"
@@ -101,11 +101,21 @@ class Manifest:
 def fault_of(directory: Path, record: FileRecord, progress: Callable[[int], None] = lambda nbytes: None) -> str | None:
     """What is wrong with a recorded file, None if its size and hash are right. progress is told of the bytes read."""
     path = directory / record.file
-    if Path(record.file).name != record.file or not path.is_file():
-        return "is missing"
-    if path.stat().st_size != record.nbytes:
-        return f"has {path.stat().st_size} bytes, not {record.nbytes}"
-    return None if hash_of(path, progress) == record.sha256 else "is not what was written: its hash differs"
+    try:
+        if Path(record.file).name != record.file or not path.is_file():
+            return "is missing"
+        if path.stat().st_size != record.nbytes:
+            return f"has {path.stat().st_size} bytes, not {record.nbytes}"
+        return None if hash_of(path, progress) == record.sha256 else "is not what was written: its hash differs"
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        return f"cannot be read ({shown(str(error))})"
+
+
+def _record(file: Any, nbytes: Any, sha256: Any, tensors: Any = 0) -> FileRecord:
+    """A record as it was read. Raises TypeError."""
+    if not isinstance(file, str) or not isinstance(sha256, str) or type(nbytes) is not int or type(tensors) is not int:
+        raise TypeError(f"{shown(file)} is not described by its size, hash and number of tensors")
+    return FileRecord(file, nbytes, sha256, tensors)
 
 
 def record_of(path: Path, n_tensors: int = 0) -> FileRecord:
@@ -124,7 +134,8 @@ def hash_of(path: Path, progress: Callable[[int], None] = lambda nbytes: None) -
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    """ASCII, which can spell names of files that are no UTF-8."""
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

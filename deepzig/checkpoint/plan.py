@@ -84,8 +84,8 @@ class Plan:
 
 
 def as_json(value: Mapping[str, Any]) -> bytes:
-    """As the files of a checkpoint are written."""
-    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
+    """As the files of a checkpoint are written: ASCII, which can spell whatever config.json does."""
+    return json.dumps(value, indent=2).encode() + b"\n"
 
 
 def make_plan(directory: Path, recipe: Recipe, shard_bytes: int) -> Plan:

@@ -55,7 +55,7 @@ def verify(directory: Path, advance: Advance = lambda nbytes: None) -> Report:
 
 def bytes_to_read(directory: Path) -> int:
     """What `advance` adds up to, as far as can be told beforehand."""
-    weights = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in directory.glob("*.safetensors") if path.is_file())
     return 2 * weights if (directory / MANIFEST_FILE).exists() else weights
 
 

@@ -1,6 +1,7 @@
 """convert: every format, what comes along, what is dropped, and sources that cannot be converted."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,18 @@ def test_what_comes_along(small_model: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     assert (tmp_path / "out/chat_template.jinja").read_text(encoding="utf-8") == "of chat_template.jinja"
     assert "auto_map" not in json.loads((tmp_path / "out/config.json").read_text(encoding="utf-8"))
+
+
+def test_names_and_texts_that_utf8_cannot_write(small_model: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(small_model, tmp_path / "in")
+    raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    (source / "config.json").write_text(json.dumps(raw | {"note": "\ud800"}), encoding="utf-8")
+    name = os.fsdecode(b"LICENSE-\xff")
+    (source / name).write_text("free", encoding="utf-8")
+    convert(source, tmp_path / "out", Options(Recipe("int8")))
+    assert json.loads((tmp_path / "out" / "config.json").read_bytes())["note"] == "\ud800"
+    assert (tmp_path / "out" / name).read_text(encoding="utf-8") == "free"
+    assert verify(tmp_path / "out").problems == []
 
 
 def test_a_link_out_of_the_folder_is_not_followed(small_model: Path, tmp_path: Path) -> None:

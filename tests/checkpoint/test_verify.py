@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,14 @@ def test_mtp_layers_that_are_not_there_are_found(tmp_path: Path) -> None:
     assert "1 of the 2 MTP layers" in only_problem(folder)
 
 
+def test_what_is_no_file_beside_the_weights_is_no_fault_of_theirs(tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "v3_classic", tmp_path / "model")
+    (folder / "folder.safetensors").mkdir()
+    (folder / "nowhere.safetensors").symlink_to("nowhere")
+    assert bytes_to_read(folder) == (folder / "model.safetensors").stat().st_size
+    assert verify(folder).problems == []
+
+
 def test_a_truncated_file_is_found(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "v2_lite", tmp_path / "cut")
     path = tmp_path / "cut/model.safetensors"
@@ -179,7 +188,18 @@ def test_a_line_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\n", b"[]\n", b'{"deepzig_manifest": 2}\n', b"{}\n", b'{"deepzig_manifest": 1}\n{"x": 1}\n', b"\xff\n"],
+    [
+        b"",
+        b"\n",
+        b"[]\n",
+        b'{"deepzig_manifest": 2}\n',
+        b"{}\n",
+        b'{"deepzig_manifest": 1}\n{"x": 1}\n',
+        b"\xff\n",
+        b'{"deepzig_manifest": 1}\n{"file": 5, "nbytes": 1, "sha256": ""}\n',
+        b'{"deepzig_manifest": 1}\n[1]\n',
+        b'{"deepzig_manifest": 1}\n{"file": "a", "nbytes": null, "sha256": ""}\n',
+    ],
 )
 def test_other_files_are_no_manifest(tmp_path: Path, content: bytes) -> None:
     (tmp_path / MANIFEST_FILE).write_bytes(content)
@@ -204,6 +224,11 @@ def test_a_record_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> No
     directory = tmp_path / "inner"
     directory.mkdir()
     assert fault_of(directory, FileRecord(name, 1, "")) == "is missing"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800"])
+def test_a_record_of_a_name_that_cannot_be_is_a_fault(tmp_path: Path, name: str) -> None:
+    assert re.match("is missing|cannot be read", fault_of(tmp_path, FileRecord(name, 1, "")) or "")
 
 
 def test_a_changed_header_is_described(tmp_path: Path) -> None:
