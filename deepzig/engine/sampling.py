@@ -290,7 +290,7 @@ class Sampler:
         _kernels.top_tokens(
             logits,
             params.temperature,
-            params.top_k or 0,
+            min(params.top_k or 0, self._vocab_size),
             params.top_p,
             params.min_p,
             self._candidates,

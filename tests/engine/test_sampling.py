@@ -52,6 +52,7 @@ def test_top_k_keeps_the_k_most_likely() -> None:
     logits = some_logits()
     frequencies = drawn(3000, logits, top_k=3)
     assert set(np.flatnonzero(frequencies)) == set(np.argsort(-logits)[:3])
+    assert np.array_equal(drawn(50, logits, top_k=1 << 63), drawn(50, logits, top_k=VOCAB))
 
 
 @pytest.mark.parametrize("size", [VOCAB, 2000])
