@@ -38,8 +38,17 @@ class HubModel:
     @classmethod
     def parse(cls, name: str) -> "HubModel | None":
         """None if `name` is no such name."""
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
         match = _NAME.fullmatch(name)
-        return cls(match[1], match[2] or MAIN) if match else None
+        if match is None:
+            return None
+        try:
+            validate_repo_id(match[1])
+        except HFValidationError:  # too long, or with .. or --
+            return None
+        return cls(match[1], match[2] or MAIN)
 
     def __str__(self) -> str:
         return self.repository if self.revision == MAIN else f"{self.repository}@{self.revision}"

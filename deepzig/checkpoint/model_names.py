@@ -36,7 +36,7 @@ def find_model(
         ResourceError: the disk has no room for it.
     """
     directory = BUNDLED.get(str(model), Path(model))
-    if directory.is_dir():
+    if os.path.isdir(directory):  # Path.is_dir raises for a name that is too long
         return directory
     from deepzig.checkpoint import hub  # here, since naming a folder needs no network
 

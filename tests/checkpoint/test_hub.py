@@ -39,6 +39,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         ("deepseek-ai/DeepSeek-V2-Lite@refs/pr/1", HubModel("deepseek-ai/DeepSeek-V2-Lite", "refs/pr/1")),
         ("org/tiny@v1", HubModel("org/tiny", "v1")),
         ("./org/tiny", None), ("org", None), ("a/b/c", None), ("org/tiny@", None), ("../tiny", None), ("/o/tiny", None),
+        (f"org/{'x' * 300}", None), ("org/a--b", None),
     ],
 )  # fmt: skip
 def test_names(name: str, model: HubModel | None) -> None:

@@ -195,6 +195,8 @@ def test_the_cache_is_as_large_as_asked_for() -> None:
 def test_loading_refuses_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no folder and no name"):
         deepzig.load(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match="no folder and no name"):
+        deepzig.load("x" * 300)
     with pytest.raises(DeepzigError, match=r"config\.json"):
         deepzig.load(tmp_path)
     with pytest.raises(RequestError, match="precision"):
