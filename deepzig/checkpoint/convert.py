@@ -5,6 +5,7 @@ line; each file of weights under a temporary name, then its own, then its line i
 index; config.json last. A folder that has config.json is whole, and one that has not can be resumed.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -287,9 +288,10 @@ class _Conversion:
 
 def _copied_files(source: Path) -> Iterator[tuple[str, bytes]]:
     """Name and content of the files beside weights and config.json that a model needs, by name."""
+    home = Path(os.path.realpath(source))
     for path in sorted({path for pattern in COPIED for path in source.glob(pattern)}):
         if path.suffix in NEVER_COPIED or not path.is_file():
             continue
-        if not is_within(path, source):
+        if not is_within(path, home):
             raise CheckpointError(f"{shown(str(path))} is a link out of the folder; put the file itself there")
         yield path.name, read_small(path, MAX_COPIED_BYTES, CheckpointError)

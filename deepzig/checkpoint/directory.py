@@ -18,6 +18,7 @@ from deepzig.small_files import read_small
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+MAX_SHARDS = 10_000
 FOREIGN_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".npz", ".onnx")
 
 
@@ -118,26 +119,30 @@ def _weight_map(directory: Path) -> dict[str, str]:
     weight_map: Any = parse_json_object(content.lstrip(), str(path)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(type(v) is str for v in weight_map.values()):
         raise CheckpointError(f"{path} has no weight_map from tensor names to file names; fetch it again")
-    for shard in set(weight_map.values()):
-        _check_shard_name(shard, path)
+    shards, home = set(weight_map.values()), Path(os.path.realpath(directory))
+    if len(shards) > MAX_SHARDS:
+        raise CheckpointError(f"{path} names {len(shards)} shards, more than {MAX_SHARDS}; fetch it again")
+    for shard in shards:
+        _check_shard_name(shard, path, home)
     return weight_map
 
 
-def _check_shard_name(shard: str, index: Path) -> None:
+def _check_shard_name(shard: str, index: Path, home: Path) -> None:
     is_base_name = shard.isprintable() and not set(shard) & set("/\\:") and len(shard) <= 255
     if not is_base_name or shard.startswith(".") or not shard.endswith(".safetensors"):
         raise CheckpointError(
             f"weight_map of {index} names {shown(shard)}, which is no base name of a .safetensors file; do not trust it"
         )
-    if not is_within(index.parent / shard, index.parent):
+    if not is_within(index.parent / shard, home):
         raise CheckpointError(
             f"{index.parent / shard} is a link that leads out of the folder; put the file itself there if you trust it"
         )
 
 
-def is_within(path: Path, directory: Path) -> bool:
-    """Whether `path`, links followed, lies in `directory` or in the blobs of the hub cache that it is a snapshot in."""
-    target, home = Path(os.path.realpath(path)), Path(os.path.realpath(directory))
+def is_within(path: Path, home: Path) -> bool:
+    """Whether `path`, links followed, lies in the folder `home` or in the blobs of the hub cache that it is a snapshot
+    in. home: links followed already."""
+    target = Path(os.path.realpath(path))
     if target.is_relative_to(home):
         return True
     return home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"

@@ -149,6 +149,12 @@ def test_link_to_itself(sharded: Path) -> None:
         open_checkpoint(sharded)
 
 
+def test_an_index_of_too_many_shards(sharded: Path) -> None:
+    write_index(sharded, {str(i): f"{i}.safetensors" for i in range(10_001)})
+    with pytest.raises(CheckpointError, match="10001 shards"):
+        open_checkpoint(sharded)
+
+
 def test_missing_shard(sharded: Path) -> None:
     (sharded / "two.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"lacks 1 of 2 shards, the first 'two\.safetensors'"):
