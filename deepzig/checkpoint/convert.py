@@ -102,7 +102,8 @@ def convert(
         ResourceError: the disk is full or will be; what is finished stays.
         RequestError: the recipe does not fit the model.
     """
-    _check_folders(source, destination, resume)
+    with room_errors(destination):
+        _check_folders(source, destination, resume)
     plan = make_plan(source, options.recipe, options.shard_bytes)
     header = {"revision": REVISION, "options": options.as_header(), "source": _fingerprint(plan)}
     with _folder(destination), locked(destination):
@@ -115,7 +116,7 @@ def convert(
 
 
 def _check_folders(source: Path, destination: Path, resume: bool) -> None:
-    if source.resolve() == destination.resolve():
+    if os.path.realpath(source) == os.path.realpath(destination):  # Path.resolve raises at a link to itself
         raise CheckpointError(f"source and destination are the same folder, {source}; give another destination")
     if not destination.exists():
         return
@@ -180,7 +181,8 @@ class _Conversion:
         if not missing and done.issuperset(small):
             return _result(finished, len(finished))
         self._check_room(missing, small)
-        (self._destination / "config.json").unlink(missing_ok=True)
+        with room_errors(self._destination / "config.json"):
+            (self._destination / "config.json").unlink(missing_ok=True)
         try:
             manifest.rewrite(record for record in finished if record.file not in small)
             self._skip([shard for shard in self._plan.shards if shard not in missing])

@@ -55,7 +55,8 @@ def room_errors(path: Path, nbytes: int = 0) -> Iterator[None]:
         if error.errno in NO_ROOM:
             free = shutil.disk_usage(path.parent).free
             raise ResourceError(f"cannot write {path}: it needs {nbytes} bytes, {free} are free; make room") from error
-        raise CheckpointError(f"cannot write {path} ({error.strerror}); check folder and permissions") from error
+        reason = error.strerror or error
+        raise CheckpointError(f"cannot write {path} ({reason}); check folder and permissions") from error
 
 
 @contextmanager
@@ -93,12 +94,16 @@ def _try_lock(file: TextIO, path: Path) -> bool:
 
 def names_in(directory: Path) -> set[str]:
     """Names in a folder, without the lock and what interrupted runs left half-written."""
-    names = {path.name for path in directory.iterdir()}
-    return {name for name in names if name != LOCK_FILE and not _TEMPORARY.fullmatch(name)}
+    return {path.name for path in directory.iterdir() if path.name != LOCK_FILE and not _is_temporary(path)}
 
 
 def remove_temporary(directory: Path) -> None:
     """Remove what interrupted runs left half-written. The folder must be locked."""
-    for path in directory.iterdir():
-        if _TEMPORARY.fullmatch(path.name):
+    with room_errors(directory):
+        for path in filter(_is_temporary, directory.iterdir()):
             path.unlink()
+
+
+def _is_temporary(path: Path) -> bool:
+    is_folder = path.is_dir() and not path.is_symlink()  # none of ours
+    return _TEMPORARY.fullmatch(path.name) is not None and not is_folder

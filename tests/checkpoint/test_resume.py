@@ -256,6 +256,25 @@ def test_a_folder_with_something_in_it_is_refused(small_model: Path, tmp_path: P
         convert(small_model, tmp_path / "notes.txt", OPTIONS)
 
 
+def test_a_destination_that_cannot_be_a_folder_is_refused(small_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("loop", "x" * 300, "loop/inner"):
+        with pytest.raises(CheckpointError, match="cannot write"):
+            convert(small_model, tmp_path / name, OPTIONS)
+
+
+def test_what_is_named_like_a_file_of_ours_but_is_none(half: tuple[Path, Path], tmp_path: Path) -> None:
+    source, destination = half
+    (destination / "mine.tmp-1").mkdir()
+    convert(source, destination, OPTIONS, resume=True)
+    assert (destination / "mine.tmp-1").is_dir()
+    other = tmp_path / "other"
+    other.mkdir()
+    os.mkfifo(other / LOCK_FILE)
+    with pytest.raises(CheckpointError, match=r"\(.*seekable"):
+        convert(source, other, OPTIONS)
+
+
 def test_an_unfinished_conversion_is_refused_without_resume(half: tuple[Path, Path]) -> None:
     with pytest.raises(CheckpointError, match="--resume goes on"):
         convert(*half, OPTIONS)
