@@ -31,7 +31,7 @@ from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogpro
 from deepzig.engine.scheduler import PREFILL_CHUNK
 from deepzig.engine.trace import Trace, trace_text
 from deepzig.engine.whole_text import read_text, score_text, text_rows
-from deepzig.errors import ContextLengthError, RequestError
+from deepzig.errors import ContextLengthError, RequestError, TokenizerError
 from deepzig.model.cache import CACHE_DTYPES
 from deepzig.model.deepseek import DeepseekModel
 from deepzig.text.chat import ChatTemplate
@@ -183,7 +183,7 @@ class LLM:
 
         Raises:
             RequestError, ContextLengthError: the prompt or the parameters cannot be served.
-            TokenizerError: the chat template fails.
+            TokenizerError: the chat template fails, or the tokenizer is another model's.
             NonFiniteLogitsError: the model produced NaN.
         """
         return self.submit(prompt, params).result()
@@ -216,7 +216,7 @@ class LLM:
 
         Raises:
             RequestError, ContextLengthError: the prompt or the parameters cannot be served.
-            TokenizerError: the chat template fails.
+            TokenizerError: the chat template fails, or the tokenizer is another model's.
             QueueFullError: too many requests wait.
         """
         submitted = time.perf_counter()
@@ -267,7 +267,7 @@ class LLM:
                 model lacks.
             ContextLengthError: it is longer than the context, or a text too long to have no more than `prompt_room`
                 tokens.
-            TokenizerError: the chat template fails.
+            TokenizerError: the chat template fails, or the tokenizer is another model's.
         """
         token_ids = self._token_ids(prompt, self.prompt_room)
         if not len(token_ids):
@@ -360,12 +360,12 @@ class LLM:
                 raise RequestError("this model folder has no tokenizer; give token ids instead of text")
             if room is not None:
                 self.tokenizer.check_room(prompt, room)
-            return np.array(self.tokenizer.encode(prompt), np.int64)
+            return self._known_ids(self.tokenizer.encode(prompt))
         if len(prompt) and isinstance(prompt[0], Mapping):
             if self.tokenizer is None or self.chat_template is None:
                 raise RequestError("this model has no chat template; give text instead of messages")
             messages = cast(Sequence[Mapping[str, Any]], prompt)
-            return np.array(self.chat_template.render_tokens(messages, self.tokenizer, room), np.int64)
+            return self._known_ids(self.chat_template.render_tokens(messages, self.tokenizer, room))
         try:
             ids = np.asarray(prompt)
         except ValueError:  # lists of unequal lengths
@@ -373,6 +373,15 @@ class LLM:
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise RequestError("a prompt must be text, a list of token ids, or a list of messages")
         return ids.astype(np.int64)
+
+    def _known_ids(self, encoded: list[int]) -> np.ndarray:
+        """Ids i64 (S,) that the tokenizer gives. Raises TokenizerError if it belongs to a larger vocabulary."""
+        if encoded and max(encoded) >= self.config.vocab_size:
+            raise TokenizerError(
+                f"the tokenizer gives token id {max(encoded)}, but the model has {self.config.vocab_size}; "
+                "the two do not belong together, fetch the tokenizer of this model"
+            )
+        return np.array(encoded, np.int64)
 
     def _checked_ids(self, token_ids: Prompt) -> np.ndarray:
         ids = self._token_ids(token_ids)

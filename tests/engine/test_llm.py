@@ -13,6 +13,7 @@ import pytest
 import deepzig
 from deepzig import SamplingParams
 from deepzig._kernels import BuildReport
+from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.errors import (
     CheckpointError,
     ConfigError,
@@ -20,6 +21,7 @@ from deepzig.errors import (
     DeepzigError,
     NonFiniteLogitsError,
     RequestError,
+    TokenizerError,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -147,6 +149,16 @@ def test_a_folder_without_tokenizer_takes_token_ids(without_tokenizer: deepzig.L
         without_tokenizer.generate([1], SamplingParams(stop=("x",)))
     with pytest.raises(RequestError, match="template"):
         without_tokenizer.generate([{"role": "user", "content": "hi"}])
+
+
+def test_a_tokenizer_of_another_model_is_named(tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "v3_classic", tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUNDLED["stories"] / name, folder)
+    llm = deepzig.load(folder)
+    for prompt in ("Once upon a time", [{"role": "user", "content": "Once upon a time"}]):
+        with pytest.raises(TokenizerError, match="do not belong together"):
+            llm.generate(prompt, GREEDY)
 
 
 @pytest.mark.parametrize("prompt", [[], [-1], [10**9], [[1]], [[1, 2], [3]], [1.5], np.zeros((1, 2), int)])
