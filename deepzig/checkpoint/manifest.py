@@ -57,7 +57,7 @@ class Manifest:
         Raises CheckpointError if it is not what this file says.
         """
         path = directory / MANIFEST_FILE
-        if not path.exists():
+        if not os.path.exists(path):  # Path.exists raises where a folder may be listed but not searched
             return None
         content = read_small(path, MAX_MANIFEST_BYTES, CheckpointError)
         try:

@@ -5,6 +5,7 @@ if there is one; headers by our reader and by the safetensors library, which mus
 config.json; and all values. Collects what is wrong instead of stopping at the first.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ def verify(directory: Path, advance: Advance = lambda nbytes: None) -> Report:
     """Check the checkpoint in `directory`. Raises CheckpointError only if the folder cannot be read at all."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is no folder; give the folder of a checkpoint")
-    report = Report((directory / MANIFEST_FILE).exists())
+    report = Report(os.path.exists(directory / MANIFEST_FILE))
     report.problems.extend(_manifest_problems(directory, advance))
     try:
         checkpoint = open_checkpoint(directory)
@@ -55,8 +56,8 @@ def verify(directory: Path, advance: Advance = lambda nbytes: None) -> Report:
 
 def bytes_to_read(directory: Path) -> int:
     """What `advance` adds up to, as far as can be told beforehand."""
-    weights = sum(path.stat().st_size for path in directory.glob("*.safetensors") if path.is_file())
-    return 2 * weights if (directory / MANIFEST_FILE).exists() else weights
+    weights = sum(path.stat().st_size for path in directory.glob("*.safetensors") if os.path.isfile(path))
+    return 2 * weights if os.path.exists(directory / MANIFEST_FILE) else weights
 
 
 def _manifest_problems(directory: Path, advance: Advance) -> Iterator[str]:

@@ -130,6 +130,17 @@ def test_what_is_no_file_beside_the_weights_is_no_fault_of_theirs(tmp_path: Path
     assert verify(folder).problems == []
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may search every folder")
+def test_a_folder_that_may_be_listed_but_not_searched(tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "v3_classic", tmp_path / "model")
+    folder.chmod(0o600)
+    try:
+        assert bytes_to_read(folder) == 0
+        assert "Permission denied" in only_problem(folder)
+    finally:
+        folder.chmod(0o700)
+
+
 def test_a_truncated_file_is_found(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "v2_lite", tmp_path / "cut")
     path = tmp_path / "cut/model.safetensors"
