@@ -83,14 +83,6 @@ static inline void emulated_mask_storeu_epi32(void *memory, uint32_t mask, simde
     emulated_mask_storeu_ps(memory, mask, simde_mm512_castsi512_ps(a));
 }
 
-static inline simde__m512i emulated_maskz_compress_epi64(uint32_t mask, simde__m512i a) {
-    ELEMENTS(int64_t, from, a);
-    int64_t to[8] = {0};
-    for (int i = 0, kept = 0; i < 8; i++)
-        if (mask >> i & 1) to[kept++] = from[i];
-    return vector_of(to);
-}
-
 static inline simde__m512i emulated_mask_sub_epi16(simde__m512i other, uint32_t mask, simde__m512i a, simde__m512i b) {
     ELEMENTS(uint16_t, to, other);
     ELEMENTS(uint16_t, left, a);
@@ -138,7 +130,6 @@ static inline __m256i emulated_cvtneps_pbh(simde__m512 a) {
 #undef _mm512_maskz_loadu_ps
 #undef _mm512_mask_storeu_ps
 #undef _mm512_mask_storeu_epi32
-#undef _mm512_maskz_compress_epi64
 #undef _mm512_mask_sub_epi16
 #undef _mm512_reduce_ps
 #undef _mm512_cvtne2ps_pbh
@@ -152,7 +143,6 @@ static inline __m256i emulated_cvtneps_pbh(simde__m512 a) {
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
 #define _mm512_mask_storeu_ps emulated_mask_storeu_ps
 #define _mm512_mask_storeu_epi32 emulated_mask_storeu_epi32
-#define _mm512_maskz_compress_epi64 emulated_maskz_compress_epi64
 #define _mm512_mask_sub_epi16 emulated_mask_sub_epi16
 #define _mm512_reduce_ps emulated_reduce_ps
 #define _mm512_cvtne2ps_pbh emulated_cvtne2ps_pbh
