@@ -5,6 +5,7 @@ import re
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 from starlette.requests import ClientDisconnect, Request
 
 from deepzig.server.failures import ApiError
@@ -51,7 +52,9 @@ def decode(body: bytes | str, kind: type[T]) -> T:
 
 
 # One pass, whatever the bytes are: possessive, and a string may lack its end, as in no JSON it can.
-_OPENING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # 1 and -1 as int8
+_OTHERS = bytes(set(range(256)) - set(b"[{]}"))
 
 
 def _nesting_exceeds(body: bytes | str, limit: int) -> bool:
@@ -59,16 +62,8 @@ def _nesting_exceeds(body: bytes | str, limit: int) -> bool:
     content = body.encode(errors="surrogatepass") if isinstance(body, str) else body
     if content.count(b"{") + content.count(b"[") <= limit:
         return False
-    depth = 0
-    for match in _OPENING.finditer(content):
-        mark = match[0]
-        if mark in (b"{", b"["):
-            depth += 1
-            if depth > limit:
-                return True
-        elif mark in (b"}", b"]"):
-            depth -= 1
-    return False
+    steps = np.frombuffer(_STRING.sub(b"", content).translate(_STEPS, _OTHERS), np.int8)
+    return bool(np.cumsum(steps, dtype=np.int32).max(initial=0) > limit)
 
 
 def _too_large(max_bytes: int) -> ApiError:
