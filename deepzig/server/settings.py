@@ -42,14 +42,22 @@ class ServerSettings:
                 f"reasoning format {self.reasoning_format!r} is unknown; use {', '.join(REASONING_FORMATS)}"
             )
         for origin in self.allowed_origins:
-            parts = urlsplit(origin)
-            if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
+            if not _is_origin(origin):
                 raise ServerError(f"origin {origin!r} is not of the form https://name[:port]; write it so")
 
     @property
     def is_loopback(self) -> bool:
         """Only programs on this machine can connect."""
         return is_loopback_host(self.host)
+
+
+def _is_origin(text: str) -> bool:
+    """As a browser writes it into the header of that name."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # brackets without an IPv6 address
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc) and text == f"{parts.scheme}://{parts.netloc}"
 
 
 def is_loopback_host(host: str) -> bool:

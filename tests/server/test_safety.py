@@ -162,8 +162,11 @@ def test_other_machines_need_a_key(host: str) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"api_keys": ("short",)}, {"api_keys": ("schlüssel-schlüssel",)}, {"allowed_origins": ("chat.example",)}],
-)
+    [
+        {"api_keys": ("short",)}, {"api_keys": ("schlüssel-schlüssel",)}, {"allowed_origins": ("chat.example",)},
+        {"allowed_origins": ("http://[",)},
+    ],
+)  # fmt: skip
 def test_settings_that_cannot_be_meant(settings: dict[str, Any]) -> None:
     with pytest.raises(ServerError):
         ServerSettings(**settings)
