@@ -37,7 +37,7 @@ class CompletionScores:
             text = "" if self._tokenizer.is_special(token_id) else _text(_bytes(token_id, self._tokenizer))
             reply.tokens.append(text)
             reply.text_offset.append(self._offset)
-            if token_id < self._tokenizer.vocab_size:
+            if self._tokenizer.has_token(token_id):
                 self._offset += len(self._decoder.push(token_id))
             reply.token_logprobs.append(None if isinstance(entry, int) else max(entry.logprob, LEAST))
             reply.top_logprobs.append(None if isinstance(entry, int) else self._top(entry, text))
@@ -70,7 +70,7 @@ def _token(token_id: int, logprob: float, tokenizer: Tokenizer) -> TopLogprob:
 
 def _bytes(token_id: int, tokenizer: Tokenizer) -> bytes:
     """Bytes of a token; rows of the model's vocabulary that the tokenizer lacks have none."""
-    return tokenizer.token_bytes(token_id) if token_id < tokenizer.vocab_size else b""
+    return tokenizer.token_bytes(token_id) if tokenizer.has_token(token_id) else b""
 
 
 def _text(content: bytes) -> str:

@@ -206,7 +206,4 @@ class _Vocabulary:
 
 
 def _bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
-    try:
-        return tokenizer.token_bytes(token)
-    except RequestError:  # a gap in the vocabulary
-        return b""
+    return tokenizer.token_bytes(token) if tokenizer.has_token(token) else b""  # a gap in the vocabulary

@@ -30,6 +30,6 @@ def _common(left: str, right: str) -> int:
 
 def _spelling(token: int, tokenizer: Tokenizer) -> str:
     """A character for each byte; a control token, or one without text, is a character of its own."""
-    if token in tokenizer.control_tokens.id_set or token >= tokenizer.vocab_size:
+    if token in tokenizer.control_tokens.id_set or not tokenizer.has_token(token):
         return chr(0x100 + token)
     return tokenizer.token_bytes(token).decode("latin-1")

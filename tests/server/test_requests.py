@@ -1,6 +1,7 @@
 """What the server does with requests that it cannot serve: the right status, OpenAI's error body, never a 5xx."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,13 @@ from typing import Any
 import httpx2
 import pytest
 
+from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.engine.llm import LLM, load
+from deepzig.engine.sampling import TokenLogprob
 from deepzig.server.body import decode
 from deepzig.server.failures import ApiError
+from deepzig.server.logprobs import CompletionScores
+from deepzig.text import load_tokenizer
 from tests.server.conftest import RunningServer, serving
 from tests.talkers import make_talker
 
@@ -259,6 +264,20 @@ def test_texts_too_long_to_fit_are_refused_before_they_are_tokenized(
     )
     check_error(http.post(path, json={field: value}), 400, "context_length_exceeded", field)
     assert not lengths
+
+
+def test_log_probabilities_of_ids_without_a_token(tmp_path: Path) -> None:
+    """The model's head may have them, in a gap of the vocabulary as well as behind it."""
+    folder = shutil.copytree(BUNDLED["stories"], tmp_path / "model")
+    described = json.loads((folder / "tokenizer.json").read_text())
+    described["model"]["vocab"]["far"] = 4100
+    described["added_tokens"].append({**described["added_tokens"][0], "id": 4100, "content": "far"})
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer is not None and tokenizer.vocab_size == 4101
+    found = CompletionScores(tokenizer).add([TokenLogprob(id, -1.0, ((4098, -2.0),)) for id in (4097, 313, 4200)])
+    assert found.tokens == ["", tokenizer.decode([313]), ""]
+    assert found.text_offset == [0, 0, len(found.tokens[1])]
 
 
 def test_model_without_a_chat_template(tmp_path_factory: pytest.TempPathFactory) -> None:
