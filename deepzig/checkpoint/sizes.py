@@ -54,6 +54,22 @@ class ModelSize:
     nbytes: int  # of all tensors
     bytes_per_token: int  # weights that decoding a token reads
 
+    @property
+    def by_format(self) -> Counter[str]:
+        """Format -> bytes of all groups' matrices."""
+        total: Counter[str] = Counter()
+        for formats in self.formats.values():
+            total.update(formats)
+        return total
+
+    @property
+    def main_format(self) -> str:
+        """The format that most bytes have, without group sizes."""
+        total: Counter[str] = Counter()
+        for name, nbytes in self.by_format.items():
+            total[name.split()[0]] += nbytes
+        return total.most_common(1)[0][0]
+
 
 class _Matrix(NamedTuple):
     format: str

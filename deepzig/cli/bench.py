@@ -96,7 +96,7 @@ def bench(
     tests = list(_tests(prompts, answers, depths, concurrencies))
     if not tests:
         raise click.UsageError("nothing to measure; give --prompt or --decode above 0")
-    directory = model_folder(model)
+    model_folder(model)
     settings = {
         "precision": precision, "deterministic": deterministic, "cache_dtype": cache_dtype, "repetitions": repetitions
     }  # fmt: skip
@@ -105,7 +105,7 @@ def bench(
         cache_bytes=cache_bytes,
     ) as llm:  # fmt: skip
         check_room(llm, tests)
-        run = SpeedRun(llm, directory, settings)
+        run = SpeedRun(llm, settings)
         try:
             _measure(llm, tests, repetitions, run.samples)
         except KeyboardInterrupt:

@@ -175,7 +175,7 @@ def needs(
             "can_run": need.own <= allocatable,
         }
 
-    own_format, most = main_format(size), COMPARED_UP_TO * size.nbytes
+    own_format, most = size.main_format, COMPARED_UP_TO * size.nbytes
     converted = {
         name: converted_size(config, Recipe(name), with_mtp=with_mtp) for name in CONVERSIONS if name != own_format
     }
@@ -189,15 +189,6 @@ def needs(
         "as_it_is": form(own_format, size),
         "conversions": [form(name, new) for name, new in converted.items() if new.nbytes < most],
     }
-
-
-def main_format(size: "ModelSize") -> str:
-    """The format that most bytes have, without group sizes."""
-    totals: Counter[str] = Counter()
-    for formats in size.formats.values():
-        for name, nbytes in formats.items():
-            totals[name.split()[0]] += nbytes
-    return totals.most_common(1)[0][0]
 
 
 def non_finite_tensors(checkpoint: "Checkpoint") -> Iterator[str]:

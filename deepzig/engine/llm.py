@@ -17,7 +17,7 @@ import numpy as np
 from deepzig import _kernels
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.model_names import find_model
-from deepzig.checkpoint.sizes import stored_size
+from deepzig.checkpoint.sizes import ModelSize, stored_size
 from deepzig.config import ModelConfig
 from deepzig.engine.defaults import GenerationDefaults
 from deepzig.engine.engine import Engine
@@ -114,17 +114,10 @@ def load(
     engine = Engine(network, n_tokens, context_shift=context_shift)
     prompts = None
     if prompt_cache is not None:
-        made_for = {
-            "model": hash_of_model(directory),
-            "precision": precision,
-            "deterministic": str(deterministic),
-            "cache_dtype": cache_dtype,
-            "kernels": ", ".join(f"{stem} {label}" for stem, label in sorted(_kernels.ACTIVE.items())),
-        }
-        prompts = PromptCache(Path(prompt_cache), made_for)
+        prompts = PromptCache(Path(prompt_cache), {"model": hash_of_model(directory), **network.way})
         engine.restore_prompts(prompts)
     _log_loaded(directory, network, n_tokens, time.perf_counter() - started)
-    return LLM(str(model), network, tokenizer, chat_template, defaults, engine, prompts)
+    return LLM(str(model), directory, size, network, tokenizer, chat_template, defaults, engine, prompts)
 
 
 class LLM:
@@ -139,20 +132,24 @@ class LLM:
         tokenizer: a `Tokenizer`; None if the folder has none, then prompts are token ids.
         chat_template: a `ChatTemplate`; None if the folder has none.
         defaults: `GenerationDefaults`, for what `SamplingParams` leave open.
-        model: the network, not part of the public interface.
+        directory, size, model: its folder, bytes and network; not part of the public interface.
     """
 
     def __init__(
         self,
         name: str,
+        directory: Path,
+        size: ModelSize,
         model: DeepseekModel,
         tokenizer: Tokenizer | None,
         chat_template: ChatTemplate | None,
         defaults: GenerationDefaults,
         engine: Engine,
-        prompts: PromptCache | None = None,
+        prompts: PromptCache | None,
     ) -> None:
         self.name = name
+        self.directory = directory
+        self.size = size
         self.config = model.config
         self.model = model
         self.tokenizer = tokenizer  # None: token ids still work

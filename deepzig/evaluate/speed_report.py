@@ -3,15 +3,12 @@
 Called by `deepzig bench`; calls `reports`, `machine`, and `checkpoint` for sizes. Measures nothing but the memory.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from deepzig.checkpoint.directory import open_checkpoint
-from deepzig.checkpoint.loader import load_weights
-from deepzig.checkpoint.sizes import ModelSize, count_parameters, stored_size
+from deepzig.checkpoint.sizes import count_parameters
 from deepzig.engine.llm import LLM
 from deepzig.engine.memory_need import bytes_read_per_token
 from deepzig.evaluate.figures import Figure
@@ -24,9 +21,9 @@ from deepzig.evaluate.speed import SpeedTest
 class SpeedRun:
     """A bench of a loaded model: its samples so far, and the memory's speed before and after."""
 
-    def __init__(self, llm: LLM, directory: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, llm: LLM, settings: Mapping[str, Any]) -> None:
         self.samples: dict[SpeedTest, list[float]] = {}  # tokens a second
-        self._llm, self._directory, self._settings = llm, directory, dict(settings)
+        self._llm, self._settings = llm, dict(settings)
         self._bandwidth = read_bandwidth(llm.model.n_threads)  # bytes a second
 
     def finish(self) -> Report:
@@ -36,36 +33,31 @@ class SpeedRun:
 
     def report(self, *, is_complete: bool) -> Report:
         """What there is."""
-        config = self._llm.config
-        size = stored_size(config, load_weights(self._directory, config))
         return new_report(
             "deepzig bench",
             machine={**describe_machine(), "threads": self._llm.model.n_threads, **describe_software()},
-            model=self._describe_model(size),
+            model=self._describe_model(),
             settings=self._settings,
-            figures=[self._figure(test, rates, size) for test, rates in self.samples.items()],
+            figures=[self._figure(test, rates) for test, rates in self.samples.items()],
             beside={"read_bandwidth": round(self._bandwidth)},
             is_complete=is_complete,
         )
 
-    def _figure(self, test: SpeedTest, rates: list[float], size: ModelSize) -> Figure:
+    def _figure(self, test: SpeedTest, rates: list[float]) -> Figure:
         """Decoding one text reads all that is active for each token; of several, experts serve some together."""
         details: dict[str, str | int | float] = asdict(test)
         figure = Figure(test.name, "tok/s", rates, details=details)
         if test.kind == "decode" and test.concurrency == 1:
             middle = test.depth + test.n_prompt + test.n_tokens // 2
-            n_bytes = bytes_read_per_token(self._llm.config, size, middle, self._settings["cache_dtype"])
+            n_bytes = bytes_read_per_token(self._llm.config, self._llm.size, middle, self._settings["cache_dtype"])
             details |= {"bytes_per_token": n_bytes, "share_of_read": figure.mean * n_bytes / self._bandwidth}
         return figure
 
-    def _describe_model(self, size: ModelSize) -> dict[str, Any]:
-        formats: Counter[str] = Counter()
-        for sizes in size.formats.values():
-            formats.update(sizes)
+    def _describe_model(self) -> dict[str, Any]:
         return {
             "name": self._llm.name,
             "model_type": self._llm.config.model_type,
             "parameters": count_parameters(self._llm.config).total,
-            "bytes": sum(path.stat().st_size for path in open_checkpoint(self._directory).files),
-            "formats": dict(formats.most_common()),
+            "bytes": sum(path.stat().st_size for path in open_checkpoint(self._llm.directory).files),
+            "formats": dict(self._llm.size.by_format.most_common()),
         }

@@ -43,6 +43,7 @@ class DeepseekModel:
         cache_dtype: of the rows of `make_cache`, one of cache.CACHE_DTYPES."""
         self.config = config
         self.n_threads = n_threads
+        self.precision = precision
         self.deterministic = deterministic
         self.cache_dtype = cache_dtype
         assembler = Assembler(config, weights, n_threads)
@@ -59,6 +60,17 @@ class DeepseekModel:
         self.reads_together = self._prompt_terms == 0 or not _kernels.FOR_PROMPTS
         self._workspaces: dict[tuple[int, int], Workspace] = {}
         self._mla_scratch = MlaScratch(config)
+
+    @property
+    def way(self) -> dict[str, str]:
+        """What the last bits of results depend on beside weights and tokens, by name."""
+        kernels = {**_kernels.ACTIVE, **{f"{stem} for prompts": label for stem, label in _kernels.FOR_PROMPTS.items()}}
+        return {
+            "precision": self.precision,
+            "deterministic": str(self.deterministic),
+            "cache_dtype": self.cache_dtype,
+            "kernels": ", ".join(f"{stem} {label}" for stem, label in sorted(kernels.items())),
+        }
 
     def make_cache(self, n_tokens: int) -> LatentCache:
         """A latent cache for n_tokens over all layers, MTP included."""

@@ -5,10 +5,8 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 
-from deepzig.checkpoint.model_names import find_model
-from deepzig.checkpoint.names import expected_tensors
+from deepzig.checkpoint.sizes import count_parameters
 from deepzig.engine.llm import LLM
-from deepzig.model.moe import MoE
 from deepzig.server.replies import ModelMeta, ModelReply
 from deepzig.text.answer_format import AnswerFormat, ThinkIds
 from deepzig.text.chat import ChatTemplate
@@ -27,34 +25,22 @@ class ServedModel:
     chat_template: ChatTemplate | None
     answer_format: AnswerFormat
     reasoning_format: str  # see `settings.REASONING_FORMATS`
-    weight_bytes: int
     n_params: int
 
     @classmethod
     def of(cls, llm: LLM, model_id: str | None = None, reasoning_format: str = "deepseek") -> "ServedModel":
         """What `llm` is; without a name of its own it goes by that of its folder."""
         template = llm.chat_template
-        directory = find_model(llm.name)
-        expected = expected_tensors(llm.config)
-        matrices = [rows * columns for name, (rows, columns) in expected.linear.items() if name not in expected.alias]
         return cls(
-            id=model_id or directory.resolve().name,
+            id=model_id or llm.directory.resolve().name,
             llm=llm,
             created=int(time.time()),
             tokenizer=llm.tokenizer,
             chat_template=template,
             answer_format=AnswerFormat.of_template(template.source if template else None),
             reasoning_format=reasoning_format,
-            weight_bytes=sum(path.stat().st_size for path in directory.glob("*.safetensors")),
-            n_params=sum(matrices) + sum(size for (size,) in expected.vector.values()),
+            n_params=count_parameters(llm.config).total,
         )
-
-    @property
-    def weight_format(self) -> str:
-        """How most of the weights are stored: the format of the last layer's matrices."""
-        mlp = self.llm.model.layers[-1].mlp
-        weight = mlp.experts.gate_proj[0] if isinstance(mlp, MoE) else mlp.gate_proj.weight
-        return weight.format
 
     @property
     def n_context(self) -> int:
@@ -83,7 +69,7 @@ class ServedModel:
     @cached_property
     def fingerprint(self) -> str:
         """OpenAI's system_fingerprint: changes when the model or the way it computes does."""
-        facts = repr((self.id, self.n_params, self.weight_bytes, self.weight_format))
+        facts = repr((self.id, self.llm.config, self.llm.size, self.llm.model.way))
         return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]
 
     def describe(self) -> ModelReply:
@@ -92,8 +78,8 @@ class ServedModel:
             n_ctx=self.n_context,
             n_vocab=self.llm.config.vocab_size,
             n_params=self.n_params,
-            size=self.weight_bytes,
-            format=self.weight_format,
+            size=self.llm.size.nbytes,
+            format=self.llm.size.main_format,
             has_chat_template=self.chat_template is not None,
             has_tools=self.answer_format.tools is not None,
             has_thinking=self.answer_format.has_thinking,

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 import deepzig
-from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.errors import RequestError
 from deepzig.evaluate.read_speed import read_bandwidth
 from deepzig.evaluate.speed import SpeedTest, check_room, measure
@@ -106,7 +105,7 @@ def test_a_run_that_is_interrupted_leaves_nothing_running(llm: deepzig.LLM, monk
 def test_a_report_takes_the_better_bandwidth(llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = iter([5e9, 7e9])
     monkeypatch.setattr("deepzig.evaluate.speed_report.read_bandwidth", lambda n_threads: next(measured))
-    run = SpeedRun(llm, BUNDLED["stories"], {"cache_dtype": "f32"})
+    run = SpeedRun(llm, {"cache_dtype": "f32"})
     alone, together = SpeedTest("decode", 8, depth=100), SpeedTest("decode", 8, depth=100, concurrency=2)
     run.samples |= {SpeedTest("prompt", 8): [3.0], alone: [100.0, 200.0], together: [4.0]}
     early, late = run.report(is_complete=False), run.finish()
@@ -118,7 +117,7 @@ def test_a_report_takes_the_better_bandwidth(llm: deepzig.LLM, monkeypatch: pyte
 
 
 def test_the_memory_is_measured(llm: deepzig.LLM) -> None:
-    assert SpeedRun(llm, BUNDLED["stories"], {}).report(is_complete=False).beside["read_bandwidth"] > 0
+    assert SpeedRun(llm, {}).report(is_complete=False).beside["read_bandwidth"] > 0
 
 
 @pytest.mark.parametrize("room", [1, 1 << 20])
