@@ -12,7 +12,7 @@ from deepzig.config import ModelConfig
 from deepzig.model.cache import LatentCache, Rows
 from deepzig.model.linear import Linear
 from deepzig.model.norm import RMSNorm
-from deepzig.model.workspace import Workspace
+from deepzig.model.workspace import Step, Workspace
 
 KEY_TILE = 512  # cached rows that are expanded at a time
 
@@ -44,41 +44,34 @@ class Attention:
         self._softmax_scale = config.softmax_scale
         self._n_threads = n_threads
 
-    def __call__(
-        self,
-        x: np.ndarray,
-        cos: np.ndarray,
-        sin: np.ndarray,
-        rows: Rows,
-        cache: LatentCache,
-        form: str,
-        space: Workspace,
-        out: np.ndarray,
-    ) -> np.ndarray:
-        """x f32 (T, D) -> out f32 (T, D), returned; the rows' latents go to the cache. form: "absorbed", "expanded"."""
-        self._project_query(x, cos, sin, space)
-        self._project_latent(x, cos, sin, space)
-        cache.write(self._layer, rows, space.latent)
-        if form == "absorbed":
-            self._attend_absorbed(rows, cache, space)
+    def __call__(self, x: np.ndarray, step: Step, out: np.ndarray) -> np.ndarray:
+        """x f32 (T, D) -> out f32 (T, D), returned; the rows' latents go to the cache."""
+        space = step.space
+        self._project_query(x, step)
+        self._project_latent(x, step)
+        step.cache.write(self._layer, step.rows, space.latent)
+        if step.form == "absorbed":
+            self._attend_absorbed(step.rows, step.cache, space)
         else:
-            self._attend_expanded(rows, cache, space)
+            self._attend_expanded(step.rows, step.cache, space)
         return self.o_proj(space.o_flat, out, space.bf16_terms)
 
-    def _project_query(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, space: Workspace) -> None:
+    def _project_query(self, x: np.ndarray, step: Step) -> None:
         """space.q f32 (T, H, N + P), its last P rotated."""
+        space = step.space
         if self.q_proj is not None:
             self.q_proj(x, space.q_flat, space.bf16_terms)
         elif self.q_a_proj is not None and self.q_a_layernorm is not None and self.q_b_proj is not None:
             self.q_a_proj(x, space.q_a, space.bf16_terms)
             self.q_b_proj(self.q_a_layernorm(space.q_a, space.q_a), space.q_flat, space.bf16_terms)
-        _kernels.rope(space.q_pe, cos, sin, self._interleave, n_threads=self._n_threads)
+        _kernels.rope(space.q_pe, step.cos, step.sin, self._interleave, n_threads=self._n_threads)
 
-    def _project_latent(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, space: Workspace) -> None:
+    def _project_latent(self, x: np.ndarray, step: Step) -> None:
         """space.latent f32 (T, R + P): c_kv, normed, beside k_pe, rotated."""
+        space = step.space
         self.kv_a_proj_with_mqa(x, space.latent, space.bf16_terms)
         self.kv_a_layernorm(space.c_kv, space.c_kv)
-        _kernels.rope(space.k_pe, cos, sin, self._interleave, n_threads=self._n_threads)
+        _kernels.rope(space.k_pe, step.cos, step.sin, self._interleave, n_threads=self._n_threads)
 
     def _attend_absorbed(self, rows: Rows, cache: LatentCache, space: Workspace) -> None:
         """space.o f32 (T, H, V) by way of the latent space."""

@@ -3,11 +3,10 @@
 import numpy as np
 
 from deepzig.model.attention import Attention
-from deepzig.model.cache import LatentCache, Rows
 from deepzig.model.mlp import MLP
 from deepzig.model.moe import MoE
 from deepzig.model.norm import RMSNorm
-from deepzig.model.workspace import Workspace
+from deepzig.model.workspace import Step
 
 
 class DecoderLayer:
@@ -19,18 +18,10 @@ class DecoderLayer:
         self.self_attn, self.mlp = self_attn, mlp
         self.input_layernorm, self.post_attention_layernorm = input_layernorm, post_attention_layernorm
 
-    def __call__(
-        self,
-        hidden: np.ndarray,
-        cos: np.ndarray,
-        sin: np.ndarray,
-        rows: Rows,
-        cache: LatentCache,
-        form: str,
-        space: Workspace,
-    ) -> None:
-        """hidden f32 (T, D), in place; cos, sin f32 (T, P / 2); form as `Attention`."""
+    def __call__(self, hidden: np.ndarray, step: Step) -> None:
+        """hidden f32 (T, D), in place."""
+        space = step.space
         normed = self.input_layernorm(hidden, space.normed)
-        hidden += self.self_attn(normed, cos, sin, rows, cache, form, space, space.branch)
+        hidden += self.self_attn(normed, step, space.sublayer_out)
         normed = self.post_attention_layernorm(hidden, space.normed)
-        hidden += self.mlp(normed, space, space.branch)
+        hidden += self.mlp(normed, space, space.sublayer_out)

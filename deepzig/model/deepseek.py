@@ -15,7 +15,7 @@ from deepzig.model.assemble import Assembler
 from deepzig.model.attention import cheaper_form
 from deepzig.model.cache import PAGE_SIZE, LatentCache, Rows
 from deepzig.model.rotary import RotaryEmbedding
-from deepzig.model.workspace import MlaScratch, Workspace
+from deepzig.model.workspace import MlaScratch, Step, Workspace
 
 KEPT_ROWS = 1280  # of all workspaces that are kept: a large prompt's, or those between which decoding alternates
 
@@ -98,16 +98,14 @@ class DeepseekModel:
         Returns:
             f32 (T, D) after the final norm: a new array, input of `logits` and of `mtp_forward`.
         """
-        space = self._workspace(rows)
-        cos, sin = self._rotary.cos_sin(rows.positions)
-        form = self._form(form, rows)
-        hidden = self._embed(token_ids, space.hidden)
+        step = self._step(rows, cache, form)
+        hidden = self._embed(token_ids, step.space.hidden)
         if observer is not None:
-            observer(-1, hidden, space)
+            observer(-1, hidden, step.space)
         for index, layer in enumerate(self.layers):
-            layer(hidden, cos, sin, rows, cache, form, space)
+            layer(hidden, step)
             if observer is not None:
-                observer(index, hidden, space)
+                observer(index, hidden, step.space)
         return self.norm(hidden, np.empty_like(hidden))
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
@@ -122,11 +120,8 @@ class DeepseekModel:
         Returns:
             f32 (T, D) after the layer's own norm: input of `mtp_logits`, and of the next row when drafts are chained.
         """
-        layer = self.mtp_layers[depth]
-        space = self._workspace(rows)
-        cos, sin = self._rotary.cos_sin(rows.positions)
         embedded = self._embed(token_ids, np.empty_like(hidden))
-        return layer(embedded, hidden, cos, sin, rows, cache, self._form(None, rows), space)
+        return self.mtp_layers[depth](embedded, hidden, self._step(rows, cache))
 
     def mtp_logits(self, depth: int, state: np.ndarray) -> np.ndarray:
         """state f32 (T, D) of `mtp_forward` -> f32 (T, vocab_size), of the tokens after its token_ids."""
@@ -156,6 +151,10 @@ class DeepseekModel:
         """Whether so many rows of a prompt are multiplied as rows that decode are, which is faster for few; a call has
         short pieces or long ones, so that none depends on its company."""
         return n_rows < self._long_piece
+
+    def _step(self, rows: Rows, cache: LatentCache, form: str | None = None) -> Step:
+        cos, sin = self._rotary.cos_sin(rows.positions)
+        return Step(rows, cos, sin, self._form(form, rows), cache, self._workspace(rows))
 
     def _form(self, forced: str | None, rows: Rows) -> str:
         if not rows.is_prompt:

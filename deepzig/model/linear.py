@@ -16,7 +16,7 @@ class Linear:
         """weight (N, K); bias f32 (N,) or None."""
         self.weight = weight
         self.bias = bias
-        self.out_features, self.in_features = weight.shape
+        self.out_features = weight.shape[0]
         self._n_threads = n_threads
 
     def __call__(self, x: np.ndarray, out: np.ndarray, bf16_terms: int = 0) -> np.ndarray:

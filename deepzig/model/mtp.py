@@ -2,11 +2,10 @@
 
 import numpy as np
 
-from deepzig.model.cache import LatentCache, Rows
 from deepzig.model.decoder import DecoderLayer
 from deepzig.model.linear import Linear
 from deepzig.model.norm import RMSNorm
-from deepzig.model.workspace import Workspace
+from deepzig.model.workspace import Step
 
 
 class MtpLayer:
@@ -30,19 +29,10 @@ class MtpLayer:
         self.enorm, self.hnorm, self.eh_proj = enorm, hnorm, eh_proj
         self.layer, self.shared_head_norm, self.shared_head = layer, shared_head_norm, shared_head
 
-    def __call__(
-        self,
-        embedded: np.ndarray,
-        hidden: np.ndarray,
-        cos: np.ndarray,
-        sin: np.ndarray,
-        rows: Rows,
-        cache: LatentCache,
-        form: str,
-        space: Workspace,
-    ) -> np.ndarray:
-        """hidden f32 (T, D) of rows.positions, embedded f32 (T, D) of the tokens after them -> f32 (T, D)."""
-        both = np.concatenate([self.enorm(embedded, embedded), self.hnorm(hidden, space.normed)], axis=1)  # (T, 2 D)
-        state = self.eh_proj(both, space.hidden)
-        self.layer(state, cos, sin, rows, cache, form, space)
+    def __call__(self, embedded: np.ndarray, hidden: np.ndarray, step: Step) -> np.ndarray:
+        """hidden f32 (T, D) of step.rows, embedded f32 (T, D) of the tokens after them -> f32 (T, D)."""
+        normed = self.hnorm(hidden, step.space.normed)
+        both = np.concatenate([self.enorm(embedded, embedded), normed], axis=1)  # (T, 2 D)
+        state = self.eh_proj(both, step.space.hidden)
+        self.layer(state, step)
         return self.shared_head_norm(state, np.empty_like(state))

@@ -1,13 +1,17 @@
-"""Preallocated arrays of a forward pass, one set for each number of rows. Made by `deepseek`, used by all of `model`.
+"""What the layers of a forward pass share: the new tokens, and preallocated arrays, one set for each number of rows.
 
-All mutable state of a step beside the latent cache is here, each array with its shape.
+Made by `deepseek`, used by all of `model`. All mutable state of a step beside the latent cache is here, each array with
+its shape.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from deepzig._kernels.experts import scratch_size as expert_scratch_size
 from deepzig._kernels.mla_decode import scratch_size as mla_scratch_size
 from deepzig.config import ModelConfig
+from deepzig.model.cache import LatentCache, Rows
 
 MLA_SCRATCH = 1 << 24  # floats: a prompt's rows all at once would ask for gigabytes at a long context
 
@@ -40,12 +44,11 @@ class Workspace:
         heads, rank = config.num_attention_heads, config.kv_lora_rank
         shared = config.n_shared_experts * config.moe_intermediate_size
         dense = config.intermediate_size
-        self.n_rows = n_rows
         self.bf16_terms = bf16_terms
         self.mla_scratch = mla_scratch  # shared with other workspaces
         self.hidden = floats(n_rows, config.hidden_size)  # (T, D) residual stream
         self.normed = floats(n_rows, config.hidden_size)  # (T, D)
-        self.branch = floats(n_rows, config.hidden_size)  # (T, D) output of attention or MLP
+        self.sublayer_out = floats(n_rows, config.hidden_size)  # (T, D) output of attention or MLP
         self.q_a = floats(n_rows, config.q_lora_rank or 0)  # (T, q_lora_rank)
         self.q = floats(n_rows, heads, config.qk_head_dim)  # (T, H, N + P)
         self.q_flat = self.q.reshape(n_rows, -1)  # (T, H (N + P)), a view as the next two
@@ -73,3 +76,15 @@ class Workspace:
         """Of all arrays, views left out; in proportion to n_rows."""
         arrays = [array for array in vars(self).values() if isinstance(array, np.ndarray)]
         return sum(array.nbytes for array in arrays if array.base is None)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass, as every layer sees it."""
+
+    rows: Rows
+    cos: np.ndarray  # f32 (T, P / 2), of the rows' positions
+    sin: np.ndarray  # f32 (T, P / 2)
+    form: str  # of attention, "absorbed" or "expanded"
+    cache: LatentCache
+    space: Workspace
