@@ -1,8 +1,8 @@
 """convert: a checkpoint folder in, the same model in another format out, whole or resumable.
 
-Called by the command line and the bench; calls `plan`, `quantize` and `writer`. Order on the disk: the manifest's first
-line; each file of weights under a temporary name, then its own, then its line in the manifest; the small files; the
-index; config.json last. A folder that has config.json is whole, and one that has not can be resumed.
+Called by the command line and the bench; calls `plan`, `quantize`, `writer` and `companions`. Order on the disk: the
+manifest's first line; each file of weights under a temporary name, then its own, then its line in the manifest; the
+small files; the index; config.json last. A folder that has config.json is whole, and one that has not can be resumed.
 """
 
 import os
@@ -16,26 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from deepzig.checkpoint.directory import INDEX_FILE, is_within
+from deepzig.checkpoint.companions import read_companions
+from deepzig.checkpoint.directory import INDEX_FILE
 from deepzig.checkpoint.manifest import MANIFEST_FILE, FileRecord, Manifest, fault_of, record_of
 from deepzig.checkpoint.plan import Item, Plan, Shard, make_plan
 from deepzig.checkpoint.quantize import Quantizer, Slab, find_non_finite, non_finite, row_slabs
-from deepzig.checkpoint.reader import DTYPES, shown
+from deepzig.checkpoint.reader import DTYPES
 from deepzig.checkpoint.recipe import KEEP, Recipe
 from deepzig.checkpoint.safe_files import locked, names_in, remove_temporary, replace_file, room_errors
 from deepzig.checkpoint.writer import SafetensorsWriter
 from deepzig.errors import CheckpointError, ResourceError
-from deepzig.small_files import read_small
 
 REVISION = 1  # of the bytes that a recipe gives: a folder begun by another revision is not resumed
 SHARD_BYTES = 4_000_000_000
 SPARE_BYTES = 16 << 20  # for headers, the small files and the file system
-COPIED = (
-    "tokenizer*", "chat_template*", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "tiktoken.model", "*.tiktoken", "LICENSE*", "README*",
-)  # fmt: skip
-NEVER_COPIED = (".py", ".pyc", ".so", ".safetensors")  # no code, no weights
-MAX_COPIED_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -202,7 +196,7 @@ class _Conversion:
 
     def _small_files(self) -> dict[str, bytes]:
         """Name -> content of all files that are no weights, config.json last."""
-        files = dict(_copied_files(self._plan.source.directory))
+        files = dict(read_companions(self._plan.source.directory))
         if (index := self._plan.index) is not None:
             files[INDEX_FILE] = index
         return {**files, "config.json": self._plan.config}
@@ -286,14 +280,3 @@ class _Conversion:
     def _report(self, nbytes: int, shard: Shard) -> None:
         self._bytes_done += nbytes
         self._progress(Progress(self._bytes_done, self._total[0], self._tensors_done, self._total[1], shard.file))
-
-
-def _copied_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of the files beside weights and config.json that a model needs, by name."""
-    home = Path(os.path.realpath(source))
-    for path in sorted({path for pattern in COPIED for path in source.glob(pattern)}):
-        if path.suffix in NEVER_COPIED or not path.is_file():
-            continue
-        if not is_within(path, home):
-            raise CheckpointError(f"{shown(str(path))} is a link out of the folder; put the file itself there")
-        yield path.name, read_small(path, MAX_COPIED_BYTES, CheckpointError)

@@ -11,11 +11,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from deepzig.checkpoint.convert import COPIED, NEVER_COPIED
+from deepzig.checkpoint.companions import is_companion
 from deepzig.checkpoint.directory import INDEX_FILE, SINGLE_FILE
 from deepzig.checkpoint.reader import MAX_HEADER_BYTES
 from deepzig.checkpoint.safe_files import NO_ROOM
@@ -129,8 +128,7 @@ def _is_wanted(name: str, with_weights: bool) -> bool:
         return False
     if name.endswith(".safetensors"):
         return with_weights
-    wanted = ("config.json", INDEX_FILE, *COPIED)
-    return not name.endswith(NEVER_COPIED) and any(fnmatchcase(name, pattern) for pattern in wanted)
+    return name in ("config.json", INDEX_FILE) or is_companion(name)
 
 
 def _is_here(model: HubModel, commit: str, name: str) -> bool:
