@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from bench.timing import best_seconds
 from deepzig import _kernels
 from deepzig._kernels import ACTIVE, implementations
 from deepzig._kernels._park import park
 from deepzig._kernels.weight import Weight
-from deepzig.threads import limit_blas
 
 SIZES = (256, 512, 1024, 2048)
 REPEATS = 20
@@ -50,7 +50,7 @@ def table(n_threads: int) -> Iterator[Gemm]:
     for size in SIZES:
         a, b = np.random.default_rng(size).standard_normal((2, size, size), np.float32)
         out, weight = np.empty((size, size), np.float32), Weight("f32", (size, size), b)
-        with limit_blas(n_threads):
+        with threadpool_limits(n_threads, user_api="blas"):
             yield Gemm(size, "numpy", False, _gflops(size, partial(np.matmul, a, b.T, out=out)))
         for label, linear in implementations("linear"):
             if label != "reference":
@@ -71,7 +71,7 @@ def alternation(n_threads: int) -> Alternation:
     def kernel() -> None:
         _kernels.rms_norm(x, weight, 1e-6, out, n_threads=n_threads)
 
-    with limit_blas(n_threads):
+    with threadpool_limits(n_threads, user_api="blas"):
         return Alternation(
             _seconds(multiply),
             _seconds(kernel),

@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from bench.timing import best_seconds
 from deepzig._kernels._pick import missing_flags
-from deepzig.threads import limit_blas
 
 SOURCE = Path(__file__).with_name("peak.c")
 LOOPS = 2_000_000  # some milliseconds a call
@@ -53,7 +53,7 @@ def sgemm_peak(n_threads: int) -> float:
     """GFLOPS of NumPy's fp32 product of two square matrices."""
     a, b = np.random.default_rng(0).standard_normal((2, GEMM_SIZE, GEMM_SIZE), np.float32)
     out = np.empty_like(a)
-    with limit_blas(n_threads):
+    with threadpool_limits(n_threads, user_api="blas"):
         np.matmul(a, b, out=out)
         return 2 * GEMM_SIZE**3 / best_seconds(lambda: np.matmul(a, b, out=out), REPEATS) / 1e9
 

@@ -1,12 +1,10 @@
-"""How many threads deepzig uses, and how many NumPy's BLAS may use meanwhile.
+"""How many threads deepzig uses.
 
-Called by `engine`, `model`, `cli` and bench; knows nothing of kernels. The kernels' own pool is `_kernels/_pool.pyx`.
+Called by `engine`, `cli` and bench; knows nothing of kernels. The kernels' own pool is `_kernels/_pool.pyx`.
 """
 
-import contextlib
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from deepzig.cgroup import cpu_quota
@@ -63,12 +61,3 @@ def _openmp_threads() -> int | None:
     """OMP_NUM_THREADS, whose form "4,2" sets nested levels; what is no number is ignored, as OpenMP does."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
-
-
-@contextlib.contextmanager
-def limit_blas(n_threads: int) -> Iterator[None]:
-    """Within this context NumPy's BLAS uses at most n_threads threads. The limit holds for the whole process."""
-    import threadpoolctl
-
-    with threadpoolctl.threadpool_limits(limits=n_threads, user_api="blas"):
-        yield

@@ -1,10 +1,8 @@
-"""How many threads deepzig takes, and the limit on BLAS."""
+"""How many threads deepzig takes."""
 
-import os
 from pathlib import Path
 
 import pytest
-import threadpoolctl
 
 from deepzig import threads
 from deepzig.errors import RequestError
@@ -72,16 +70,3 @@ def test_deepzig_threads_must_be_a_number(monkeypatch: pytest.MonkeyPatch, value
     monkeypatch.setenv("DEEPZIG_THREADS", value)
     with pytest.raises(RequestError, match="DEEPZIG_THREADS="):
         threads.available_threads()
-
-
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two CPUs")
-def test_limit_blas() -> None:
-    import numpy  # noqa: F401 -- it loads the BLAS
-
-    def blas_threads() -> set[int]:
-        return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
-
-    before = blas_threads()
-    with threads.limit_blas(1):
-        assert blas_threads() == {1}
-    assert blas_threads() == before
