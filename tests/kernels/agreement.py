@@ -1,4 +1,4 @@
-"""What holds for every implementation of every kernel; the test file of each kernel calls these checks.
+"""What holds for every implementation of every kernel: checks for `test_contracts` and the files of single kernels.
 
 Arguments come from the contract's `cases`, generated anew for each run: same seed, same values, own memory.
 """

@@ -1,7 +1,6 @@
-"""The kernel absorb_query: every implementation against its contract, `deepzig/_kernels/absorb_query.py`."""
+"""The kernel absorb_query, beyond what `test_contracts` checks of every kernel: `deepzig/_kernels/absorb_query.py`."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 from deepzig._kernels.weight import Weight
 from deepzig._kernels.weight_cases import random_weights
 
-from . import agreement
 from .agreement import every_implementation
 from .products import (
     as_float64,
@@ -22,26 +20,6 @@ from .products import (
     read_only,
     wrong_arguments,
 )
-
-
-@every_implementation("absorb_query")
-def test_agrees_with_the_reference(function: Callable[..., None]) -> None:
-    agreement.check_against_reference("absorb_query", function)
-
-
-@every_implementation("absorb_query")
-def test_threads_do_not_matter(function: Callable[..., None]) -> None:
-    agreement.check_threads_do_not_matter("absorb_query", function)
-
-
-@every_implementation("absorb_query")
-def test_writes_only_its_output(function: Callable[..., None]) -> None:
-    agreement.check_writes_only_its_output("absorb_query", function)
-
-
-@every_implementation("absorb_query")
-def test_reads_read_only_memory_maps(function: Callable[..., None], tmp_path: Path) -> None:
-    agreement.check_read_only_maps("absorb_query", function, tmp_path)
 
 
 @every_implementation_but("absorb_query", "reference")

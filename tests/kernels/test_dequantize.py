@@ -1,7 +1,6 @@
-"""The kernel dequantize: every implementation against its contract, `deepzig/_kernels/dequantize.py`."""
+"""The kernel dequantize, beyond what `test_contracts` checks of every kernel: `deepzig/_kernels/dequantize.py`."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -11,26 +10,6 @@ from deepzig._kernels.weight import Weight
 
 from . import agreement
 from .agreement import every_compiled, every_implementation
-
-
-@every_implementation("dequantize")
-def test_agrees_with_the_reference(function: Callable[..., None]) -> None:
-    agreement.check_against_reference("dequantize", function)
-
-
-@every_implementation("dequantize")
-def test_threads_do_not_matter(function: Callable[..., None]) -> None:
-    agreement.check_threads_do_not_matter("dequantize", function)
-
-
-@every_implementation("dequantize")
-def test_writes_only_its_output(function: Callable[..., None]) -> None:
-    agreement.check_writes_only_its_output("dequantize", function)
-
-
-@every_implementation("dequantize")
-def test_reads_read_only_memory_maps(function: Callable[..., None], tmp_path: Path) -> None:
-    agreement.check_read_only_maps("dequantize", function, tmp_path)
 
 
 @every_implementation("dequantize")

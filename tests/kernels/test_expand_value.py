@@ -1,14 +1,12 @@
-"""The kernel expand_value: every implementation against its contract, `deepzig/_kernels/expand_value.py`."""
+"""The kernel expand_value, beyond what `test_contracts` checks of every kernel: `deepzig/_kernels/expand_value.py`."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deepzig._kernels.weight_cases import random_weights
 
-from . import agreement
 from .agreement import every_implementation
 from .products import (
     as_float64,
@@ -20,26 +18,6 @@ from .products import (
     read_only,
     wrong_arguments,
 )
-
-
-@every_implementation("expand_value")
-def test_agrees_with_the_reference(function: Callable[..., None]) -> None:
-    agreement.check_against_reference("expand_value", function)
-
-
-@every_implementation("expand_value")
-def test_threads_do_not_matter(function: Callable[..., None]) -> None:
-    agreement.check_threads_do_not_matter("expand_value", function)
-
-
-@every_implementation("expand_value")
-def test_writes_only_its_output(function: Callable[..., None]) -> None:
-    agreement.check_writes_only_its_output("expand_value", function)
-
-
-@every_implementation("expand_value")
-def test_reads_read_only_memory_maps(function: Callable[..., None], tmp_path: Path) -> None:
-    agreement.check_read_only_maps("expand_value", function, tmp_path)
 
 
 @every_implementation_but("expand_value", "reference")

@@ -1,4 +1,4 @@
-"""The kernel experts: every implementation against its contract, `deepzig/_kernels/experts.py`."""
+"""The kernel experts, beyond what `test_contracts` checks of every kernel: `deepzig/_kernels/experts.py`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,6 @@ from deepzig._kernels.experts import scratch_size
 from deepzig._kernels.weight import ExpertWeights
 from deepzig._kernels.weight_cases import random_weights
 
-from . import agreement
 from .agreement import every_implementation
 from .products import (
     as_float64,
@@ -25,26 +24,6 @@ from .products import (
     read_only,
     wrong_arguments,
 )
-
-
-@every_implementation("experts")
-def test_agrees_with_the_reference(function: Callable[..., None]) -> None:
-    agreement.check_against_reference("experts", function)
-
-
-@every_implementation("experts")
-def test_threads_do_not_matter(function: Callable[..., None]) -> None:
-    agreement.check_threads_do_not_matter("experts", function)
-
-
-@every_implementation("experts")
-def test_writes_only_its_output(function: Callable[..., None]) -> None:
-    agreement.check_writes_only_its_output("experts", function)
-
-
-@every_implementation("experts")
-def test_reads_read_only_memory_maps(function: Callable[..., None], tmp_path: Path) -> None:
-    agreement.check_read_only_maps("experts", function, tmp_path)
 
 
 def layers(rng: np.random.Generator, n_experts: int, hidden: int, intermediate: int) -> list[ExpertWeights]:

@@ -1,10 +1,9 @@
-"""The kernel linear: every implementation against its contract, `deepzig/_kernels/linear.py`."""
+"""The kernel linear, beyond what `test_contracts` checks of every kernel: `deepzig/_kernels/linear.py`."""
 
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +14,6 @@ from deepzig._kernels.linear_blas import one_blas_thread
 from deepzig._kernels.weight import Weight
 from deepzig._kernels.weight_cases import random_weights
 
-from . import agreement
 from .agreement import every_implementation
 from .products import (
     as_float64,
@@ -29,26 +27,6 @@ from .products import (
 )
 
 UNFUSED = ("reference", "blas")  # they sum in the order of NumPy's BLAS, which depends on the shape
-
-
-@every_implementation("linear")
-def test_agrees_with_the_reference(function: Callable[..., None]) -> None:
-    agreement.check_against_reference("linear", function)
-
-
-@every_implementation("linear")
-def test_threads_do_not_matter(function: Callable[..., None]) -> None:
-    agreement.check_threads_do_not_matter("linear", function)
-
-
-@every_implementation("linear")
-def test_writes_only_its_output(function: Callable[..., None]) -> None:
-    agreement.check_writes_only_its_output("linear", function)
-
-
-@every_implementation("linear")
-def test_reads_read_only_memory_maps(function: Callable[..., None], tmp_path: Path) -> None:
-    agreement.check_read_only_maps("linear", function, tmp_path)
 
 
 @every_implementation_but("linear", *UNFUSED)

@@ -1,14 +1,12 @@
-"""The kernel mla_decode: every implementation against its contract, `deepzig/_kernels/mla_decode.py`."""
+"""The kernel mla_decode, beyond what `test_contracts` checks of every kernel: `deepzig/_kernels/mla_decode.py`."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deepzig._kernels.mla_decode import scratch_size
 
-from . import agreement
 from .agreement import every_implementation
 from .products import (
     as_float64,
@@ -25,26 +23,6 @@ from .products import (
 
 def wider_than_a_row(out: np.ndarray) -> np.ndarray:
     return np.zeros((*out.shape[:2], 4096), np.float32)
-
-
-@every_implementation("mla_decode")
-def test_agrees_with_the_reference(function: Callable[..., None]) -> None:
-    agreement.check_against_reference("mla_decode", function)
-
-
-@every_implementation("mla_decode")
-def test_threads_do_not_matter(function: Callable[..., None]) -> None:
-    agreement.check_threads_do_not_matter("mla_decode", function)
-
-
-@every_implementation("mla_decode")
-def test_writes_only_its_output(function: Callable[..., None]) -> None:
-    agreement.check_writes_only_its_output("mla_decode", function)
-
-
-@every_implementation("mla_decode")
-def test_reads_read_only_memory_maps(function: Callable[..., None], tmp_path: Path) -> None:
-    agreement.check_read_only_maps("mla_decode", function, tmp_path)
 
 
 def attend(

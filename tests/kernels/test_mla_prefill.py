@@ -1,8 +1,7 @@
-"""The kernel mla_prefill: every implementation against its contract, `deepzig/_kernels/mla_prefill.py`."""
+"""The kernel mla_prefill, beyond what `test_contracts` checks of every kernel: `deepzig/_kernels/mla_prefill.py`."""
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,26 +19,6 @@ from .products import (
     read_only,
     wrong_arguments,
 )
-
-
-@every_implementation("mla_prefill")
-def test_agrees_with_the_reference(function: Callable[..., None]) -> None:
-    agreement.check_against_reference("mla_prefill", function)
-
-
-@every_implementation("mla_prefill")
-def test_threads_do_not_matter(function: Callable[..., None]) -> None:
-    agreement.check_threads_do_not_matter("mla_prefill", function)
-
-
-@every_implementation("mla_prefill")
-def test_writes_only_its_output(function: Callable[..., None]) -> None:
-    agreement.check_writes_only_its_output("mla_prefill", function)
-
-
-@every_implementation("mla_prefill")
-def test_reads_read_only_memory_maps(function: Callable[..., None], tmp_path: Path) -> None:
-    agreement.check_read_only_maps("mla_prefill", function, tmp_path)
 
 
 def attend(

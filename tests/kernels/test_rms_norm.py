@@ -1,33 +1,12 @@
-"""The kernel rms_norm: every implementation against its contract, `deepzig/_kernels/rms_norm.py`."""
+"""The kernel rms_norm, beyond what `test_contracts` checks of every kernel: `deepzig/_kernels/rms_norm.py`."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from . import agreement
 from .agreement import every_compiled, every_implementation
-
-
-@every_implementation("rms_norm")
-def test_agrees_with_the_reference(function: Callable[..., None]) -> None:
-    agreement.check_against_reference("rms_norm", function)
-
-
-@every_implementation("rms_norm")
-def test_threads_do_not_matter(function: Callable[..., None]) -> None:
-    agreement.check_threads_do_not_matter("rms_norm", function)
-
-
-@every_implementation("rms_norm")
-def test_writes_only_its_output(function: Callable[..., None]) -> None:
-    agreement.check_writes_only_its_output("rms_norm", function)
-
-
-@every_implementation("rms_norm")
-def test_reads_read_only_memory_maps(function: Callable[..., None], tmp_path: Path) -> None:
-    agreement.check_read_only_maps("rms_norm", function, tmp_path)
 
 
 @every_implementation("rms_norm")

@@ -1,33 +1,12 @@
-"""The kernel rope: every implementation against its contract, `deepzig/_kernels/rope.py`."""
+"""The kernel rope, beyond what `test_contracts` checks of every kernel: `deepzig/_kernels/rope.py`."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from . import agreement
 from .agreement import every_compiled, every_implementation
-
-
-@every_implementation("rope")
-def test_agrees_with_the_reference(function: Callable[..., None]) -> None:
-    agreement.check_against_reference("rope", function)
-
-
-@every_implementation("rope")
-def test_threads_do_not_matter(function: Callable[..., None]) -> None:
-    agreement.check_threads_do_not_matter("rope", function)
-
-
-@every_implementation("rope")
-def test_writes_only_its_output(function: Callable[..., None]) -> None:
-    agreement.check_writes_only_its_output("rope", function)
-
-
-@every_implementation("rope")
-def test_reads_read_only_memory_maps(function: Callable[..., None], tmp_path: Path) -> None:
-    agreement.check_read_only_maps("rope", function, tmp_path)
 
 
 @every_implementation("rope")

@@ -1,32 +1,11 @@
-"""The kernel swiglu: every implementation against its contract, `deepzig/_kernels/swiglu.py`."""
+"""The kernel swiglu, beyond what `test_contracts` checks of every kernel: `deepzig/_kernels/swiglu.py`."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from . import agreement
 from .agreement import every_implementation
-
-
-@every_implementation("swiglu")
-def test_agrees_with_the_reference(function: Callable[..., None]) -> None:
-    agreement.check_against_reference("swiglu", function)
-
-
-@every_implementation("swiglu")
-def test_threads_do_not_matter(function: Callable[..., None]) -> None:
-    agreement.check_threads_do_not_matter("swiglu", function)
-
-
-@every_implementation("swiglu")
-def test_writes_only_its_output(function: Callable[..., None]) -> None:
-    agreement.check_writes_only_its_output("swiglu", function)
-
-
-@every_implementation("swiglu")
-def test_reads_read_only_memory_maps(function: Callable[..., None], tmp_path: Path) -> None:
-    agreement.check_read_only_maps("swiglu", function, tmp_path)
 
 
 @every_implementation("swiglu")

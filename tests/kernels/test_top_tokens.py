@@ -1,33 +1,11 @@
-"""The kernel top_tokens: every implementation against its contract, `deepzig/_kernels/top_tokens.py`."""
+"""The kernel top_tokens, beyond what `test_contracts` checks of every kernel: `deepzig/_kernels/top_tokens.py`."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from . import agreement
 from .agreement import every_compiled, every_implementation
-
-
-@every_implementation("top_tokens")
-def test_agrees_with_the_reference(function: Callable[..., None]) -> None:
-    agreement.check_against_reference("top_tokens", function)
-
-
-@every_implementation("top_tokens")
-def test_threads_do_not_matter(function: Callable[..., None]) -> None:
-    agreement.check_threads_do_not_matter("top_tokens", function)
-
-
-@every_implementation("top_tokens")
-def test_writes_only_its_output(function: Callable[..., None]) -> None:
-    agreement.check_writes_only_its_output("top_tokens", function)
-
-
-@every_implementation("top_tokens")
-def test_reads_read_only_memory_maps(function: Callable[..., None], tmp_path: Path) -> None:
-    agreement.check_read_only_maps("top_tokens", function, tmp_path)
 
 
 @every_implementation("top_tokens")
