@@ -60,7 +60,7 @@ def _used_memory(group: Path) -> int:
 
 
 def _read(path: Path) -> str | None:
-    """None where there is no such file: another version, another controller, or not Linux."""
+    """None where there is no such file: another version or another controller."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -1,6 +1,6 @@
 """How much memory there is for us. Called by `engine` and `deepzig info`; knows nothing of what it is for."""
 
-import sys
+import resource
 
 import psutil
 
@@ -16,10 +16,6 @@ def available_memory() -> int:
 
 def allocatable_memory() -> int:
     """Bytes that this process can allocate: `available_memory`, and no more than RLIMIT_AS (ulimit -v) leaves."""
-    if sys.platform == "win32":
-        return available_memory()
-    import resource
-
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return available_memory()

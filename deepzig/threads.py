@@ -24,14 +24,8 @@ def available_threads() -> int:
         if not wanted.isascii() or not wanted.isdigit() or int(wanted) < 1:
             raise RequestError(f"DEEPZIG_THREADS={wanted[:40]!r} is no number of threads: use 1 or more, or unset it")
         return int(wanted)
-    limits = [_physical_cores(_usable_cpus()), _cgroup_cores(), _openmp_threads()]
+    limits = [_physical_cores(os.sched_getaffinity(0)), _cgroup_cores(), _openmp_threads()]
     return max(1, min(limit for limit in limits if limit is not None))
-
-
-def _usable_cpus() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return set(os.sched_getaffinity(0))
-    return set(range(os.cpu_count() or 1))
 
 
 def _physical_cores(cpus: set[int]) -> int:
@@ -40,7 +34,7 @@ def _physical_cores(cpus: set[int]) -> int:
     for cpu in cpus:
         try:
             cores.add((_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip())
-        except OSError:  # not Linux, or a container that hides the topology
+        except OSError:  # a container may hide the topology
             return _cores_of_system(len(cpus))
     return len(cores)
 

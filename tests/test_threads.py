@@ -1,5 +1,6 @@
 """How many threads deepzig takes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ def unlimited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(threads, "cpu_quota", lambda: None)
     monkeypatch.setattr(threads, "_CPUS", tmp_path / "cpus")
-    monkeypatch.setattr(threads, "_usable_cpus", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3})
     for cpu in range(4):
         write(tmp_path / f"cpus/cpu{cpu}/topology/thread_siblings_list", f"{cpu}\n")
 
@@ -36,7 +37,7 @@ def test_siblings_share_a_core(tmp_path: Path) -> None:
 
 
 def test_only_cpus_of_the_affinity_mask_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_usable_cpus", lambda: {1, 3})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {1, 3})
     assert threads.available_threads() == 2
 
 

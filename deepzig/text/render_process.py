@@ -15,7 +15,7 @@ from deepzig.errors import RequestError, TokenizerError
 from deepzig.text.tokenizer_config import shown
 
 MAX_REQUEST_BYTES = 8 << 20  # over a million tokens
-MAX_WALL_S = 20.0  # the worker's CPU limit comes long before, unless the machine is busy or has no such limit
+MAX_WALL_S = 20.0  # the worker's CPU limit comes long before, unless the machine is busy
 # The worker finds what this process finds, but no file beside a user's script hides the standard library.
 _START = "import sys; sys.path += sys.argv[1:]; from deepzig.text.render_worker import main; main()"
 

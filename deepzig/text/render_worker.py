@@ -4,11 +4,13 @@ Started by `render_process`, which has Python call `main`; calls `template_sandb
 stdin, writes one a line to stdout: first {"template"}, then per render {"constants", "variables", "chars",
 "stand_ins"}, answered by {"text"} or {"error", "message"}. Says {"ready"} before the first. Ends when stdin does.
 
-Limits of the operating system end a template whatever it does: address space grows by at most MEMORY_BYTES (on Linux),
-and a signal comes after CPU_S of computing (not on Windows). Python code could not do it: `'x' * 10**9` is one call.
+Limits of the operating system end a template whatever it does: address space grows by at most MEMORY_BYTES, and a
+signal comes after CPU_S of computing. Python code could not do it: `'x' * 10**9` is one call.
 """
 
 import json
+import resource
+import signal
 import sys
 from typing import Any
 
@@ -77,10 +79,6 @@ def _describe(error: Exception) -> str:
 
 
 def _limit_memory() -> None:
-    if sys.platform != "linux":
-        return
-    import resource
-
     with open("/proc/self/statm") as file:
         used_bytes = int(file.read().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -90,7 +88,4 @@ def _limit_memory() -> None:
 
 def _limit_cpu(seconds: float) -> None:
     """Has the kernel end this process after so much computing; 0 lifts the limit."""
-    if sys.platform != "win32":
-        import signal
-
-        signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
