@@ -11,6 +11,7 @@ from deepzig.cli.command import command
 from deepzig.cli.completion import complete_model
 from deepzig.cli.options import cache_dtype_option, compute_options, json_option, model_folder, model_option
 from deepzig.cli.progress import plural, token_progress
+from deepzig.cli.text_files import read_text
 
 if TYPE_CHECKING:
     from deepzig.evaluate.perplexity import Evaluation
@@ -51,10 +52,7 @@ def eval(
     from deepzig.engine.llm import load
     from deepzig.evaluate.perplexity import evaluate
 
-    try:
-        content = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"{text} is not UTF-8 at byte {error.start}; convert it first") from error
+    content = read_text(text)
     model_folder(model)
     llm = load(model, n_threads=n_threads, precision=precision, deterministic=deterministic, cache_dtype=cache_dtype)
     other = None

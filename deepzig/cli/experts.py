@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from deepzig.cli.progress import token_progress
+from deepzig.cli.text_files import read_text
 
 if TYPE_CHECKING:
     from deepzig.evaluate.expert_load import ExpertLoad, LayerLoad
@@ -23,10 +22,7 @@ def expert_load(model: str, text: Path) -> "ExpertLoad":
     from deepzig.engine.llm import load
     from deepzig.evaluate.expert_load import measure_experts
 
-    try:
-        content = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"{text} is not UTF-8 at byte {error.start}; convert it first") from error
+    content = read_text(text)
     llm = load(model)
     with token_progress("info") as update:
         return measure_experts(llm, content, progress=update)

@@ -19,6 +19,7 @@ from deepzig.cli.options import json_option, loading_options, model_folder, mode
 from deepzig.cli.sampling_options import sampling_options, sampling_params
 from deepzig.cli.statistics import statistics_line
 from deepzig.cli.terminal_text import harmless
+from deepzig.cli.text_files import decode
 
 if TYPE_CHECKING:
     from deepzig.engine.llm import LLM
@@ -93,11 +94,11 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     """The file's text, piped text and the argument, in this order. Raises click.UsageError if there is none of them."""
     parts = []
     if file is not None:
-        parts.append(_without_last_break(_decode(file.read_bytes(), str(file))))
+        parts.append(_without_last_break(decode(file.read_bytes(), str(file))))
     if sys.stdin is not None and (prompt == "-" or not sys.stdin.isatty()):  # None: closed by the caller
-        parts.append(_without_last_break(_decode(sys.stdin.buffer.read(), "stdin")))
+        parts.append(_without_last_break(decode(sys.stdin.buffer.read(), "stdin")))
     if prompt is not None and prompt != "-":
-        parts.append(_decode(prompt.encode("utf-8", "surrogateescape"), "PROMPT"))
+        parts.append(decode(prompt.encode("utf-8", "surrogateescape"), "PROMPT"))
     elif not any(parts):
         raise click.UsageError("no prompt: give it as an argument, with --file, or on stdin")
     return "\n".join(part for part in parts if part)
@@ -105,13 +106,6 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 def _without_last_break(text: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
-
-
-def _decode(raw: bytes, origin: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"{origin} is not UTF-8 at byte {error.start}; convert it first") from error
 
 
 def print_stream(llm: "LLM", request: Request, params: "SamplingParams") -> "GenerationResult":

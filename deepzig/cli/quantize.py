@@ -17,7 +17,7 @@ from deepzig.cli.completion import complete_model
 from deepzig.cli.messages import note
 from deepzig.cli.options import hub_options, json_option, model_folder, threads_option
 from deepzig.cli.progress import byte_progress, plural, scaled, token_progress
-from deepzig.errors import RequestError
+from deepzig.cli.text_files import read_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,10 +137,7 @@ def measure_importance(directory: Path, text_file: Path, n_threads: int) -> "dic
     from deepzig.engine.llm import load
     from deepzig.evaluate.calibration import calibrate
 
-    try:
-        text = text_file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{text_file} is not UTF-8 at byte {error.start}; convert it first") from error
+    text = read_text(text_file)
     llm = load(directory, n_threads=n_threads)
     with token_progress("calibrate") as update:
         found = calibrate(llm, text, progress=update)

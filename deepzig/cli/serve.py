@@ -13,6 +13,7 @@ import click
 from deepzig.cli.command import command
 from deepzig.cli.messages import note, warn
 from deepzig.cli.options import loading_options, model_folder, model_option
+from deepzig.cli.text_files import read_text
 from deepzig.errors import ServerError
 
 if TYPE_CHECKING:
@@ -109,11 +110,7 @@ def serve(
 
 
 def _keys_of(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"{path} is not UTF-8 at byte {error.start}; give a key on each line") from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip() and not line.startswith("#")]
 
 
 def _begin(service: "Service", port: int) -> None:
