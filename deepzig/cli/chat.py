@@ -1,7 +1,7 @@
 """`deepzig chat`: a conversation with a model in the terminal, or one that is read from stdin.
 
-Called by the command line; calls `load` of `engine` and brings together what knows no more of each other than it must:
-`chat_input` reads, `chat_session` and `chat_commands` answer, `chat_output` shows.
+Called by the command line; brings together what knows no more of each other than it must: `chat_input`
+reads, `chat_session` and `chat_commands` answer, `chat_output` shows.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import click
 
 from deepzig.cli.command import command
 from deepzig.cli.messages import note
-from deepzig.cli.options import loading_options, model_folder, model_option
+from deepzig.cli.options import load_model, loading_options, model_option
 from deepzig.cli.progress import plural
 from deepzig.cli.sampling_options import sampling_options, sampling_params
 from deepzig.cli.statistics import statistics_line
@@ -65,11 +65,9 @@ def chat(
     from deepzig.cli.chat_file import load_messages
     from deepzig.cli.chat_output import ChatScreen
     from deepzig.cli.chat_session import ChatSession
-    from deepzig.engine.llm import load
 
     messages = load_messages(saved) if saved is not None else []
-    model_folder(model)
-    with load(model, **loading) as llm:
+    with load_model(model, **loading) as llm:
         session = ChatSession(llm)
         session.params = sampling_params(sampling, session.defaults)
         if saved is not None:

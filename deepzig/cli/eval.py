@@ -9,7 +9,7 @@ import click
 
 from deepzig.cli.command import command
 from deepzig.cli.completion import complete_model
-from deepzig.cli.options import cache_dtype_option, compute_options, json_option, model_folder, model_option
+from deepzig.cli.options import cache_dtype_option, compute_options, json_option, load_model, model_option
 from deepzig.cli.progress import plural, token_progress
 from deepzig.cli.text_files import read_text
 
@@ -49,16 +49,15 @@ def eval(
     \b
         deepzig eval -m ./v2-lite-int8 --reference ./DeepSeek-V2-Lite-Chat --text article.txt
     """
-    from deepzig.engine.llm import load
     from deepzig.evaluate.perplexity import evaluate
 
     content = read_text(text)
-    model_folder(model)
-    llm = load(model, n_threads=n_threads, precision=precision, deterministic=deterministic, cache_dtype=cache_dtype)
+    llm = load_model(
+        model, n_threads=n_threads, precision=precision, deterministic=deterministic, cache_dtype=cache_dtype
+    )  # fmt: skip
     other = None
     if reference is not None:  # its cache stays f32, so that --cache-dtype int8 can be judged by it
-        model_folder(reference)
-        other = load(reference, n_threads=n_threads, precision=precision, deterministic=deterministic)
+        other = load_model(reference, n_threads=n_threads, precision=precision, deterministic=deterministic)
     with token_progress("eval") as update:
         result = evaluate(llm, content, reference=other, window=window, stride=stride, progress=update)
     if as_json:

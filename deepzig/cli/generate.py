@@ -1,6 +1,6 @@
 """`deepzig generate`: one prompt in, one answer out.
 
-Called by the command line; calls `load` and the LLM of `engine`. Knows nothing of how tokens are made.
+Called by the command line; calls the LLM of `engine`. Knows nothing of how tokens are made.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import click
 from deepzig.cli.command import command
 from deepzig.cli.messages import note
 from deepzig.cli.naming import Option
-from deepzig.cli.options import json_option, loading_options, model_folder, model_option
+from deepzig.cli.options import json_option, load_model, loading_options, model_option
 from deepzig.cli.sampling_options import sampling_options, sampling_params
 from deepzig.cli.statistics import statistics_line
 from deepzig.cli.terminal_text import harmless
@@ -71,12 +71,8 @@ def generate(
     if sampling["logprobs"] is not None and not as_json:
         raise click.UsageError("--logprobs needs --json, which prints them")
     text = read_prompt(prompt, file)
-
-    from deepzig.engine.llm import load
-
     params = sampling_params(sampling)
-    model_folder(model)
-    llm = load(model, **loading)
+    llm = load_model(model, **loading)
     if chat and llm.chat_template is not None and not llm.chat_template.tells_roles():
         note("This model has not been taught to chat: it continues your text.")
     request: Request = [{"role": "user", "content": text}] if chat else text

@@ -18,6 +18,7 @@ from deepzig.cli.naming import EVERYWHERE, in_order, shared_option
 
 if TYPE_CHECKING:
     from deepzig.checkpoint.hub import Download
+    from deepzig.engine.llm import LLM
 
 BUNDLED_MODEL = "stories"
 _IS_DEFAULT = f"{__name__}.is_default"
@@ -77,6 +78,14 @@ def model_folder(model: str, with_weights: bool = True) -> Path:
     if click.get_current_context().meta.pop(_IS_DEFAULT, False):
         note(f"Using the bundled model '{BUNDLED_MODEL}'; -m MODEL takes another.")
     return find_model(model, with_weights, fetch_asking, offline=_is_on("offline"))
+
+
+def load_model(model: str, **loading: Any) -> "LLM":
+    """Load a model, downloaded before as `model_folder` does. loading: as of `deepzig.load`."""
+    from deepzig.engine.llm import load
+
+    model_folder(model)
+    return load(model, **loading)
 
 
 def on_terminal() -> bool:

@@ -89,7 +89,7 @@ def serve(
         expert_load=expert_load,
         reasoning_format=reasoning_format,
     )
-    model_folder(model)
+    model_folder(model)  # asks and downloads before there is a server
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     service = Service(settings)
     server = Server(service)
