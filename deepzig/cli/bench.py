@@ -17,7 +17,8 @@ from deepzig.cli.options import (
     cache_bytes_option,
     cache_dtype_option,
     compute_options,
-    model_folder,
+    load_model,
+    loading_options,
     model_option,
 )
 from deepzig.cli.progress import scaled, timed_progress
@@ -55,9 +56,7 @@ def numbers_option(name: str, target: str, default: str, text: str) -> Callable[
 @click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True, metavar="N",
               help="How often each is measured, after a warm-up.")  # fmt: skip
 @form_options
-@compute_options
-@cache_dtype_option
-@cache_bytes_option
+@loading_options(compute_options, cache_dtype_option, cache_bytes_option)
 @click.pass_context
 def bench(
     context: click.Context,
@@ -68,11 +67,7 @@ def bench(
     concurrencies: tuple[int, ...],
     repetitions: int,
     form: str | None,
-    n_threads: int | None,
-    precision: str,
-    deterministic: bool,
-    cache_dtype: str,
-    cache_bytes: int | None,
+    loading: dict[str, Any],
 ) -> None:
     """Measure how fast a model, a server or a change is.
 
@@ -89,21 +84,15 @@ def bench(
     if context.invoked_subcommand is not None:
         _refuse_own_options(context)
         return
-    from deepzig.engine.llm import load
     from deepzig.evaluate.speed import check_room
     from deepzig.evaluate.speed_report import SpeedRun
 
     tests = list(_tests(prompts, answers, depths, concurrencies))
     if not tests:
         raise click.UsageError("nothing to measure; give --prompt or --decode above 0")
-    model_folder(model)
-    settings = {
-        "precision": precision, "deterministic": deterministic, "cache_dtype": cache_dtype, "repetitions": repetitions
-    }  # fmt: skip
-    with load(
-        model, n_threads=n_threads, precision=precision, deterministic=deterministic, cache_dtype=cache_dtype,
-        cache_bytes=cache_bytes,
-    ) as llm:  # fmt: skip
+    kept = ("precision", "deterministic", "cache_dtype")
+    settings = {**{name: loading[name] for name in kept}, "repetitions": repetitions}
+    with load_model(model, **loading) as llm:
         check_room(llm, tests)
         run = SpeedRun(llm, settings)
         try:

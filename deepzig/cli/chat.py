@@ -13,7 +13,7 @@ import click
 
 from deepzig.cli.command import command
 from deepzig.cli.messages import note
-from deepzig.cli.options import load_model, loading_options, model_option
+from deepzig.cli.options import cache_options, compute_options, load_model, loading_options, model_option
 from deepzig.cli.progress import plural
 from deepzig.cli.sampling_options import sampling_options, sampling_params
 from deepzig.cli.statistics import statistics_line
@@ -38,7 +38,7 @@ LEAVING = "/help lists commands, Ctrl-D leaves."
     help="Go on with a conversation that /save wrote.",
 )  # fmt: skip
 @sampling_options(most="256 for a story, else what the context holds")
-@loading_options
+@loading_options(compute_options, cache_options)
 def chat(
     model: str,
     system: str | None,

@@ -3,13 +3,20 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deepzig.cli.command import command
 from deepzig.cli.completion import complete_model
-from deepzig.cli.options import cache_dtype_option, compute_options, json_option, load_model, model_option
+from deepzig.cli.options import (
+    cache_dtype_option,
+    compute_options,
+    json_option,
+    load_model,
+    loading_options,
+    model_option,
+)
 from deepzig.cli.progress import plural, token_progress
 from deepzig.cli.text_files import read_text
 
@@ -26,8 +33,7 @@ if TYPE_CHECKING:
 @click.option("--window", type=int, metavar="N", help="Tokens that the model sees.  [default: 2048, or its context]")
 @click.option("--stride", type=int, metavar="N", help="Tokens predicted in each window but the first.  [default: all]")
 @json_option
-@compute_options
-@cache_dtype_option
+@loading_options(compute_options, cache_dtype_option)
 def eval(
     model: str,
     text: Path,
@@ -35,10 +41,7 @@ def eval(
     window: int | None,
     stride: int | None,
     as_json: bool,
-    n_threads: int | None,
-    precision: str,
-    deterministic: bool,
-    cache_dtype: str,
+    loading: dict[str, Any],
 ) -> None:
     """Measure how well a model predicts a text.
 
@@ -52,12 +55,10 @@ def eval(
     from deepzig.evaluate.perplexity import evaluate
 
     content = read_text(text)
-    llm = load_model(
-        model, n_threads=n_threads, precision=precision, deterministic=deterministic, cache_dtype=cache_dtype
-    )  # fmt: skip
+    llm = load_model(model, **loading)
     other = None
     if reference is not None:  # its cache stays f32, so that --cache-dtype int8 can be judged by it
-        other = load_model(reference, n_threads=n_threads, precision=precision, deterministic=deterministic)
+        other = load_model(reference, **loading | {"cache_dtype": "f32"})
     with token_progress("eval") as update:
         result = evaluate(llm, content, reference=other, window=window, stride=stride, progress=update)
     if as_json:

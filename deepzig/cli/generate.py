@@ -15,7 +15,7 @@ import click
 from deepzig.cli.command import command
 from deepzig.cli.messages import note
 from deepzig.cli.naming import Option
-from deepzig.cli.options import json_option, load_model, loading_options, model_option
+from deepzig.cli.options import cache_options, compute_options, json_option, load_model, loading_options, model_option
 from deepzig.cli.sampling_options import sampling_options, sampling_params
 from deepzig.cli.statistics import statistics_line
 from deepzig.cli.terminal_text import harmless
@@ -48,7 +48,7 @@ _beam_option = functools.partial(click.option, cls=Option, heading="Beam search"
 )  # fmt: skip
 @click.option("--logprobs", type=int, metavar="N", help="With --json: log-probabilities, with the N likeliest.")
 @json_option
-@loading_options
+@loading_options(compute_options, cache_options)
 def generate(
     prompt: str | None,
     model: str,

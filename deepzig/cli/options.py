@@ -14,7 +14,7 @@ import click
 
 from deepzig.cli.completion import complete_model
 from deepzig.cli.messages import note
-from deepzig.cli.naming import EVERYWHERE, in_order, shared_option
+from deepzig.cli.naming import EVERYWHERE, Decorator, in_order, shared_option
 
 if TYPE_CHECKING:
     from deepzig.checkpoint.hub import Download
@@ -159,7 +159,7 @@ compute_options = in_order(
     ),
 )  # fmt: skip
 
-_cache_options = in_order(
+cache_options = in_order(
     cache_dtype_option,
     cache_bytes_option,
     shared_option(
@@ -174,11 +174,15 @@ _cache_options = in_order(
 _LOADING = ("n_threads", "precision", "deterministic", "cache_dtype", "cache_bytes", "context_shift", "prompt_cache")
 
 
-def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add all that `deepzig.load` takes of a model that generates; the command's function gets it as `loading`."""
+def loading_options(*options: Decorator) -> Decorator:
+    """Options for `deepzig.load`; the command's function gets their values together as `loading`."""
 
-    @functools.wraps(command)
-    def with_loading(**values: Any) -> Any:
-        return command(loading={name: values.pop(name) for name in _LOADING}, **values)
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_loading(**values: Any) -> Any:
+            loading = {name: values.pop(name) for name in _LOADING if name in values}
+            return command(loading=loading, **values)
 
-    return in_order(compute_options, _cache_options)(with_loading)
+        return in_order(*options)(with_loading)
+
+    return add

@@ -12,7 +12,7 @@ import click
 
 from deepzig.cli.command import command
 from deepzig.cli.messages import note, warn
-from deepzig.cli.options import loading_options, model_folder, model_option
+from deepzig.cli.options import cache_options, compute_options, loading_options, model_folder, model_option
 from deepzig.cli.text_files import read_text
 from deepzig.errors import ServerError
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     help="Thoughts as reasoning_content, left in the content, or in both.",
 )  # fmt: skip
 @click.option("--expert-load", is_flag=True, help="Count which experts are chosen, for /status.")
-@loading_options
+@loading_options(compute_options, cache_options)
 def serve(
     model: str,
     host: str,
