@@ -31,7 +31,7 @@ class Command(Helpful):
                 parameter.type = Words()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        for option in settable(self):
+        for option in settable(self):  # only now: the variables have the command's path in them, which `ctx` knows
             option.envvar = variables_of(option, path_of(ctx))
         if not ctx.resilient_parsing:
             ctx.default_map = config_file.Defaults(ctx)

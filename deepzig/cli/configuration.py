@@ -94,7 +94,7 @@ def _setting(option: click.Option, context: click.Context) -> Setting:
     is_shared = isinstance(option, Option) and option.is_shared
     if context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE:
         return Setting(_plain(option, context, context.params.get(str(option.name), True)), COMMAND_LINE, is_shared)
-    option.envvar = variables_of(option, path)
+    option.envvar = variables_of(option, path)  # as `Command` does before it parses
     value, source = option.consume_value(context, {})
     if source is ParameterSource.ENVIRONMENT:
         return Setting(_plain(option, context, value), "environment", is_shared, variable_in_use(option))
@@ -106,15 +106,26 @@ def _setting(option: click.Option, context: click.Context) -> Setting:
 def _plain(option: click.Option, context: click.Context, value: Any) -> Any:
     """The value as JSON has it; what is not of the option's type stays as it was written."""
     if value is None:
-        return False if option.is_flag and not option.secondary_opts else [] if option.multiple else None
+        return _absent(option)
     if option.hide_input:
         return HIDDEN
     with suppress(click.BadParameter):
         value = option.type_cast_value(context, value)
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _absent(option: click.Option) -> Any:
+    """The value of an option that nothing sets; None, too, of a flag like --think/--no-think."""
+    if option.is_flag and not option.secondary_opts:
+        return False
+    return [] if option.multiple else None
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "-" if value in (None, []) else shlex.join(map(str, value)) if isinstance(value, list) else str(value)
+    if value in (None, []):
+        return "-"
+    return shlex.join(map(str, value)) if isinstance(value, list) else str(value)
