@@ -11,7 +11,7 @@ Called by every other package; calls nothing. Each message is one line: what hap
     │   ├── ContextLengthError   2   prompt and answer do not fit the context
     │   └── QueueFullError       2   too many requests are waiting
     ├── ServerError              2   the server cannot be started as asked
-    ├── ReportError              3   a file of results is none, or two cannot be compared
+    ├── ReportError              3   a file holds no results of a bench, or two cannot be compared
     ├── NetworkError             5   a hub or server cannot be reached, refuses, or has no such model
     ├── KernelError              1   DEEPZIG_ISA or DEEPZIG_KERNEL forces what this machine cannot run
     ├── NonFiniteLogitsError     1   the model produced NaN or infinity

@@ -1,4 +1,4 @@
-"""The small files of a folder that anybody may have written: regular ones only, and no more of them than is allowed.
+"""Reads small files of folders that anybody may have written: regular files only, up to a size limit.
 
 Called by `config`, `checkpoint`, `text` and `engine`; calls the errors only. A pipe or a device in place of a file
 would keep a reader for ever, a sparse file would take all memory.

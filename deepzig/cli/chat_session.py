@@ -290,7 +290,7 @@ class ChatSession:
         yield from answering.parser.finish()
 
     def _set_off(self, words: str) -> str:
-        """The user's part of a story: after a blank, unless there is one or it begins with a mark. Blanks are none."""
+        """The user's part of a story, behind a blank unless there is one or a mark begins it; "" for blanks alone."""
         if not words.strip():
             return ""
         before = self.turns[-1].message + self.turns[-1].answer if self.turns else ""

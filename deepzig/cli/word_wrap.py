@@ -14,7 +14,7 @@ class WordWrap:
         self._column = 0  # where the next character goes
         self._blanks = ""  # before the word
         self._word = ""
-        self._is_longer = False  # the last word than the terminal is wide
+        self._is_longer = False  # the last word is wider than the terminal
         self._line = ""  # the line's first characters, as many as a fence has
         self._is_code = False
 

@@ -184,7 +184,8 @@ class Tokenizer:
         return self._content(token_id) is not None
 
     def _content(self, token_id: int) -> bytes | None:
-        if token_id in self._added or not 0 <= token_id < self.vocab_size:  # a backend remembers what it is asked for
+        # Backends cache the bytes of a token; ids of no token must not fill that cache.
+        if token_id in self._added or not 0 <= token_id < self.vocab_size:
             return self._added.get(token_id)
         return self._backend.token_bytes(token_id)
 
