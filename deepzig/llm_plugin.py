@@ -57,18 +57,18 @@ class Deepzig(llm.Model):  # type: ignore[misc]
     ) -> Iterator[StreamEvent]:
         """The answer in pieces. Raises errors of `deepzig.errors`, which llm prints as a line."""
         from deepzig.engine.sampling import SamplingParams
-        from deepzig.text.answer_format import AnswerFormat, ThinkIds
+        from deepzig.text.answer_format import AnswerFormat
         from deepzig.text.answer_parser import AnswerParser, Content, Reasoning
 
         given = prompt.options.model_dump(exclude_none=True)
         model, known = loaded(given.pop("checkpoint", self._checkpoint))
         template, tokenizer = model.chat_template, model.tokenizer
         ids = prompt_ids(model, prompt, known)
+        assert tokenizer is not None  # which the line above needed
         if template is not None and template.tells_roles():
             given.setdefault("max_tokens", model.n_context)
-        thinks = ThinkIds.of_tokenizer(tokenizer) if tokenizer is not None else None
         answer_format = AnswerFormat.of_template(template.source if template is not None else None)
-        parser = AnswerParser(answer_format, in_reasoning=thinks is not None and thinks.are_open(ids))
+        parser = AnswerParser(answer_format, in_reasoning=answer_format.is_within_thoughts(ids, tokenizer))
         for chunk in model.stream(ids, SamplingParams(**given)):
             for part in parser.push(chunk.text) + (parser.finish() if chunk.result else []):
                 if isinstance(part, Content | Reasoning):  # no calls are looked for

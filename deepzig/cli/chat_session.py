@@ -15,7 +15,7 @@ from deepzig.engine.llm import LLM
 from deepzig.engine.results import Progress, Timings
 from deepzig.engine.sampling import SamplingParams
 from deepzig.errors import ContextLengthError, RequestError
-from deepzig.text.answer_format import AnswerFormat, ThinkIds
+from deepzig.text.answer_format import AnswerFormat
 from deepzig.text.answer_parser import AnswerParser, Content, Part, Reasoning
 from deepzig.text.chat import ChatTemplate, thinking_variables
 from deepzig.text.resumed_tokens import resumed
@@ -268,8 +268,8 @@ class ChatSession:
         else:
             variables: dict[str, Any] = {} if self.thinking is None else thinking_variables(self.thinking)
             ids = self._template.render_tokens(self._messages(turns)[:-1], self._tokenizer, **variables)
-        marks = ThinkIds.of_tokenizer(self._tokenizer) if self._format.has_thinking else None
-        return resumed(ids, self._known, self._tokenizer), marks is not None and marks.are_open(ids)
+        ids = resumed(ids, self._known, self._tokenizer)
+        return ids, self._format.is_within_thoughts(ids, self._tokenizer)
 
     def _submit(self, ids: list[int]) -> Generation:
         try:

@@ -69,7 +69,7 @@ def chat_prompt(
         tools=listed,
         **(variables or {}),
     )
-    in_reasoning = model.think_ids is not None and model.think_ids.are_open(ids)
+    in_reasoning = model.answer_format.is_within_thoughts(ids, model.tokenizer)
     if prefix is not None:
         in_reasoning = _continue(model, ids, prefix, in_reasoning)
     return ChatPrompt(ids, in_reasoning)

@@ -83,6 +83,11 @@ class AnswerFormat:
             return cls(has_thinking, None)
         return cls(has_thinking, DEEPSEEK_V3 if "```json" in source else DEEPSEEK_V31)
 
+    def is_within_thoughts(self, ids: Sequence[int], tokenizer: Tokenizer) -> bool:
+        """Whether a prompt ends within thoughts: its last mark opens them."""
+        marks = ThinkIds.of_tokenizer(tokenizer) if self.has_thinking else None
+        return marks is not None and next((token == marks.opened for token in reversed(ids) if token in marks), False)
+
 
 class ThinkIds(NamedTuple):
     """Token ids of the marks around thoughts."""
@@ -95,7 +100,3 @@ class ThinkIds(NamedTuple):
         """None if the tokenizer lacks one of them."""
         ids = tokenizer.control_tokens.ids
         return cls(ids[THINK_OPEN], ids[THINK_CLOSE]) if THINK_OPEN in ids and THINK_CLOSE in ids else None
-
-    def are_open(self, ids: Sequence[int]) -> bool:
-        """Whether a prompt ends within thoughts: its last mark opens them."""
-        return next((token == self.opened for token in reversed(ids) if token in self), False)
