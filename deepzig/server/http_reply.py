@@ -53,17 +53,8 @@ class Reply:
             raise failure
 
     async def _serve(self, sender: "_Sender") -> None:
-        run = await self._board.start(self._llm, self._ask)
-        reason = "cancelled"
-        try:
+        async with self._board.running(self._llm, self._ask, self._answer, ClientGoneError) as run:
             await self._send(run, sender)
-            reason = self._answer.end_reason
-        except Exception as error:
-            if not isinstance(error, ClientGoneError):
-                reason = "error"
-            raise
-        finally:
-            run.close(reason)
 
     async def _send(self, run: Run, sender: "_Sender") -> None:
         raise NotImplementedError

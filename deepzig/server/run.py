@@ -5,9 +5,10 @@ not read holds no memory but its own tokens. Knows nothing of HTTP.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from deepzig.engine.generation import WAKE_INTERVAL_S, Generation
 from deepzig.engine.llm import LLM
 from deepzig.engine.results import GenerationResult, Progress, StreamChunk
 from deepzig.engine.sampling import SamplingParams, TokenConstraint
+from deepzig.server.answer import Answer
 from deepzig.server.failures import ApiError, as_api_error, blaming
 from deepzig.server.metrics import Metrics
 
@@ -252,6 +254,23 @@ class RunBoard:
         if ask.first is not None:
             run.prepare(self._workers, ask.first)
         return run
+
+    @contextlib.asynccontextmanager
+    async def running(self, llm: LLM, ask: Ask, answer: Answer, gone: type[Exception]) -> AsyncIterator[Run]:
+        """A run from start to end, closed with its reason; `gone`: what is raised when the client has left.
+
+        Raises as `start`.
+        """
+        run = await self.start(llm, ask)
+        reason = "error"
+        try:
+            yield run
+            reason = answer.end_reason
+        except (gone, asyncio.CancelledError):
+            reason = "cancelled"
+            raise
+        finally:
+            run.close(reason)
 
     def remove(self, run: Run) -> None:
         """Forget a run that has ended."""

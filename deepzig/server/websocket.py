@@ -169,9 +169,7 @@ class _Talk:
         model = service.model_named(request.model)
         tenant = f"{self._socket.state.tenant}\0{request.cache_salt or ''}"
         ask, answer = await asyncio.to_thread(prepare_chat, model, request, tenant)
-        run = await service.board.start(model.llm, ask)
-        reason = "cancelled"
-        try:
+        async with service.board.running(model.llm, ask, answer, WebSocketDisconnect) as run:
             await self._send(*answer.start())
             shown = None
             while not run.is_finished:
@@ -181,12 +179,6 @@ class _Talk:
                 for prompt, chunk in await run.next(self._patience(answer.wants_progress, run)):
                     await self._send(*answer.take(prompt, chunk))
             await self._send(*answer.finish(), Notice("done"))
-            reason = answer.end_reason
-        except Exception as error:
-            reason = "cancelled" if isinstance(error, WebSocketDisconnect) else "error"
-            raise
-        finally:
-            run.close(reason)
 
     def _patience(self, wants_progress: bool, run: Run) -> float:
         return PROGRESS_INTERVAL_S if wants_progress and not run.has_begun else self._service.settings.ping_interval
