@@ -135,6 +135,10 @@ class _Http(H11Protocol):
         self._stop_deadline()
         super().connection_lost(exc)
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._stop_deadline()  # what follows is no request; the route has a deadline for the key
+        super().handle_websocket_upgrade(event)
+
     def send_400_response(self, msg: str) -> None:
         """uvicorn answers malformed HTTP; ours is JSON."""
         self._refuse(ApiError(400, msg, code="invalid_http"))

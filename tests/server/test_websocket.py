@@ -65,6 +65,13 @@ def test_frames_are_the_chunks_of_a_stream(socket: ClientConnection, server: Run
     assert frames[:-1] == chunks
 
 
+def test_a_socket_outlives_the_deadline_of_requests(stories: LLM) -> None:
+    with serving(stories, receive_timeout=0.3) as running, open_socket(running) as socket:
+        assert receive(socket) == {"type": "ready"}
+        time.sleep(0.6)
+        assert answer(socket, CHAT)[-1] == {"type": "done"}
+
+
 def test_several_answers_on_one_socket(socket: ClientConnection) -> None:
     first, second = answer(socket, CHAT), answer(socket, {"type": "chat", **CHAT})
     assert text_of(first) == text_of(second) != ""
