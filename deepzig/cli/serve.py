@@ -15,6 +15,7 @@ from deepzig.cli.messages import note, warn
 from deepzig.cli.options import cache_options, compute_options, loading_options, model_folder, model_option
 from deepzig.cli.text_files import read_text
 from deepzig.errors import ServerError
+from deepzig.server.settings import REASONING_FORMATS
 
 if TYPE_CHECKING:
     from deepzig.server.service import Service
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     help="How long running requests may go on after SIGTERM or Ctrl-C; a second signal ends at once.",
 )  # fmt: skip
 @click.option(
-    "--reasoning-format", type=click.Choice(["deepseek", "none", "both"]), default="deepseek", show_default=True,
+    "--reasoning-format", type=click.Choice(REASONING_FORMATS), default="deepseek", show_default=True,
     help="Thoughts as reasoning_content, left in the content, or in both.",
 )  # fmt: skip
 @click.option("--expert-load", is_flag=True, help="Count which experts are chosen, for /status.")
