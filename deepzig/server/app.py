@@ -150,7 +150,7 @@ class Routes:
 
     async def status(self, request: Request) -> Response:
         """How busy the server is."""
-        return Response(msgspec.json.encode(self._status.read()), media_type="application/json")
+        return json_response(self._status.read())
 
     async def openapi(self, request: Request) -> Response:
         """The description of the API."""
@@ -179,6 +179,6 @@ class PageFiles(StaticFiles):
         return response
 
 
-def json_response(item: msgspec.Struct, status: int = 200) -> Response:
-    """A struct as a reply."""
-    return Response(msgspec.json.encode(item), status, media_type="application/json")
+def json_response(item: object) -> Response:
+    """A struct, or a dict, as a reply."""
+    return Response(msgspec.json.encode(item), media_type="application/json")

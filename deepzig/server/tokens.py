@@ -23,7 +23,7 @@ def tokenize(model: ServedModel, request: TokenizeRequest) -> Tokenized:
         text = request.content if request.content is not None else request.prompt or ""
         with blaming(fields[0]):
             tokenizer.check_room(text, model.llm.prompt_room)
-        ids = tokenizer.encode(text, add_bos=None if request.add_special is not False else False)
+        ids = tokenizer.encode(text, add_bos=False if request.add_special is False else None)
     tokens = [_piece(tokenizer, token) if request.with_pieces else token for token in ids]
     return Tokenized(tokens, len(ids), model.n_context)
 
