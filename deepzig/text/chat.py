@@ -44,7 +44,6 @@ class ChatTemplate:
 
         Raises TokenizerError if it cannot be read. Errors in the template itself show at the first render.
         """
-        directory = Path(directory)
         config = TokenizerConfig.from_directory(directory)
         path = directory / "chat_template.jinja"
         if path.is_file():

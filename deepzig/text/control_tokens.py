@@ -11,10 +11,10 @@ from deepzig.text.tokenizer_config import AddedToken
 
 
 class ControlTokens:
-    """The added tokens that only a template may write; see `AddedToken.is_control`."""
+    """Those of the added tokens that only a template may write; see `AddedToken.is_control`."""
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
-        self.ids: dict[str, int] = {token.text: token.id for token in tokens}
+        self.ids: dict[str, int] = {token.text: token.id for token in tokens if token.is_control}
         self.id_set = frozenset(self.ids.values())
         self.edge_chars = frozenset(text[i] for text in self.ids for i in (0, -1))
         # Longest first: where one token's text begins another's, the longer one is meant.

@@ -34,7 +34,7 @@ class SentencePieceModel:
             if self._model.IsControl(i) or self._model.IsUnknown(i)
         }
         self.added_tokens = list((own | {token.id: token for token in config.added_tokens}).values())
-        self.control_tokens = ControlTokens(token for token in self.added_tokens if token.is_control)
+        self.control_tokens = ControlTokens(self.added_tokens)
         self.vocab_size = max([len(self._pieces), *(token.id + 1 for token in self.added_tokens)])
         # The library tells of its prefix rule only by what it does.
         self.strips_leading_space = self._model.DecodePieces([_SPACE + "a"]) == "a"
@@ -68,8 +68,5 @@ class SentencePieceModel:
 
     def token_to_id(self, token: str) -> int | None:
         """See `tokenizer.Backend`."""
-        for added in self.added_tokens:
-            if added.text == token:
-                return added.id
         token_id = int(self._model.PieceToId(token))
         return None if token_id == self._model.unk_id() else token_id

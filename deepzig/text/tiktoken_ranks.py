@@ -62,7 +62,7 @@ class TiktokenRanks:
         self._tokens = sorted(ranks, key=ranks.__getitem__)
         self._engine = _build_engine(self._tokens)
         self.added_tokens = _special_tokens(len(ranks), config)
-        self.control_tokens = ControlTokens(token for token in self.added_tokens if token.is_control)
+        self.control_tokens = ControlTokens(self.added_tokens)
         self.vocab_size = max(token.id for token in self.added_tokens) + 1
 
     def encode(self, text: str, allow_special: bool) -> list[int]:
@@ -86,10 +86,7 @@ class TiktokenRanks:
         return self._tokens[token_id] if token_id < len(self._tokens) else None
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a special token by name, or of the vocabulary's token with the bytes of this text."""
-        for added in self.added_tokens:
-            if added.text == token:
-                return added.id
+        """The id of the vocabulary's token with the bytes of this text."""
         token_id: int | None = self._engine.token_to_id(byte_level.to_chars(token.encode()))
         return token_id
 

@@ -35,7 +35,7 @@ class Backend(Protocol):
         """The bytes of a token of the vocabulary, None if there is none; added tokens are not asked for."""
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a token as the file spells it."""
+        """The id of a token as the file spells it; added tokens are not asked for."""
 
 
 def load_tokenizer(directory: Path) -> "Tokenizer | None":
@@ -44,7 +44,6 @@ def load_tokenizer(directory: Path) -> "Tokenizer | None":
     tokenizer.json wins over tokenizer.model (SentencePiece), and that over tiktoken.model (Kimi, Moonlight). Nothing
     from the folder is executed. Raises TokenizerError if the file is malformed.
     """
-    directory = Path(directory)
     config = TokenizerConfig.from_directory(directory)
     backend: Backend
     if (path := directory / "tokenizer.json").is_file():
@@ -79,6 +78,7 @@ class Tokenizer:
     def __init__(self, backend: Backend, config: TokenizerConfig) -> None:
         self._backend = backend
         self._added = {token.id: token.text.encode() for token in backend.added_tokens}
+        self._added_ids = {token.text: token.id for token in backend.added_tokens}
         self.vocab_size: int = backend.vocab_size
         self.control_tokens: ControlTokens = backend.control_tokens
         self.strips_leading_space: bool = backend.strips_leading_space
@@ -95,7 +95,7 @@ class Tokenizer:
 
     def _named_id(self, config: TokenizerConfig, name: str) -> int | None:
         if name in config.names:
-            return self._backend.token_to_id(config.names[name])
+            return self.token_to_id(config.names[name])
         own_ids = {"bos_token": self._prefix, "eos_token": self._suffix}[name]
         return own_ids[0] if own_ids else None
 
@@ -195,4 +195,5 @@ class Tokenizer:
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token as the tokenizer file spells it, None if there is none."""
-        return self._backend.token_to_id(token)
+        added = self._added_ids.get(token)
+        return self._backend.token_to_id(token) if added is None else added

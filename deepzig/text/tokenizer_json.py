@@ -38,7 +38,7 @@ class TokenizerJson:
             AddedToken(token_id, token.content, token.special)
             for token_id, token in self._engine.get_added_tokens_decoder().items()
         ]
-        self.control_tokens = ControlTokens(token for token in self.added_tokens if token.is_control)
+        self.control_tokens = ControlTokens(self.added_tokens)
         highest_added = max((token.id for token in self.added_tokens), default=-1)
         self.vocab_size = max(self._engine.get_vocab_size(with_added_tokens=True), highest_added + 1)
         self.token_bytes = lru_cache(maxsize=None)(self._token_bytes)
