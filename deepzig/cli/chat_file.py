@@ -1,6 +1,6 @@
 """Conversations as files: a JSON object with `messages` in OpenAI's form, as a request to `deepzig serve` has them.
 
-Called by `chat` and `chat_commands`; calls `checkpoint.safe_files`. Knows nothing of sessions.
+Called by `chat` and `chat_commands`; calls `checkpoint.safe_files` and `text`. Knows nothing of sessions.
 """
 
 import json
@@ -10,6 +10,7 @@ from typing import Any
 
 from deepzig.checkpoint.safe_files import replace_file
 from deepzig.errors import RequestError
+from deepzig.text.tokenizer_config import is_unicode
 
 MAX_FILE_BYTES = 8 << 20  # as much as a chat template is given
 FIELDS = ("role", "content", "reasoning_content")
@@ -72,6 +73,6 @@ def _checked(message: Any, place: str) -> Message:
     for name, text in found.items():
         if not isinstance(text, str):
             raise RequestError(f"{name} of {place} is no text")
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        if not is_unicode(text):
             raise RequestError(f"{name} of {place} has a lone surrogate, which is no character")
     return found

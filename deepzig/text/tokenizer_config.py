@@ -77,7 +77,11 @@ def shown(value: object, max_chars: int = 80) -> str:
 
 def is_unicode(text: str) -> bool:
     """Whether UTF-8 can write the text: JSON can spell lone surrogates, which are no characters."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _token_text(value: object, name: str) -> str:
