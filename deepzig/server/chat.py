@@ -26,7 +26,6 @@ from deepzig.server.replies import (
     Delta,
     FinishReason,
     FunctionReply,
-    PromptProgress,
     ToolCallDelta,
     ToolCallReply,
     Usage,
@@ -35,7 +34,7 @@ from deepzig.server.requests import ChatRequest
 from deepzig.server.run import Ask
 from deepzig.server.sampling_fields import sampling_params
 from deepzig.server.served_model import ServedModel
-from deepzig.server.usage import timings_of, usage_of
+from deepzig.server.usage import prompt_progress, timings_of, usage_of
 from deepzig.text.answer_format import THINK_CLOSE, THINK_OPEN, AnswerFormat
 from deepzig.text.answer_parser import AnswerParser, CallArguments, CallStart, Content, Part, Reasoning
 
@@ -236,14 +235,3 @@ class _Choice:
             message.tool_calls = self._calls
         logprobs = None if self._logprobs is None else ChatLogprobs(self._logprobs)
         return ChatChoice(index, message, self.finish_reason, logprobs)
-
-
-def prompt_progress(progress: Progress, elapsed_s: float) -> PromptProgress:
-    """The engine's progress in the shape of replies."""
-    return PromptProgress(
-        total=progress.prompt_tokens,
-        cache=progress.cached_tokens,
-        processed=progress.prompt_tokens_done,
-        time_ms=round(1000 * elapsed_s),
-        queue_position=progress.queue_position,
-    )

@@ -12,7 +12,6 @@ from msgspec import UNSET
 
 from deepzig.engine.results import GenerationResult, Progress, StreamChunk
 from deepzig.engine.sampling import TokenLogprob
-from deepzig.server.chat import prompt_progress
 from deepzig.server.constraints import completion_constraint
 from deepzig.server.failures import ApiError, ErrorBody, blaming
 from deepzig.server.logprobs import CompletionScores, joined
@@ -21,7 +20,7 @@ from deepzig.server.requests import MAX_PROMPTS, CompletionRequest
 from deepzig.server.run import Ask, IsOver
 from deepzig.server.sampling_fields import sampling_params
 from deepzig.server.served_model import ServedModel
-from deepzig.server.usage import timings_of, usage_of
+from deepzig.server.usage import prompt_progress, timings_of, usage_of
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 _FIM = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")  # noqa: RUF001

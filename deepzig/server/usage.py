@@ -1,9 +1,9 @@
-"""Usage and timings of a finished request. Called by `chat`, `completions` and `responses`."""
+"""Progress, usage and timings of a request, as replies tell them. Called by `chat`, `completions` and `responses`."""
 
 from collections.abc import Sequence
 
-from deepzig.engine.results import GenerationResult
-from deepzig.server.replies import CachedTokens, ReasoningTokens, TimingsReply, Usage
+from deepzig.engine.results import GenerationResult, Progress
+from deepzig.server.replies import CachedTokens, PromptProgress, ReasoningTokens, TimingsReply, Usage
 
 
 def usage_of(results: Sequence[GenerationResult], reasoning_tokens: int = 0) -> Usage:
@@ -37,6 +37,17 @@ def timings_of(results: Sequence[GenerationResult]) -> TimingsReply:
         predicted_n=decoded,
         predicted_ms=round(1000 * decode_s, 3),
         predicted_per_second=_rate(decoded, decode_s),
+    )
+
+
+def prompt_progress(progress: Progress, elapsed_s: float) -> PromptProgress:
+    """The engine's progress in the shape of replies."""
+    return PromptProgress(
+        total=progress.prompt_tokens,
+        cache=progress.cached_tokens,
+        processed=progress.prompt_tokens_done,
+        time_ms=round(1000 * elapsed_s),
+        queue_position=progress.queue_position,
     )
 
 
