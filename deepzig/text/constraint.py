@@ -105,15 +105,12 @@ class AfterThoughts:
 
     def allowed(self) -> np.ndarray:
         """bool (vocab_size,)."""
-        if not self._is_open and self._inner is not None:
-            return self._inner.allowed()
-        if not self._is_open or self._left is None or self._left > 0:
-            allowed = np.ones(self._vocab_size, bool)
-            if self._is_open:
-                allowed[self._eos_token_ids] = False
-            return allowed
-        allowed = np.zeros(self._vocab_size, bool)
-        allowed[self._close_id] = True
+        if not self._is_open:
+            return np.ones(self._vocab_size, bool) if self._inner is None else self._inner.allowed()
+        if self._left is not None and self._left <= 0:  # the thoughts must end now
+            return np.arange(self._vocab_size) == self._close_id
+        allowed = np.ones(self._vocab_size, bool)
+        allowed[self._eos_token_ids] = False
         return allowed
 
     def accept(self, token: int) -> None:
