@@ -4,7 +4,6 @@ Reads both dialects of config.json, the classic one of DeepSeek's releases and t
 Knows nothing of weights. Field names are those of HF; where a field is absent, HF's default for the family holds.
 """
 
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -12,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deepzig.errors import ConfigError, UnsupportedModelError
-from deepzig.small_files import read_small
+from deepzig.errors import ConfigError, UnsupportedModelError, shown
+from deepzig.small_files import read_json_object
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_SIZE = 1 << 24  # no dimension of a real model comes near; keeps products of two far from overflow
@@ -140,21 +139,14 @@ class ModelConfig:
             UnsupportedModelError: the model_type is none of the supported families.
         """
         path = Path(directory) / "config.json"
-        content = read_small(path, MAX_CONFIG_BYTES, ConfigError)
-        try:
-            raw = json.loads(content.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is no valid JSON ({error}); fetch it again") from error
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{path} holds no JSON object; fetch it again")
-        return cls.from_dict(raw)
+        return cls.from_dict(read_json_object(path, MAX_CONFIG_BYTES, ConfigError))
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "ModelConfig":
         """Make a config from the parsed config.json, in either dialect. Raises as `from_directory`."""
         model_type = raw.get("model_type")
         if not isinstance(model_type, str) or model_type not in _FAMILY_DEFAULTS:
-            raise UnsupportedModelError(f"model_type {_shown(model_type)} is not supported; deepzig runs {SUPPORTED}")
+            raise UnsupportedModelError(f"model_type {shown(model_type)} is not supported; deepzig runs {SUPPORTED}")
         _refuse_unsupported(model_type, raw)
         values = {**_FAMILY_DEFAULTS[model_type], **{k: v for k, v in raw.items() if v is not None}}
         if "num_nextn_predict_layers" not in raw and "num_mtp_layers" in raw:
@@ -203,7 +195,7 @@ class ModelConfig:
         scoring, methods = _FAMILY_ROUTING[self.model_type]
         if self.scoring_func != scoring or self.topk_method not in methods:
             raise ConfigError(
-                f"scoring_func {_shown(self.scoring_func)} with topk_method {_shown(self.topk_method)} is unknown for "
+                f"scoring_func {shown(self.scoring_func)} with topk_method {shown(self.topk_method)} is unknown for "
                 f"{self.model_type}; supported: {scoring} with {' or '.join(methods)}"
             )
         if not 1 <= self.num_experts_per_tok <= n_experts:
@@ -287,12 +279,12 @@ _ABSENT_INTEGERS = {
 def _refuse_unsupported(model_type: str, raw: Mapping[str, Any]) -> None:
     """Raise ConfigError for values that change the arithmetic in a way that deepzig does not compute."""
     if raw.get("hidden_act", "silu") not in ("silu", None):
-        raise ConfigError(f"hidden_act {_shown(raw['hidden_act'])} is unknown; supported: silu")
+        raise ConfigError(f"hidden_act {shown(raw['hidden_act'])} is unknown; supported: silu")
     heads = raw.get("num_key_value_heads")
     if heads is not None and heads != raw.get(
         "num_attention_heads", _FAMILY_DEFAULTS[model_type]["num_attention_heads"]
     ):
-        raise ConfigError(f"num_key_value_heads {_shown(heads)} differs from num_attention_heads; MLA has one of each")
+        raise ConfigError(f"num_key_value_heads {shown(heads)} differs from num_attention_heads; MLA has one of each")
     if raw.get("mlp_bias"):
         raise ConfigError("mlp_bias true is not supported; no published model of the family has it")
     if model_type == "deepseek_v2" and raw.get("norm_topk_prob"):
@@ -323,7 +315,7 @@ def _rope_parameters(raw: Mapping[str, Any], max_position_embeddings: int) -> Ro
     if rope_type == "default":
         return RopeParameters("default", theta)
     if rope_type != "yarn":
-        raise ConfigError(f"rope type {_shown(rope_type)} is unknown; supported: default, yarn")
+        raise ConfigError(f"rope type {shown(rope_type)} is unknown; supported: default, yarn")
     values.setdefault("original_max_position_embeddings", max_position_embeddings)
     original = raw.get("original_max_position_embeddings") or values["original_max_position_embeddings"]
     original = _integer({"original_max_position_embeddings": original}, "original_max_position_embeddings", 1, 1 << 31)
@@ -357,21 +349,21 @@ def _integer(values: Mapping[str, Any], name: str, least: int | None = None, gre
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= greatest:
-        raise ConfigError(f"{name} {_shown(value)} of config.json is no integer between {least} and {greatest}")
+        raise ConfigError(f"{name} {shown(value)} of config.json is no integer between {least} and {greatest}")
     return value
 
 
 def _number(values: Mapping[str, Any], name: str) -> float:
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise ConfigError(f"{name} {_shown(value)} of config.json is no finite number")
+        raise ConfigError(f"{name} {shown(value)} of config.json is no finite number")
     return float(value)
 
 
 def _boolean(values: Mapping[str, Any], name: str) -> bool:
     value = values.get(name)
     if not isinstance(value, bool):
-        raise ConfigError(f"{name} {_shown(value)} of config.json is neither true nor false")
+        raise ConfigError(f"{name} {shown(value)} of config.json is neither true nor false")
     return value
 
 
@@ -379,15 +371,9 @@ def end_tokens(value: Any, file: str) -> tuple[int, ...]:
     """The ids of an `eos_token_id`, an integer, a list of them or None. Raises ConfigError that names `file`."""
     listed = value if isinstance(value, list) else [] if value is None else [value]
     if not all(map(_is_int, listed)):
-        raise ConfigError(f"eos_token_id {_shown(value)} of {file} is no token id and no list of them; mend it")
+        raise ConfigError(f"eos_token_id {shown(value)} of {file} is no token id and no list of them; mend it")
     return tuple(listed)
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _shown(value: Any) -> str:
-    """`value` as it may stand in a one-line message, whatever a file put there."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""Every exception that a user can meet.
+"""Every exception that a user can meet, and how a message shows what came from a file.
 
 Called by every other package; calls nothing. Each message is one line: what happened, why, and what to do.
 
@@ -93,3 +93,9 @@ class ResourceError(DeepzigError):
     """Memory or disk does not suffice."""
 
     exit_code = 4
+
+
+def shown(value: object, most: int = 120) -> str:
+    """`value`, which a file may have put there, escaped and shortened to `most` characters for a message."""
+    text = repr(value[:most] if isinstance(value, str) else value)
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -5,10 +5,11 @@ would keep a reader for ever, a sparse file would take all memory.
 """
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from deepzig.errors import DeepzigError
 
@@ -23,6 +24,17 @@ def read_small(path: Path, max_bytes: int, kind: type[DeepzigError]) -> bytes:
     if len(content) > max_bytes:
         raise kind(f"{path} is larger than {max_bytes >> 20} MiB, as no real one is; fetch it again")
     return content
+
+
+def read_json_object(path: Path, max_bytes: int, kind: type[DeepzigError]) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises `kind` as `read_small`, and if it holds none."""
+    try:
+        data = json.loads(read_small(path, max_bytes, kind))
+    except (ValueError, RecursionError) as error:
+        raise kind(f"{path} is no valid JSON ({error}); fetch it again") from error
+    if not isinstance(data, dict):
+        raise kind(f"{path} holds no JSON object; fetch it again")
+    return data
 
 
 def open_regular(path: Path) -> BinaryIO:

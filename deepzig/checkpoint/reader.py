@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from deepzig.errors import CheckpointError, ResourceError
+from deepzig.errors import shown as shown
 from deepzig.small_files import open_regular
 
 MAX_HEADER_BYTES = 100_000_000  # as the safetensors library
@@ -95,12 +96,6 @@ class SafetensorsFile:
             view = view.copy()
             view.flags.writeable = False
         return view
-
-
-def shown(value: object) -> str:
-    """`value`, which a file may have put there, escaped and shortened for a one-line message."""
-    text = repr(value[:200] if isinstance(value, str) else value)
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def parse_json_object(raw: bytes, what: str) -> dict[str, Any]:

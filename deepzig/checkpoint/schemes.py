@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deepzig.checkpoint.reader import shown
-from deepzig.errors import CheckpointError
+from deepzig.errors import CheckpointError, shown
 
 GROUP_SIZES = (32, 64, 128)
 CHANNEL = 0  # group size that stands for one scale a row

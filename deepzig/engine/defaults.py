@@ -1,13 +1,12 @@
 """GenerationDefaults: what generation_config.json says where a request is silent. Made by `llm`."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deepzig.config import MAX_CONFIG_BYTES, ModelConfig, end_tokens
 from deepzig.engine.sampling import SamplingParams
 from deepzig.errors import ConfigError, RequestError
-from deepzig.small_files import read_small
+from deepzig.small_files import read_json_object
 
 # Below these float32 runs out of digits, and only the likeliest token is left anyway.
 LEAST_TEMPERATURE = 1e-4
@@ -27,12 +26,7 @@ class GenerationDefaults:
     def from_directory(cls, directory: Path, config: ModelConfig) -> "GenerationDefaults":
         """Read generation_config.json, if there is one. Raises ConfigError when it is unusable."""
         path = directory / "generation_config.json"
-        try:
-            raw = json.loads(read_small(path, MAX_CONFIG_BYTES, ConfigError)) if path.exists() else {}
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} cannot be read as JSON ({error}); fetch it again or delete it") from error
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{path} holds no JSON object; fetch it again or delete it")
+        raw = read_json_object(path, MAX_CONFIG_BYTES, ConfigError) if path.exists() else {}
         given = {name: raw[name] for name in ("temperature", "top_k", "top_p") if raw.get(name) is not None}
         try:
             SamplingParams(**given)

@@ -10,12 +10,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from deepzig.errors import RequestError, TokenizerError
+from deepzig.errors import RequestError, TokenizerError, shown
 from deepzig.small_files import read_small
 from deepzig.text.answer_format import ToolFormat
 from deepzig.text.render_process import RenderProcess
 from deepzig.text.tokenizer import Tokenizer
-from deepzig.text.tokenizer_config import TokenizerConfig, shown
+from deepzig.text.tokenizer_config import TokenizerConfig
 from deepzig.text.tool_prompt import prelude
 
 MAX_TEMPLATE_BYTES = 1 << 20

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from deepzig.errors import TokenizerError
-from deepzig.text.tokenizer_config import shown
+from deepzig.errors import TokenizerError, shown
 
 
 @contextmanager

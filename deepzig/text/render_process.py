@@ -11,8 +11,7 @@ import threading
 import weakref
 from typing import Any
 
-from deepzig.errors import RequestError, TokenizerError
-from deepzig.text.tokenizer_config import shown
+from deepzig.errors import RequestError, TokenizerError, shown
 
 MAX_REQUEST_BYTES = 8 << 20  # over a million tokens
 MAX_WALL_S = 20.0  # the worker's CPU limit comes long before, unless the machine is busy

@@ -6,10 +6,10 @@ Called by `tokenizer.load_tokenizer`. Special tokens beyond the model's own come
 import re
 from pathlib import Path
 
-from deepzig.errors import TokenizerError
+from deepzig.errors import TokenizerError, shown
 from deepzig.small_files import read_small
 from deepzig.text.control_tokens import ControlTokens
-from deepzig.text.tokenizer_config import AddedToken, TokenizerConfig, shown
+from deepzig.text.tokenizer_config import AddedToken, TokenizerConfig
 
 MAX_MODEL_BYTES = 64 << 20
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"

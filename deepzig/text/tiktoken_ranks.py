@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepzig.errors import TokenizerError
+from deepzig.errors import TokenizerError, shown
 from deepzig.small_files import read_small
 from deepzig.text import byte_level
 from deepzig.text.control_tokens import ControlTokens
 from deepzig.text.library_errors import library_errors
-from deepzig.text.tokenizer_config import AddedToken, TokenizerConfig, shown
+from deepzig.text.tokenizer_config import AddedToken, TokenizerConfig
 from deepzig.text.tokenizer_json import encode_unlocked
 
 if TYPE_CHECKING:

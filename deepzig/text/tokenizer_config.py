@@ -3,13 +3,12 @@
 Called by `tokenizer`, its backends and `chat`. Knows nothing of vocabularies or templates.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deepzig.errors import TokenizerError
-from deepzig.small_files import read_small
+from deepzig.errors import TokenizerError, shown
+from deepzig.small_files import read_json_object
 
 MAX_CONFIG_BYTES = 16 << 20
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")  # what HF hands to a chat template
@@ -49,30 +48,13 @@ class TokenizerConfig:
         path = directory / "tokenizer_config.json"
         if not path.is_file():
             return cls()
-        data = parse_json_object(read_small(path, MAX_CONFIG_BYTES, TokenizerError), path.name)
+        data = read_json_object(path, MAX_CONFIG_BYTES, TokenizerError)
         add_bos_token = data.get("add_bos_token")
         if add_bos_token is not None and not isinstance(add_bos_token, bool):
             raise TokenizerError(f"{path.name}: add_bos_token is {shown(add_bos_token)}; it must be true or false")
         names = {name: _token_text(data[name], name) for name in NAMED_TOKENS if data.get(name) is not None}
         added_tokens = _parse_added_tokens(data.get("added_tokens_decoder"))
         return cls(names, add_bos_token, added_tokens, data.get("chat_template"))
-
-
-def parse_json_object(content: bytes, name: str) -> dict[str, Any]:
-    """The JSON object that `content` holds; `name` is the file's name for messages. Raises TokenizerError."""
-    try:
-        data = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{name} is not valid JSON ({shown(str(error))}); download it again") from error
-    if not isinstance(data, dict):
-        raise TokenizerError(f"{name} holds {shown(data)} instead of a JSON object; download it again")
-    return data
-
-
-def shown(value: object, max_chars: int = 80) -> str:
-    """`value` as one short escaped line, for text that comes from files."""
-    line = ascii(value)
-    return line if len(line) <= max_chars else line[:max_chars] + "..."
 
 
 def is_unicode(text: str) -> bool:

@@ -10,12 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepzig.errors import TokenizerError
-from deepzig.small_files import read_small
+from deepzig.errors import TokenizerError, shown
+from deepzig.small_files import read_json_object
 from deepzig.text import byte_level
 from deepzig.text.control_tokens import ControlTokens
 from deepzig.text.library_errors import library_errors
-from deepzig.text.tokenizer_config import AddedToken, parse_json_object, shown
+from deepzig.text.tokenizer_config import AddedToken
 
 if TYPE_CHECKING:
     import tokenizers
@@ -30,7 +30,7 @@ class TokenizerJson:
     """Encodes exactly as `tokenizers` does. Vocabularies are byte-level, or SentencePiece's as converted by HF."""
 
     def __init__(self, path: Path) -> None:
-        data = parse_json_object(read_small(path, MAX_TOKENIZER_JSON_BYTES, TokenizerError), path.name)
+        data = read_json_object(path, MAX_TOKENIZER_JSON_BYTES, TokenizerError)
         self.is_byte_level, self.strips_leading_space = _decoding_kind(data)
         self._engine = _build_engine(data)
         self._plain_engine: tokenizers.Tokenizer | None = None

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -211,3 +213,8 @@ def test_dtype_of_the_result(raw: dict[str, Any], wanted: str, expected: dict[st
 def test_the_old_quantization_and_code_are_not_declared() -> None:
     raw = {"quantization_config": {"quant_method": "fp8"}, "compression_config": {}, "auto_map": {"AutoModel": "x.py"}}
     assert converted_config(raw, assign(Recipe("bf16")), "bf16") == {"torch_dtype": "bfloat16"}
+
+
+def test_a_recipe_needs_no_numpy() -> None:
+    code = "import sys, deepzig.checkpoint.recipe; sys.exit('numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
