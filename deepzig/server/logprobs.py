@@ -34,7 +34,7 @@ class CompletionScores:
         reply = CompletionLogprobs([], [], [], [])
         for entry in entries:
             token_id = entry if isinstance(entry, int) else entry.token_id
-            text = "" if self._tokenizer.is_special(token_id) else _text(_bytes(token_id, self._tokenizer))
+            text = "" if self._tokenizer.is_special(token_id) else _text(self._tokenizer.bytes_or_none(token_id))
             reply.tokens.append(text)
             reply.text_offset.append(self._offset)
             if self._tokenizer.has_token(token_id):
@@ -47,7 +47,7 @@ class CompletionScores:
         """The likeliest tokens and the one that came, which goes by `text`. Of several with a text the likeliest."""
         top: dict[str, float] = {}
         for token_id, logprob in (*entry.top, (entry.token_id, entry.logprob)):
-            name = text if token_id == entry.token_id else _text(_bytes(token_id, self._tokenizer))
+            name = text if token_id == entry.token_id else _text(self._tokenizer.bytes_or_none(token_id))
             top.setdefault(name, max(logprob, LEAST))
         return top
 
@@ -64,14 +64,10 @@ def joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
 
 
 def _token(token_id: int, logprob: float, tokenizer: Tokenizer) -> TopLogprob:
-    content = _bytes(token_id, tokenizer)
-    return TopLogprob(_text(content), max(logprob, LEAST), list(content))
+    content = tokenizer.bytes_or_none(token_id)
+    return TopLogprob(_text(content), max(logprob, LEAST), list(content or b""))
 
 
-def _bytes(token_id: int, tokenizer: Tokenizer) -> bytes:
-    """Bytes of a token; rows of the model's vocabulary that the tokenizer lacks have none."""
-    return tokenizer.token_bytes(token_id) if tokenizer.has_token(token_id) else b""
-
-
-def _text(content: bytes) -> str:
-    return content.decode(errors="replace")
+def _text(content: bytes | None) -> str:
+    """None: of a row of the model's vocabulary that the tokenizer lacks."""
+    return (content or b"").decode(errors="replace")

@@ -196,11 +196,7 @@ class _Vocabulary:
         self.eos_token_id = eos_token_id
         self.bos_token_id = tokenizer.bos_token_id
         self.special_token_ids = sorted(tokenizer.control_tokens.id_set | set(tokenizer.special_tokens.values()))
-        self.tokens = [_bytes_of(tokenizer, token) for token in range(tokenizer.vocab_size)]
+        self.tokens = [tokenizer.bytes_or_none(token) or b"" for token in range(tokenizer.vocab_size)]
 
     def __call__(self, text: bytes) -> list[int]:
         return self._tokenizer.encode(text.decode(errors="replace"), add_bos=False, allow_special=False)
-
-
-def _bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
-    return tokenizer.token_bytes(token) if tokenizer.has_token(token) else b""  # a gap in the vocabulary

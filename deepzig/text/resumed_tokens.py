@@ -1,6 +1,6 @@
 """Keeps the tokens of a conversation when its text is tokenised again, so that a prefix cache finds them.
 
-Called by the chat in the terminal and by `llm_plugin`; calls `Tokenizer.token_bytes`. Knows nothing of caches or
+Called by the chat in the terminal and by `llm_plugin`; calls `Tokenizer.bytes_or_none`. Knows nothing of caches or
 templates.
 """
 
@@ -30,6 +30,5 @@ def _common(left: str, right: str) -> int:
 
 def _spelling(token: int, tokenizer: Tokenizer) -> str:
     """A character for each byte; a control token, or one without text, is a character of its own."""
-    if token in tokenizer.control_tokens.id_set or not tokenizer.has_token(token):
-        return chr(0x100 + token)
-    return tokenizer.token_bytes(token).decode("latin-1")
+    content = None if token in tokenizer.control_tokens.id_set else tokenizer.bytes_or_none(token)
+    return chr(0x100 + token) if content is None else content.decode("latin-1")

@@ -174,16 +174,17 @@ class Tokenizer:
         Raises:
             RequestError: the id is unknown.
         """
-        content = self._content(operator.index(token_id))
+        content = self.bytes_or_none(operator.index(token_id))
         if content is None:
             raise RequestError(f"token id {token_id} is not in the vocabulary, whose ids are below {self.vocab_size}")
         return content
 
     def has_token(self, token_id: int) -> bool:
         """Whether the id is in use: vocabularies have gaps, and the model's head may have more rows."""
-        return self._content(token_id) is not None
+        return self.bytes_or_none(token_id) is not None
 
-    def _content(self, token_id: int) -> bytes | None:
+    def bytes_or_none(self, token_id: int) -> bytes | None:
+        """As `token_bytes`; None for an id without a token."""
         # Backends cache the bytes of a token; ids of no token must not fill that cache.
         if token_id in self._added or not 0 <= token_id < self.vocab_size:
             return self._added.get(token_id)
