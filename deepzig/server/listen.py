@@ -33,11 +33,9 @@ ABORT_GRACE_S = 2.0  # for the last words of requests that the shutdown has cut
 class Server(uvicorn.Server):
     """Ends gracefully at the first signal, at once at the second."""
 
-    def __init__(self, service: Service, *, close_model: bool = True) -> None:
-        """close_model: the model ends with the server."""
+    def __init__(self, service: Service) -> None:
         settings = service.settings
         self.service = service
-        self._close_model = close_model
         config = uvicorn.Config(
             make_app(service),
             host=settings.host,
@@ -77,8 +75,7 @@ class Server(uvicorn.Server):
         cut.cancel()
         hurry.cancel()
         self.service.cut()
-        if self._close_model:
-            self.service.close()
+        self.service.close()
 
     async def _close_when_forced(self) -> None:
         while not self.force_exit:

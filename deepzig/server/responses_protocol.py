@@ -220,6 +220,3 @@ class ResponseEvent(Struct):
     name: str | UnsetType = UNSET
     arguments: str | UnsetType = UNSET
     logprobs: list[str] | UnsetType = UNSET
-    code: str | UnsetType | None = UNSET
-    message: str | UnsetType = UNSET
-    param: str | UnsetType | None = UNSET

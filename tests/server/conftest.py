@@ -62,13 +62,20 @@ class RunningServer:
         return httpx2.Client(base_url=self.url, timeout=60, **options)
 
 
+class _Sharing(Service):
+    """Its model outlives it: other servers of the tests have it too."""
+
+    def close(self) -> None:
+        pass
+
+
 @contextmanager
 def serving(llm: LLM | None, **settings: Any) -> Iterator[RunningServer]:
     """Serve `llm` (None: a model that never finishes loading) until the block ends."""
-    service = Service(ServerSettings(port=0, **settings))
+    service = _Sharing(ServerSettings(port=0, **settings))
     if llm is not None:
         service.serve(ServedModel.of(llm, reasoning_format=service.settings.reasoning_format))
-    server = Server(service, close_model=False)
+    server = Server(service)
     with bind("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -40,7 +40,7 @@ export class Narrator {
 }
 
 /** Where the last whole sentence after `from` ends; `from` if there is none. */
-export function lastSentenceEnd(text, from) {
+function lastSentenceEnd(text, from) {
   for (let end = text.length - 1; end > from; end--) {
     if (/\s/.test(text[end]) && /[.!?:;。！？"”\n]/.test(text[end - 1])) return end;
   }

@@ -39,7 +39,7 @@ export function readSettings() {
 }
 
 /** Changes some settings and keeps them. */
-export function changeSettings(changes) {
+function changeSettings(changes) {
   const settings = { ...readSettings(), ...changes };
   for (const [name, value] of Object.entries(settings)) if (value === null || value === "") delete settings[name];
   try {
@@ -61,7 +61,7 @@ export function samplingFields() {
 }
 
 /** "light", "dark", or undefined: the system's. */
-export function applyTheme(theme) {
+function applyTheme(theme) {
   if (theme) document.documentElement.dataset.theme = theme;
   else delete document.documentElement.dataset.theme;
 }
