@@ -6,8 +6,8 @@ if TYPE_CHECKING:
     from deepzig.engine.results import Timings
 
 
-def statistics_line(timings: "Timings", n_tokens: int, n_shifted: int, cut_at: int | None = None) -> str:
-    """Tokens and speed of the prompt and of an answer of n_tokens; cut_at: --max-tokens if it ended there."""
+def statistics_line(timings: "Timings", n_tokens: int, n_shifted: int, cut_at: int | None) -> str:
+    """Tokens and speed of the prompt and of an answer of n_tokens; cut_at: --max-tokens, if that ended it."""
     new_tokens = timings.prompt_tokens - timings.cached_tokens
     return (
         f"prompt {timings.prompt_tokens} tokens, "

@@ -28,8 +28,8 @@ class ChatPrompt:
 def chat_prompt(
     model: ServedModel,
     messages: Sequence[Message],
-    tools: Sequence[Tool] | None = None,
-    variables: Mapping[str, Any] | None = None,
+    tools: Sequence[Tool] | None,
+    variables: Mapping[str, Any],
     *,
     begins_answer: bool = True,
 ) -> ChatPrompt:
@@ -42,7 +42,7 @@ def chat_prompt(
     Raises:
         ApiError, RequestError, TokenizerError: the messages cannot be used, or the model has no template.
     """
-    _check_names(variables or {})
+    _check_names(variables)
     if model.chat_template is None or model.tokenizer is None:
         raise ApiError(
             400,
@@ -67,7 +67,7 @@ def chat_prompt(
         model.llm.prompt_room,
         add_generation_prompt=begins_answer,
         tools=listed,
-        **(variables or {}),
+        **variables,
     )
     in_reasoning = model.answer_format.is_within_thoughts(ids, model.tokenizer)
     if prefix is not None:
