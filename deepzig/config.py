@@ -20,7 +20,11 @@ MAX_LAYERS = 1024
 MAX_EXPERT_MATRICES = 300_000  # of all layers; Kimi-K2 has 70,000, and each costs some hundred bytes before it is read
 
 # Families as HF defines them. kimi_k2 is deepseek_v3 under another name.
-_V3_DEFAULTS: dict[str, Any] = {
+_COMMON_DEFAULTS: dict[str, Any] = {
+    "rms_norm_eps": 1e-6, "moe_layer_freq": 1, "rope_interleave": True, "attention_bias": False,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+_V3_DEFAULTS: dict[str, Any] = _COMMON_DEFAULTS | {
     "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
     "num_hidden_layers": 61, "num_attention_heads": 128, "n_shared_experts": 1, "n_routed_experts": 256,
     "routed_scaling_factor": 2.5, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64, "v_head_dim": 128,
@@ -28,11 +32,11 @@ _V3_DEFAULTS: dict[str, Any] = {
     "norm_topk_prob": True, "max_position_embeddings": 4096, "num_nextn_predict_layers": 1,
     "scoring_func": "sigmoid", "topk_method": "noaux_tc", "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
-_V2_DEFAULTS: dict[str, Any] = {
+_V2_DEFAULTS: dict[str, Any] = _COMMON_DEFAULTS | {
     "vocab_size": 102400, "hidden_size": 4096, "intermediate_size": 11008, "moe_intermediate_size": 1407,
     "num_hidden_layers": 32, "num_attention_heads": 32, "n_shared_experts": 2, "n_routed_experts": 64,
     "routed_scaling_factor": 1.0, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64, "v_head_dim": 128,
-    "qk_nope_head_dim": 128, "n_group": None, "topk_group": None, "num_experts_per_tok": None,
+    "qk_nope_head_dim": 128, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 0,
     "first_k_dense_replace": 0, "norm_topk_prob": False, "max_position_embeddings": 2048,
     "num_nextn_predict_layers": 0, "scoring_func": "softmax", "topk_method": "greedy",
     "bos_token_id": 1, "eos_token_id": 2,
@@ -120,15 +124,15 @@ class ModelConfig:
     scoring_func: str  # "sigmoid" or "softmax"
     topk_method: str  # "noaux_tc", "greedy" or "group_limited_greedy"
     rope: RopeParameters  # of rope_scaling or rope_parameters
-    bos_token_id: int | None = None  # begins a text
-    eos_token_ids: tuple[int, ...] = ()  # end an answer, unless generation_config.json has others
-    rms_norm_eps: float = 1e-6  # added to the mean square in RMSNorm
-    moe_layer_freq: int = 1  # of that many layers one has experts
-    rope_interleave: bool = True  # rotary pairs are neighbours in the weights
-    attention_bias: bool = False  # projections of attention have biases
-    tie_word_embeddings: bool = False  # the head is the embedding
-    quantization_config: Mapping[str, Any] | None = field(default=None, compare=False)  # as config.json has it
-    plain_format: str = field(default="bf16", compare=False)  # of what is not quantised, as dtype says
+    bos_token_id: int | None  # begins a text
+    eos_token_ids: tuple[int, ...]  # end an answer, unless generation_config.json has others
+    rms_norm_eps: float  # added to the mean square in RMSNorm
+    moe_layer_freq: int  # of that many layers one has experts
+    rope_interleave: bool  # rotary pairs are neighbours in the weights
+    attention_bias: bool  # projections of attention have biases
+    tie_word_embeddings: bool  # the head is the embedding
+    quantization_config: Mapping[str, Any] | None = field(compare=False)  # as config.json has it
+    plain_format: str = field(compare=False)  # of what is not quantised, as dtype says
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> "ModelConfig":
@@ -151,17 +155,13 @@ class ModelConfig:
         values = {**_FAMILY_DEFAULTS[model_type], **{k: v for k, v in raw.items() if v is not None}}
         if "num_nextn_predict_layers" not in raw and "num_mtp_layers" in raw:
             values["num_nextn_predict_layers"] = raw["num_mtp_layers"]
-        for name in ("q_lora_rank", "n_routed_experts", "n_shared_experts"):  # null has a meaning of its own here
+        for name, meaning in _NULLS.items():
             if name in raw and raw[name] is None:
-                values[name] = None
+                values[name] = meaning
         checked = {
-            **{name: _integer(values, name) for name in _INTEGER_RANGES},
-            **{name: _number(values, name) for name in ("routed_scaling_factor",)},
-            **{name: _boolean(values, name) for name in ("norm_topk_prob",)},
-            "rms_norm_eps": _number({"rms_norm_eps": 1e-6, **values}, "rms_norm_eps"),
-            "rope_interleave": _boolean({"rope_interleave": True, **values}, "rope_interleave"),
-            "attention_bias": _boolean({"attention_bias": False, **values}, "attention_bias"),
-            "tie_word_embeddings": _boolean({"tie_word_embeddings": False, **values}, "tie_word_embeddings"),
+            **{name: _integer(values, name, *bounds) for name, bounds in _INTEGER_RANGES.items()},
+            **{name: _number(values, name) for name in _NUMBERS},
+            **{name: _boolean(values, name) for name in _BOOLEANS},
             "scoring_func": values["scoring_func"],
             "topk_method": values["topk_method"],
             "q_lora_rank": None if values["q_lora_rank"] is None else _integer(values, "q_lora_rank", 1, MAX_SIZE),
@@ -240,8 +240,10 @@ class ModelConfig:
         return self.n_routed_experts > 0 and layer >= self.first_k_dense_replace and layer % self.moe_layer_freq == 0
 
 
-# field: (least, greatest). Optional experts count as 0.
-_INTEGER_RANGES = {
+_NULLS = {"q_lora_rank": None, "n_routed_experts": 0, "n_shared_experts": 0}  # where null is no absent value
+_NUMBERS = ("routed_scaling_factor", "rms_norm_eps")
+_BOOLEANS = ("norm_topk_prob", "rope_interleave", "attention_bias", "tie_word_embeddings")
+_INTEGER_RANGES = {  # field: (least, greatest)
     "vocab_size": (1, MAX_SIZE),
     "hidden_size": (1, MAX_SIZE),
     "intermediate_size": (1, MAX_SIZE),
@@ -270,10 +272,6 @@ _YARN_RANGES = {
     "mscale_all_dim": (0, 1e3),
     "attention_factor": (1e-6, 1e3),
 }
-_ABSENT_INTEGERS = {
-    "moe_layer_freq": 1, "n_group": 1, "topk_group": 1, "n_shared_experts": 0, "n_routed_experts": 0,
-    "num_experts_per_tok": 0,
-}  # fmt: skip
 
 
 def _refuse_unsupported(model_type: str, raw: Mapping[str, Any]) -> None:
@@ -340,12 +338,8 @@ def _check_yarn(rope: RopeParameters) -> None:
             raise ConfigError(f"{name} {value} of config.json is not between {least:g} and {greatest:g}")
 
 
-def _integer(values: Mapping[str, Any], name: str, least: int | None = None, greatest: int | None = None) -> int:
-    if least is None or greatest is None:
-        least, greatest = _INTEGER_RANGES[name]
-    value = values.get(name)
-    if value is None:
-        value = _ABSENT_INTEGERS.get(name)
+def _integer(values: Mapping[str, Any], name: str, least: int, greatest: int) -> int:
+    value = values[name]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= greatest:

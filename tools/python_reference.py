@@ -148,12 +148,12 @@ def _fields(node: ast.ClassDef, source: Source) -> Iterator[str]:
     fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
     if not fields:
         return
-    has_defaults = any(field.value is not None for field in fields)
+    defaults = [_default(field.value) for field in fields]
+    has_defaults = any(defaults)
     yield from ("", _row(has_defaults, "field", "type", "default", "meaning"), _row(has_defaults, *["---"] * 4))
-    for field in fields:
-        default = f"`{_default(field.value)}`" if field.value is not None else ""
+    for field, default in zip(fields, defaults, strict=True):
         name = f"`{ast.unparse(field.target)}`"
-        yield _row(has_defaults, name, _type(field.annotation), default, source.comment(field))
+        yield _row(has_defaults, name, _type(field.annotation), default and f"`{default}`", source.comment(field))
 
 
 def _row(has_defaults: bool, name: str, annotation: str, default: str, meaning: str) -> str:
@@ -204,8 +204,11 @@ def _parameter(argument: ast.arg, default: ast.expr | None) -> str:
     return ast.unparse(argument) + (f" = {ast.unparse(default)}" if default is not None else "")
 
 
-def _default(node: ast.expr) -> str:
-    text = ast.unparse(node)
+def _default(node: ast.expr | None) -> str:
+    """As it is written; "" if there is none."""
+    text = "" if node is None else ast.unparse(node)
+    if text.startswith("field(") and "default" not in text:
+        return ""
     factory = re.search(r"default_factory=(\w+)", text)
     return {"dict": "{}", "list": "[]"}[factory[1]] if factory else re.sub(r"field\(default=(\w+).*", r"\1", text)
 
