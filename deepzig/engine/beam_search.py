@@ -71,8 +71,7 @@ class BeamSearch:
             is_stopped = token in self._eos_token_ids
             if is_stopped or is_last:
                 if rank < self._num_beams:
-                    score = total / np.float32(length**self._length_penalty)
-                    self._finish(Hypothesis(float(score), tokens, reported, is_stopped))
+                    self._finish(Hypothesis(self._score(total, length), tokens, reported, is_stopped))
             elif len(going) < self._num_beams:
                 going.append(_Beam(total, tokens, reported))
                 continuations.append(Continuation(parent, token))
@@ -110,5 +109,8 @@ class BeamSearch:
             return False
         longest = self._early_stopping == "never" and self._length_penalty > 0
         best_length = self._max_new_tokens if longest else length
-        best_possible = self._beams[0].total / np.float32(best_length**self._length_penalty)
-        return bool(best_possible > self.finished[-1].score)
+        return self._score(self._beams[0].total, best_length) > self.finished[-1].score
+
+    def _score(self, total: np.float32, length: int) -> float:
+        """In float64: powers of lengths leave float32."""
+        return float(total) / length**self._length_penalty

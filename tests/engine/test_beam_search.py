@@ -244,6 +244,20 @@ def test_a_search_ends_as_early_stopping_says() -> None:
     assert steps("never", 1.0) > 2
 
 
+@pytest.mark.parametrize("length_penalty", [20.0, -20.0])
+def test_scores_of_long_answers_have_digits(length_penalty: float) -> None:
+    """300 ** 20 and its inverse are no float32."""
+    row = np.log(np.array([0.01, 0.6, 0.39], np.float32))
+    search, n_beams = BeamSearch(beams(3, 300, length_penalty=length_penalty), frozenset({0}), 300), 1
+    while found := search.advance([row] * n_beams):
+        n_beams = len(found)
+    expected = [
+        sum(float(row[token]) for token in each.tokens) / len(each.tokens) ** length_penalty for each in search.finished
+    ]
+    np.testing.assert_allclose([each.score for each in search.finished], expected, rtol=1e-4)
+    assert expected == sorted(expected, reverse=True) and len(set(expected)) > 1
+
+
 def test_the_first_step_looks_at_one_beam() -> None:
     search = BeamSearch(beams(3, 5), NO_EOS, 5)
     found = search.advance([np.log(np.array([0.1, 0.2, 0.4, 0.3], np.float32))])
