@@ -1,9 +1,11 @@
 """EngineThread: the one thread that computes. Takes requests from any thread; steps the engine while there is work.
 
 Called by `llm` and `generation`; calls `engine`. The thread is started by the first call and sleeps while there is
-nothing to do. What callers want done waits in a queue and is done between two steps.
+nothing to do. What callers want done waits in a queue and is done between two steps. A fork of the process has no such
+thread, and requests and a cache that may be in the middle of a step: there the model is refused.
 """
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -31,14 +33,21 @@ class EngineThread:
         self._changed = threading.Condition()  # guards _work, _n_arriving, _is_closed and _thread
         self._is_closed = False
         self._thread: threading.Thread | None = None
+        self._owner_pid: int | None = None  # process that started _thread
+
+    @property
+    def is_forked(self) -> bool:
+        """The thread runs in the process that this one was forked from."""
+        return self._owner_pid not in (None, os.getpid())
 
     def submit(self, request: Request) -> None:
         """Queue a request from `Engine.make_request`.
 
         Raises:
             QueueFullError: MAX_WAITING requests wait.
-            RequestError: the model is closed.
+            RequestError: the model is closed, or another process's.
         """
+        self._check_process()
         with self._changed:
             n_waiting = self.engine.n_waiting + self._n_arriving
             if n_waiting >= MAX_WAITING:
@@ -48,6 +57,8 @@ class EngineThread:
 
     def cancel(self, request: Request, index: int | None = None, reason: str = "cancelled") -> None:
         """End a request, or one branch of it, before the next step; its pages are free then."""
+        if self.is_forked:
+            return
         with self._changed:
             if not self._is_closed and not request.is_finished:
                 self._post(lambda: self.engine.cancel(request, index, reason))
@@ -57,6 +68,7 @@ class EngineThread:
         in a listener."""
         if threading.current_thread() is self._thread:
             return function()
+        self._check_process()
         future: Future[T] = Future()
 
         def run() -> None:
@@ -74,7 +86,9 @@ class EngineThread:
         return self.engine.stats() if self._thread is None or self._is_closed else self.call(self.engine.stats)
 
     def close(self) -> None:
-        """End the thread; requests that are not finished fail. Returns when it has ended."""
+        """End the thread; requests that are not finished fail. Returns when it has ended. In a fork does nothing."""
+        if self.is_forked:
+            return
         with self._changed:
             thread, self._thread = self._thread, None
             self._is_closed = True
@@ -82,12 +96,18 @@ class EngineThread:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
+    def _check_process(self) -> None:
+        """Before _changed is asked for: a thread that the fork lacks may have held it."""
+        if self.is_forked:
+            raise RequestError("this process was forked from one that uses the model; load it again in this one")
+
     def _post(self, work: Callable[[], None]) -> None:
         """Have the thread do some work; the caller holds _changed."""
         if self._is_closed:
             raise RequestError("this model is closed; load it again")
         self._work.append(work)
         if self._thread is None:
+            self._owner_pid = os.getpid()
             self._thread = threading.Thread(target=self._run, name="deepzig-engine", daemon=True)
             self._thread.start()
         self._changed.notify()

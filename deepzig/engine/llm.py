@@ -121,7 +121,8 @@ def load(
 
 
 class LLM:
-    """A loaded model. Made by `load`. Calls from several threads are served together, by one thread of its own.
+    """A loaded model. Made by `load`. Calls from several threads are served together, by one thread of its own, which a
+    fork of the process does not have: once a model has been used, its forks are refused and load their own.
 
     A prompt is text, which is continued as it is (after a BOS token if the tokenizer says so); or token ids; or a list
     of messages, as in [{"role": "user", "content": "Hello"}], which go through the model's chat template.
@@ -391,7 +392,7 @@ class LLM:
 
 def _close(thread: EngineThread, prompts: PromptCache | None) -> None:
     thread.close()
-    if prompts is not None:
+    if prompts is not None and not thread.is_forked:
         thread.engine.save_prompts(prompts)
 
 

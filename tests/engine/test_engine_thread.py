@@ -1,8 +1,11 @@
 """EngineThread and Generation: one thread serves readers and cancellations of any thread; nobody waits for ever."""
 
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +157,33 @@ def test_closing_fails_what_is_unfinished(llm: deepzig.LLM) -> None:
         generation.result()
     with pytest.raises(RequestError, match="closed"):
         llm.generate("Once upon a time", SHORT)
+
+
+FORKED = """
+import os, sys, deepzig
+llm = deepzig.load("stories", prompt_cache=sys.argv[1])
+short = deepzig.SamplingParams(max_tokens=3)
+stream = llm.stream("Once upon a time", short)
+next(stream)
+if not os.fork():
+    for call in (lambda: llm.generate("The dog", short), lambda: llm.logits([5]), llm.stats):
+        try:
+            call()
+        except deepzig.errors.RequestError as error:
+            print(error, flush=True)
+    stream.close()
+    sys.exit()
+os.wait()
+print(os.listdir(sys.argv[1]), len(llm.generate("The dog", short).token_ids))
+"""
+
+
+def test_a_fork_of_a_model_in_use_is_refused(tmp_path: Path) -> None:
+    """Its thread is the parent's, and the prompt cache is for the parent to write."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(tmp_path)]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout.splitlines()
+    assert len(lines) == 4 and all("forked" in line for line in lines[:3])
+    assert lines[3] == "[] 3" and list(tmp_path.iterdir())
 
 
 def test_a_listener_that_raises_ends_its_request_alone(llm: deepzig.LLM) -> None:
