@@ -148,7 +148,7 @@ class AnswerParser:
     def _open(self, parts: list[Part]) -> bool:
         text, marker = self._scanner.next((THINK_OPEN,))
         if marker and not text.strip():
-            self._state = _State.REASONING
+            self._newlines, self._state = "", _State.REASONING
             return True
         if marker:
             self._scanner.push_front(marker)

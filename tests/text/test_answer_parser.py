@@ -77,6 +77,7 @@ CASES = [
     ("R1", R1, True, False, "Hm,\n\nyes.\n</think>\n\nIt is.", [Reasoning("Hm,\n\nyes."), Content("It is.")]),
     ("R1 calls", R1, True, True, f"So.</think>{V3_CALLS}", [Reasoning("So."), Content("Let me look."), *TWO_CALLS]),
     ("opens thoughts itself", R1, False, False, "<think>\nHm</think>Yes", [Reasoning("Hm"), Content("Yes")]),
+    ("breaks before thoughts", R1, False, False, "\n\n<think>Hm</think>Yes", [Reasoning("Hm"), Content("Yes")]),
     ("does not think", V31, False, False, "\n <thin ice> Yes", [Content("\n <thin ice> Yes")]),
     ("marks later on", V31, False, False, "a <think> b", [Content("a <think> b")]),
     ("thoughts cut off", R1, True, False, "Hm, let me\n", [Reasoning("Hm, let me")]),
