@@ -65,9 +65,14 @@ class Engine:
             constraint: which tokens may follow; used by this request alone.
 
         Raises:
-            RequestError: the parameters do not fit the vocabulary, or `n` the engine.
+            RequestError: the parameters do not fit the vocabulary, or `n` the engine; tenant is no text, or priority no
+                integer.
             ContextLengthError: the prompt leaves no room for an answer in context or cache.
         """
+        if not isinstance(tenant, str):
+            raise RequestError(f"tenant {tenant!r} is no text")
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise RequestError(f"priority {priority!r} is no integer")
         tokens = prompt_ids.tolist()
         may_shift = self._shift is not None and params.num_beams == 1
         if self._shift is not None and may_shift:
