@@ -119,14 +119,14 @@ class Engine:
             if not branch.is_finished and index in (None, branch.index):
                 self._finish(branch, reason)
 
-    def fail(self, request: Request, error: Exception) -> None:
+    def fail(self, request: Request, error: BaseException) -> None:
         """End a request with an error, which its reader will see; nothing of it is kept."""
         request.error = error
         for branch in request.branches:
             if not branch.is_finished:
                 self._finish(branch, "error", keep=False)
 
-    def fail_all(self, error: Exception) -> None:
+    def fail_all(self, error: BaseException) -> None:
         """End every request with the error."""
         for branch in self._scheduler.running + self._scheduler.waiting:
             self.fail(branch.request, error)
@@ -297,7 +297,7 @@ class Engine:
         if len(branch.request.branches) < branch.request.params.n:
             try:
                 branches += self._fork(branch)
-            except Exception as error:  # of a constraint
+            except BaseException as error:  # of a constraint: a panic of its library's Rust is no Exception
                 self.fail(branch.request, error)
                 return
         for each in branches:
@@ -351,7 +351,7 @@ class Engine:
             wants_logprob = request.params.logprobs is not None
             logprob = branch.sampler.logprob(rows.logits[row], token) if wants_logprob else None
             is_complete = branch.sampler.is_complete
-        except Exception as error:  # of a constraint, too
+        except BaseException as error:  # of a constraint, too: a panic of its library's Rust is no Exception
             self.fail(request, error)
             return None
         branch.tokens.append(token)

@@ -123,7 +123,7 @@ class EngineThread:
                 self._work.popleft()()
             try:
                 self.engine.step()
-            except Exception as error:  # a defect, or memory ran out: those that wait must hear of it
+            except BaseException as error:  # a defect, or memory ran out: those that wait must hear of it
                 self.engine.fail_all(error)
             self.last_stats = self.engine.stats()  # before readers are told: who has an answer finds it counted
             self.engine.tell()

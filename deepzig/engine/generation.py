@@ -143,7 +143,7 @@ class Generation:
         if self._on_event is not None:
             try:
                 self._on_event()
-            except Exception as error:  # ends this request, no other
+            except BaseException as error:  # ends this request, no other, nor the thread
                 self._on_event = None
                 self._thread.engine.fail(self._request, error)
                 self._news.set()

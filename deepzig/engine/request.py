@@ -91,7 +91,7 @@ class Request:
     speculation_s: float = 0.0  # in steps with guesses
     plain_s: float = 0.0  # that the tokens of those steps would have taken without
     finish_reason: str | None = None  # that of the branch which ended last, or "cancelled" or "error"
-    error: Exception | None = None
+    error: BaseException | None = None
 
     @property
     def n_shifted(self) -> int:

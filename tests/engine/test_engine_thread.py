@@ -199,6 +199,12 @@ def test_a_listener_that_raises_ends_its_request_alone(llm: deepzig.LLM) -> None
         llm.submit("Once upon a time", LONG, on_event=fail).result()
 
 
+def test_a_listener_that_exits_ends_its_request_alone(llm: deepzig.LLM) -> None:
+    with pytest.raises(SystemExit):
+        llm.submit("Once upon a time", SHORT, on_event=sys.exit).result()
+    assert len(llm.generate("Once upon a time", SHORT).token_ids) == 20
+
+
 def test_a_listener_may_call_the_model(llm: deepzig.LLM) -> None:
     running: list[int] = []
     llm.submit("Once upon a time", SHORT, on_event=lambda: running.append(llm.stats().n_running)).result()
@@ -252,6 +258,10 @@ def test_a_constraint_holds_for_every_choice(llm: deepzig.LLM) -> None:
         llm.submit("Once upon a time", params, constraint=impossible).result()
 
 
+class Panic(BaseException):
+    """What a library in Rust raises when it breaks down."""
+
+
 class Broken(OnlyEven):
     """Cannot be copied, or cannot say whether it is complete."""
 
@@ -262,11 +272,11 @@ class Broken(OnlyEven):
     @property
     def is_complete(self) -> bool:
         if self.part == "is_complete":
-            raise ValueError("broken")
+            raise Panic("broken")
         return False
 
     def copy(self) -> "OnlyEven":
-        raise ValueError("broken")
+        raise Panic("broken")
 
 
 @pytest.mark.parametrize(("part", "n"), [("copy", 2), ("is_complete", 1)])
@@ -274,6 +284,6 @@ def test_a_broken_constraint_ends_its_request_alone(llm: deepzig.LLM, part: str,
     other = llm.submit("Once upon a time", SamplingParams(max_tokens=200, temperature=0.0, ignore_eos=True))
     params = SamplingParams(max_tokens=20, n=n, ignore_eos=True)
     broken = llm.submit("Once upon a time", params, constraint=Broken(llm.config.vocab_size, part))
-    with pytest.raises(ValueError, match="broken"):
+    with pytest.raises(Panic, match="broken"):
         broken.result()
     assert len(other.result().token_ids) == 200
