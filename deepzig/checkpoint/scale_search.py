@@ -21,7 +21,8 @@ def search_int4(
     groups f32 (n, m, G) C-contiguous, amax f32 (n, m) the greatest magnitudes, importance f32 (m, G) what a column's
     squared error counts for, all finite; written: scale u16 (n, m), bits of bf16, and codes i8 (n, m, G) in [-8, 7].
     Ties go to the larger scale. The candidates run in the inner loop, so that their errors are summed side by side in
-    vector registers, each in the order of the columns.
+    vector registers, each in the order of the columns. Errors are measured in a unit, a power of two near the greatest
+    magnitude of the group: the squares of very small and very large weights are no floats, nor all inverse scales.
     """
     n_candidates = DIVISORS.size
     candidates = np.empty(n_candidates, dtype=np.float32)
@@ -30,23 +31,28 @@ def search_int4(
     error = np.empty(n_candidates, dtype=np.float32)
     for row in range(groups.shape[0]):
         for group in range(groups.shape[1]):
+            bits[0] = amax[row, group]
+            exponent = bits.view(np.uint32)[0] >> np.uint32(23)
+            bits.view(np.uint32)[0] = (np.uint32(254) - min(exponent, np.uint32(253))) << np.uint32(23)
+            per_unit = bits[0]  # takes the greatest magnitude to [1, 2), as far as a float can
             for c in range(n_candidates):
                 bits[0] = amax[row, group] / DIVISORS[c]
                 word = bits.view(np.uint32)  # rounded to bf16, nearest even
                 odd = (word[0] >> np.uint32(16)) & np.uint32(1)
                 word[0] = (word[0] + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
-                candidates[c] = bits[0] if bits[0] > 0 else np.float32(1)
+                candidates[c] = per_unit * (bits[0] if bits[0] > 0 else np.float32(1))
                 inverse[c] = np.float32(1) / candidates[c]
                 error[c] = 0
             for k in range(groups.shape[2]):
-                value, counts = groups[row, group, k], importance[group, k]
+                value, counts = per_unit * groups[row, group, k], importance[group, k]
                 for c in range(n_candidates):
                     code = min(max(np.rint(value * inverse[c]), np.float32(-8)), np.float32(7))
                     difference = value - code * candidates[c]
                     error[c] += counts * (difference * difference)
             best = np.argmin(error)
-            bits[0] = candidates[best]
+            bits[0] = candidates[best] / per_unit
             scale[row, group] = bits.view(np.uint32)[0] >> np.uint32(16)
             for k in range(groups.shape[2]):
-                code = min(max(np.rint(groups[row, group, k] * inverse[best]), np.float32(-8)), np.float32(7))
+                value = per_unit * groups[row, group, k]
+                code = min(max(np.rint(value * inverse[best]), np.float32(-8)), np.float32(7))
                 codes[row, group, k] = np.int8(code)

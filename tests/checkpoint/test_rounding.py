@@ -84,6 +84,22 @@ def test_int4_uses_the_whole_range() -> None:
     assert nibbles.min() == 0 and nibbles.max() == 15
 
 
+@pytest.mark.parametrize("power", [-110, -70, 70, 125])
+def test_int4_search_does_not_depend_on_the_size_of_weights(power: int) -> None:
+    original = normal((5, 96), seed=2)
+    weight, scaled = quantize_int4(original, 32), quantize_int4(np.ldexp(original, power), 32)
+    np.testing.assert_array_equal(scaled.codes, weight.codes)
+    np.testing.assert_array_equal(stored_scale(scaled), np.ldexp(stored_scale(weight), power))
+
+
+def test_int4_of_subnormal_weights_keeps_zeros_and_signs() -> None:
+    original = normal((5, 96)) * np.float32(1e-37)
+    original[:, ::3] = 0
+    decoded = dequantize(quantize_int4(original, 32))
+    np.testing.assert_array_equal(decoded[:, ::3], 0)
+    np.testing.assert_allclose(decoded, original, rtol=0, atol=np.abs(original).max() / 8)
+
+
 @pytest.mark.parametrize("quantize", [quantize_int8, quantize_int4])
 def test_extreme_groups(quantize: object) -> None:
     original = np.zeros((6, 32), dtype=np.float32)
