@@ -27,7 +27,7 @@ from deepzig.checkpoint.safe_files import locked, names_in, remove_temporary, re
 from deepzig.checkpoint.writer import SafetensorsWriter
 from deepzig.errors import CheckpointError, ResourceError
 
-REVISION = 1  # of the bytes that a recipe gives: a folder begun by another revision is not resumed
+REVISION = 2  # of the bytes that a recipe gives: a folder begun by another revision is not resumed
 SHARD_BYTES = 4_000_000_000
 SPARE_BYTES = 16 << 20  # for headers, the small files and the file system
 

@@ -19,7 +19,7 @@ from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.names import EMBEDDING, HEAD, count_mtp_layers, expected_tensors
 from deepzig.checkpoint.quantization_config import converted_config
 from deepzig.checkpoint.reader import DTYPES, parse_json_object
-from deepzig.checkpoint.recipe import KEEP, Recipe, Scheme
+from deepzig.checkpoint.recipe import INTEGERS, KEEP, Recipe, Scheme
 from deepzig.checkpoint.rounding import FP8_BLOCK
 from deepzig.checkpoint.schemes import CHANNEL
 from deepzig.checkpoint.writer import Entry
@@ -108,7 +108,8 @@ def make_plan(directory: Path, recipe: Recipe, shard_bytes: int) -> Plan:
     }
     schemes = recipe.assign(config, {module: weight.shape for module, weight in stored.items()})
     schemes = {module: _settled(scheme, stored[module], recipe) for module, scheme in schemes.items()}
-    items = [_matrix(source, module, weight, schemes[module]) for module, weight in stored.items()]
+    kept = {module for module, weight in stored.items() if _has_already(source, module, weight, schemes[module])}
+    items = [_matrix(source, m, weight, KEEP if m in kept else schemes[m]) for m, weight in stored.items()]
     items += [_vector(source, name) for name in expected.vector]
     place = {name: (source.files.index(source.path_of(name)), info.start) for name, info in source.infos.items()}
     items.sort(key=lambda item: min(place[name] for name in item.copied))  # files are read from front to back
@@ -149,6 +150,14 @@ def _settled(scheme: Scheme, weight: Weight, recipe: Recipe) -> Scheme:
     if scheme == KEEP:
         return KEEP if weight.format in PLAIN else Scheme("bf16")
     return KEEP if scheme.format == weight.format and weight.format in PLAIN else scheme
+
+
+def _has_already(source: Checkpoint, module: str, weight: Weight, scheme: Scheme) -> bool:
+    """Whether the source stores integers by `scheme`, to the byte: another search of int4 scales would only lose."""
+    return scheme.format in INTEGERS and scheme.format == weight.format and all(
+        (info := source.infos.get(f"{module}.{suffix}")) is not None and (info.dtype, info.shape) == (dtype, shape)
+        for suffix, dtype, shape in stored_tensors(weight.shape, scheme)
+    )
 
 
 def _matrix(source: Checkpoint, module: str, weight: Weight, scheme: Scheme) -> Item:

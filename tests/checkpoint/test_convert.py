@@ -1,5 +1,6 @@
 """convert: every format, what comes along, what is dropped, and sources that cannot be converted."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from deepzig.checkpoint.loader import ModelWeights, load_weights
 from deepzig.checkpoint.plan import Item
 from deepzig.checkpoint.quantize import row_slabs
 from deepzig.checkpoint.recipe import FORMATS, Recipe, Scheme
+from deepzig.checkpoint.schemes import CHANNEL
 from deepzig.checkpoint.verify import verify
 from deepzig.config import ModelConfig
 from deepzig.errors import CheckpointError
@@ -114,6 +116,19 @@ def test_fp8_to_fp8_keeps_every_byte(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.codes, weight.codes)
         if weight.scale is not None:
             np.testing.assert_array_equal(found.scale, weight.scale)
+
+
+@pytest.mark.parametrize("recipe", [Recipe("int4"), Recipe("int4", 32), Recipe("int8", CHANNEL)])
+def test_integers_of_the_wanted_groups_keep_every_byte(small_model: Path, tmp_path: Path, recipe: Recipe) -> None:
+    converted(small_model, tmp_path / "once", recipe)
+    again = dataclasses.replace(recipe, include=(("*.0.self_attn.o_proj", recipe.format),))
+    weights = converted(tmp_path / "once", tmp_path / "twice", again)
+    once, twice = open_checkpoint(tmp_path / "once"), open_checkpoint(tmp_path / "twice")
+    for name in once.names:
+        if ".0.self_attn.o_proj." not in name:
+            assert once.array(name).tobytes() == twice.array(name).tobytes(), name
+    assert weights.linear["model.layers.0.self_attn.o_proj"].format == recipe.format
+    assert verify(tmp_path / "twice").problems == []
 
 
 def test_excluded_fp8_modules_become_bf16_among_integers(tmp_path: Path) -> None:
