@@ -20,6 +20,7 @@ from deepzig import _kernels
 from deepzig.checkpoint.names import HEAD
 from deepzig.engine.llm import LLM
 from deepzig.engine.whole_text import read_text, text_rows
+from deepzig.errors import NonFiniteLogitsError, RequestError
 from deepzig.evaluate.windows import encode_documents, iter_windows, split_documents, window_size
 from deepzig.model.linear import Linear
 from deepzig.model.moe import MoE
@@ -45,10 +46,12 @@ class Calibration:
 def calibrate(
     llm: LLM, text: str, *, window: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Calibration:
-    """Run `text` through the model, MTP layers included, and measure. Raises RequestError as `perplexity.evaluate`."""
+    """Run `text` through the model, MTP layers included, and measure. Raises as `perplexity.evaluate`."""
     window, stride = window_size(llm, window, None)
     prefix, encoded = encode_documents(llm, split_documents(text))
     windows = [w.token_ids for token_ids in encoded for w in iter_windows(prefix, token_ids, window, stride)]
+    if not windows:
+        raise RequestError("the text has no token to predict; give more text")
     total = sum(map(len, windows))
     sums = _Sums()
     done = 0
@@ -81,8 +84,10 @@ class _Sums:
         self._counts: dict[str, int] = defaultdict(int)
 
     def add(self, path: str, x: np.ndarray) -> None:
-        """x f32 (T, K), inputs of the module."""
+        """x f32 (T, K), inputs of the module. Raises NonFiniteLogitsError, since such inputs weigh nothing."""
         squares = np.einsum("tk,tk->k", x, x, dtype=np.float64)
+        if not np.isfinite(squares).all():
+            raise NonFiniteLogitsError(f"{path} is given NaN or infinity; look at the files with `deepzig verify`")
         self.squares[path] = self.squares.get(path, 0) + squares
         self._counts[path] += len(x)
 

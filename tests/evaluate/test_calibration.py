@@ -101,3 +101,18 @@ def test_a_model_without_tokenizer_is_refused() -> None:
     llm = deepzig.load(Path(__file__).resolve().parent.parent / "golden" / "v3_classic")
     with pytest.raises(deepzig.errors.RequestError, match="no tokenizer"):
         calibrate(llm, TEXT)
+
+
+def test_a_model_that_gives_nan_is_refused(stories: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = stories.model.layers[2].input_layernorm
+    broken = layer.weight.copy()
+    broken[3] = np.inf
+    monkeypatch.setattr(layer, "weight", broken)
+    with pytest.raises(deepzig.errors.NonFiniteLogitsError, match=r"layers\.2\.self_attn\.q_a_proj is given NaN"):
+        calibrate(stories, TEXT)
+
+
+def test_a_text_without_a_token_to_predict_is_refused(stories: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepzig.evaluate.calibration.encode_documents", lambda llm, documents: ([], [[5]]))
+    with pytest.raises(deepzig.errors.RequestError, match="no token to predict"):
+        calibrate(stories, "a")
