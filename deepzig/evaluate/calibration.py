@@ -73,7 +73,8 @@ def _run(llm: LLM, token_ids: np.ndarray, sums: "_Sums") -> None:
     for depth in range(len(llm.model.mtp_layers)):
         if len(token_ids) > depth + 1:
             rows = text_rows(0, len(token_ids) - depth - 1, cache)
-            hidden = llm.model.mtp_forward(depth, token_ids[depth + 1 :], hidden[: rows.n_rows], rows, cache)
+            following = token_ids[depth + 1 :]
+            hidden = llm.model.mtp_forward(depth, following, hidden[: rows.n_rows], rows, cache, form="expanded")
 
 
 class _Sums:

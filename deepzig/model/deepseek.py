@@ -113,15 +113,24 @@ class DeepseekModel:
         return self.lm_head(hidden, np.empty((len(hidden), self.config.vocab_size), np.float32))
 
     def mtp_forward(
-        self, depth: int, token_ids: np.ndarray, hidden: np.ndarray, rows: Rows, cache: LatentCache
+        self,
+        depth: int,
+        token_ids: np.ndarray,
+        hidden: np.ndarray,
+        rows: Rows,
+        cache: LatentCache,
+        *,
+        form: str | None = None,
     ) -> np.ndarray:
         """Run MTP layer `depth`: hidden f32 (T, D) of rows.positions, token_ids i32 (T,) of the positions after them.
+
+        form as in `forward`.
 
         Returns:
             f32 (T, D) after the layer's own norm: input of `mtp_logits`, and of the next row when drafts are chained.
         """
         embedded = self._embed(token_ids, np.empty_like(hidden))
-        return self.mtp_layers[depth](embedded, hidden, self._step(rows, cache))
+        return self.mtp_layers[depth](embedded, hidden, self._step(rows, cache, form))
 
     def mtp_logits(self, depth: int, state: np.ndarray) -> np.ndarray:
         """state f32 (T, D) of `mtp_forward` -> f32 (T, vocab_size), of the tokens after its token_ids."""

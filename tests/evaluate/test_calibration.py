@@ -34,6 +34,11 @@ def test_every_matrix_that_may_be_rounded_is_measured(stories: LLM) -> None:
         assert counts.min() >= LEAST_IMPORTANCE and counts.mean() == pytest.approx(1, rel=1e-2)
 
 
+def test_short_texts_measure_attention_too(stories: LLM) -> None:
+    found = calibrate(stories, "Once upon a time").importance
+    assert all(f"model.layers.{layer}.self_attn.kv_b_proj" in found for layer in range(6))  # the last is the MTP layer
+
+
 def test_statistics_are_those_of_the_inputs(stories: LLM) -> None:
     """Of the first layer's attention, computed here from traced hidden states."""
     assert stories.tokenizer is not None
