@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
+from deepzig.checkpoint.names import HEAD
 from deepzig.checkpoint.reader import shown
 from deepzig.checkpoint.recipe import INTEGERS, KEEP, Scheme, is_embedding, is_head, is_routed, is_router
 from deepzig.checkpoint.rounding import FP8_BLOCK
@@ -46,10 +47,12 @@ def quantization_config(schemes: Mapping[str, Scheme]) -> dict[str, Any] | None:
     """What declares `schemes`, by module path; None if all matrices are plain floats."""
     formats = {scheme.format for scheme in schemes.values()}
     if "fp8" in formats:
-        return {
+        blocks = {
             "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
             "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
         }  # fmt: skip
+        plain = _plain_beside_fp8(schemes)
+        return {**blocks, "modules_to_not_convert": plain} if plain else blocks
     if not formats.intersection(INTEGERS):
         return None
     members: dict[Scheme, list[str]] = defaultdict(list)
@@ -68,6 +71,26 @@ def quantization_config(schemes: Mapping[str, Scheme]) -> dict[str, Any] | None:
         "ignore": targets(plain, schemes),
         "kv_cache_scheme": None,
     }
+
+
+def _plain_beside_fp8(schemes: Mapping[str, Scheme]) -> list[str]:
+    """Modules that are not in fp8; none if those that DeepSeek's releases leave plain, unsaid, are all. The experts of
+    a layer are one module where all are plain, as transformers has it."""
+
+    def fused(module: str) -> str:
+        return re.sub(r"\.experts\.\d+\.\w+$", ".experts", module)
+
+    rounded = {fused(module) for module, scheme in schemes.items() if scheme.format == "fp8"}
+    plain = [
+        module
+        for module, scheme in schemes.items()
+        if scheme.format != "fp8" and not (is_router(module) or is_embedding(module))
+    ]
+    if all(is_head(module) or module.endswith(".eh_proj") for module in plain):
+        return []
+    if HEAD not in schemes:  # tied; with a list, transformers no longer thinks of it by itself
+        plain.insert(0, HEAD)
+    return list(dict.fromkeys(module if fused(module) in rounded else fused(module) for module in plain))
 
 
 def _config_group(scheme: Scheme, matched: list[str]) -> dict[str, Any]:

@@ -187,6 +187,24 @@ def test_our_own_reader_accepts_what_is_declared() -> None:
     assert quantization_config(assign(Recipe("bf16"))) is None
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("model.layers.5.self_attn.o_proj", {"model.layers.5.self_attn.o_proj"}),
+        ("model.layers.4.mlp.experts.*", {"model.layers.4.mlp.experts"}),
+        ("model.layers.4.mlp.experts.3.up_proj", {"model.layers.4.mlp.experts.3.up_proj"}),
+    ],
+)
+def test_what_patterns_leave_plain_beside_fp8_is_declared(pattern: str, expected: set[str]) -> None:
+    schemes = assign(Recipe("fp8", exclude=(pattern,)))
+    unsaid = {"lm_head", "model.layers.5.shared_head.head", "model.layers.5.eh_proj"}
+    for modules in (schemes, {module: scheme for module, scheme in schemes.items() if module != "lm_head"}):  # tied
+        declared = quantization_config(modules)
+        assert declared is not None and set(declared["modules_to_not_convert"]) == unsaid | expected
+    published = quantization_config(assign(Recipe("fp8")))
+    assert published is not None and "modules_to_not_convert" not in published
+
+
 def test_uniform_modules_become_few_targets() -> None:
     schemes = assign(Recipe("int4"))
     experts = [module for module in schemes if ".experts." in module]
