@@ -94,7 +94,7 @@ def convert(
     Raises:
         ConfigError, CheckpointError: the source cannot be used, or the destination is taken or was begun otherwise.
         ResourceError: the disk is full or will be; what is finished stays.
-        RequestError: the recipe does not fit the model.
+        RequestError: the recipe does not fit the model, or the files would be more than can be read.
     """
     with room_errors(destination):
         _check_folders(source, destination, resume)

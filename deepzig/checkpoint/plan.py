@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deepzig._kernels.weight import Weight
-from deepzig.checkpoint.directory import SINGLE_FILE, Checkpoint, open_checkpoint
+from deepzig.checkpoint.directory import MAX_SHARDS, SINGLE_FILE, Checkpoint, open_checkpoint
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.names import EMBEDDING, HEAD, count_mtp_layers, expected_tensors
 from deepzig.checkpoint.quantization_config import converted_config
@@ -24,7 +24,7 @@ from deepzig.checkpoint.rounding import FP8_BLOCK
 from deepzig.checkpoint.schemes import CHANNEL
 from deepzig.checkpoint.writer import Entry
 from deepzig.config import MAX_CONFIG_BYTES, ModelConfig
-from deepzig.errors import CheckpointError
+from deepzig.errors import CheckpointError, RequestError
 from deepzig.small_files import read_small
 
 PLAIN = ("f32", "f16", "bf16")
@@ -93,7 +93,7 @@ def make_plan(directory: Path, recipe: Recipe, shard_bytes: int) -> Plan:
 
     Raises:
         ConfigError, CheckpointError: the source cannot be used.
-        RequestError: the recipe does not fit the model.
+        RequestError: the recipe does not fit the model, or the files would be more than can be read.
     """
     config = ModelConfig.from_directory(directory)
     path = directory / "config.json"
@@ -213,6 +213,8 @@ def _shards(items: list[Item], shard_bytes: int) -> tuple[Shard, ...]:
         room -= item.nbytes
     if not items:
         raise CheckpointError("the checkpoint has no tensors to convert")
+    if len(groups) > MAX_SHARDS:
+        raise RequestError(f"{len(groups)} files of {shard_bytes} bytes are more than {MAX_SHARDS}; allow larger ones")
     if len(groups) == 1:
         return (Shard(SINGLE_FILE, tuple(groups[0])),)
     stem = SINGLE_FILE.removesuffix(".safetensors")

@@ -24,7 +24,7 @@ from deepzig.checkpoint.recipe import FORMATS, Recipe, Scheme
 from deepzig.checkpoint.schemes import CHANNEL
 from deepzig.checkpoint.verify import verify
 from deepzig.config import ModelConfig
-from deepzig.errors import CheckpointError
+from deepzig.errors import CheckpointError, RequestError
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 HEAD_COPY = "model.layers.2.shared_head.head"
@@ -254,6 +254,15 @@ def test_shards(small_model: Path, tmp_path: Path, shard_bytes: int) -> None:
             assert shards.path_of(name) == shards.path_of(name.replace("_packed", "_scale"))
     index = json.loads((tmp_path / "shards/model.safetensors.index.json").read_text(encoding="utf-8"))
     assert index["metadata"]["total_size"] == shards.nbytes
+
+
+def test_more_files_than_can_be_read_are_refused(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepzig.checkpoint.plan.MAX_SHARDS", 50)
+    with pytest.raises(RequestError, match=r"\d+ files of 1 bytes are more than 50; allow larger ones"):
+        convert(small_model, tmp_path / "out", Options(Recipe("int8"), 1))
+    assert not (tmp_path / "out").exists()
 
 
 def test_data_is_aligned(small_model: Path, tmp_path: Path) -> None:
