@@ -15,6 +15,11 @@ from deepzig.errors import CheckpointError
 
 FP8_MAX = 448.0  # greatest float8_e4m3fn
 FP8_BLOCK = 128
+_INFINITY = {"f16": 0x7C00, "bf16": 0x7F80}  # bits
+_OVERFLOWS = {
+    "f16": "a weight exceeds 65504, the greatest float16; use bf16",
+    "bf16": "a weight exceeds 3.39e38, the greatest bfloat16; leave its module out",
+}
 SLAB_VALUES = 1 << 22  # rows are worked on in slabs of about this many values, so that scratch memory stays small
 
 
@@ -87,7 +92,7 @@ def quantize_fp8(weight: np.ndarray) -> Weight:
 def cast(weight: np.ndarray, name: str) -> Weight:
     """`weight` f32 (N, K) in the format "f32", "bf16" or "f16", rounded to nearest even.
 
-    Raises CheckpointError if finite values overflow float16.
+    Raises CheckpointError if finite values overflow.
     """
     shape = (weight.shape[0], weight.shape[1])
     if name == "f32":
@@ -96,10 +101,10 @@ def cast(weight: np.ndarray, name: str) -> Weight:
     with np.errstate(over="ignore"):
         for rows in _slabs(shape):
             target = ml_dtypes.bfloat16 if name == "bf16" else np.float16
-            rounded = weight[rows].astype(target)
-            if name == "f16" and np.count_nonzero(np.isinf(rounded)) > np.count_nonzero(np.isinf(weight[rows])):
-                raise CheckpointError("a weight exceeds 65504, the greatest float16; use bf16")
-            codes[rows] = rounded.view(np.uint16)
+            codes[rows] = weight[rows].astype(target).view(np.uint16)
+            n_infinite = np.count_nonzero(codes[rows] & 0x7FFF == _INFINITY[name])
+            if n_infinite and n_infinite > np.count_nonzero(np.isinf(weight[rows])):
+                raise CheckpointError(_OVERFLOWS[name])
     return Weight(name, shape, codes)
 
 

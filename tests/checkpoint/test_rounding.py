@@ -162,9 +162,11 @@ def test_cast_rounds_to_nearest_even(name: str, dtype: type) -> None:
     np.testing.assert_array_equal(dequantize(cast(original, name)), original.astype(dtype).astype(np.float32))
 
 
-def test_cast_to_f16_refuses_overflow() -> None:
-    with pytest.raises(CheckpointError, match=r"65504.*bf16"):
-        cast(np.array([[1e5]], dtype=np.float32), "f16")
+@pytest.mark.parametrize(("name", "value", "message"), [("f16", 1e5, r"65504.*bf16"), ("bf16", -3.4e38, r"3\.39e38")])
+def test_cast_refuses_overflow_but_takes_infinity(name: str, value: float, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        cast(np.array([[value]], dtype=np.float32), name)
+    assert np.isinf(dequantize(cast(np.array([[np.inf]], dtype=np.float32), name))).all()
 
 
 @pytest.mark.parametrize("slab", [1, 300, 1 << 22])
