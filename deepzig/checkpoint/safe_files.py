@@ -53,7 +53,8 @@ def room_errors(path: Path, nbytes: int = 0) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in NO_ROOM:
-            free = shutil.disk_usage(path.parent).free
+            there = next(folder for folder in (*path.parents, Path()) if os.path.exists(folder))
+            free = shutil.disk_usage(there).free
             raise ResourceError(f"cannot write {path}: it needs {nbytes} bytes, {free} are free; make room") from error
         reason = error.strerror or error
         raise CheckpointError(f"cannot write {path} ({reason}); check folder and permissions") from error
@@ -73,11 +74,10 @@ def locked(directory: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read(20).strip() or "unknown"
             raise CheckpointError(f"{directory} is being written by another conversion (process {holder}); wait for it")
-        with room_errors(path):
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
         try:
+            with room_errors(path):
+                file.truncate(0)
+                os.write(file.fileno(), b"%d\n" % os.getpid())  # unbuffered: closing would try a second time
             yield
         finally:
             path.unlink(missing_ok=True)

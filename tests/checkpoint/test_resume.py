@@ -1,5 +1,6 @@
 """Conversions that are interrupted, by kill -9 at many points, by a full disk, by another process, and go on."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,7 +21,7 @@ from deepzig.checkpoint.convert import Options, convert
 from deepzig.checkpoint.manifest import MANIFEST_FILE
 from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.checkpoint.recipe import Recipe
-from deepzig.checkpoint.safe_files import LOCK_FILE
+from deepzig.checkpoint.safe_files import LOCK_FILE, locked
 from deepzig.checkpoint.verify import verify
 from deepzig.checkpoint.writer import SafetensorsWriter
 from deepzig.errors import CheckpointError, ResourceError
@@ -301,6 +302,28 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_byte(
         convert(small_model, tmp_path / "out", OPTIONS)
     assert caught.value.exit_code == 4
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_has_no_room_for_a_lock(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        with pytest.raises(ResourceError, match=r"cannot write .*\.lock.*make room"), locked(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_cannot_hold_the_folders_is_told(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ResourceError, match=r"cannot write .*c: it needs 0 bytes, \d+ are free"):
+        convert(small_model, tmp_path / "a" / "b" / "c", OPTIONS)
 
 
 def test_a_disk_that_gets_full_leaves_finished_files(small_model: Path, tmp_path: Path) -> None:
