@@ -28,7 +28,7 @@ FORMATS = ("int8", "int4", "fp8", "fp16", "bf16")
 GROUP_SIZES = {"32": 32, "64": 64, "128": 128, "channel": 0}
 SHARD_SIZE = "4GB"
 Pairs = tuple[tuple[str, str], ...]
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(k|M|G|T)?B?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*(k|M|G|T)?B?", re.IGNORECASE)
 
 
 def parse_size(_ctx: click.Context, _param: click.Parameter, value: str) -> int:

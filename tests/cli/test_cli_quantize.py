@@ -106,6 +106,7 @@ def test_group_size_patterns_and_shards_are_passed_on(run: Run, tmp_path: Path) 
         (["--format", "int8", "--group-size", "48"], "48"),
         (["--format", "int8", "--include", "lm_head"], "PATTERN=FORMAT"),
         (["--format", "int8", "--shard-size", "many"], "many"),
+        (["--format", "int8", "--shard-size", "9" * 400], "no size"),
         (["--format", "int8", "--calibrate", __file__], "--calibrate"),
         (["--format", "int8", "--exclude", "*.no_such"], "no_such"),
         (["--format", "bf16", "--group-size", "64"], "no group size"),
