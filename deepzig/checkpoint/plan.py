@@ -21,7 +21,7 @@ from deepzig.checkpoint.quantization_config import converted_config
 from deepzig.checkpoint.reader import DTYPES, parse_json_object
 from deepzig.checkpoint.recipe import INTEGERS, KEEP, Recipe, Scheme
 from deepzig.checkpoint.rounding import FP8_BLOCK
-from deepzig.checkpoint.schemes import CHANNEL
+from deepzig.checkpoint.schemes import CHANNEL, GROUP_SIZES
 from deepzig.checkpoint.writer import Entry
 from deepzig.config import MAX_CONFIG_BYTES, ModelConfig
 from deepzig.errors import CheckpointError, RequestError
@@ -107,7 +107,7 @@ def make_plan(directory: Path, recipe: Recipe, shard_bytes: int) -> Plan:
         if module not in expected.alias or not _is_copy(source, module, expected.alias[module])
     }
     schemes = recipe.assign(config, {module: weight.shape for module, weight in stored.items()})
-    schemes = {module: _settled(scheme, stored[module], recipe) for module, scheme in schemes.items()}
+    schemes = {m: _settled(source, m, stored[m], scheme, recipe) for m, scheme in schemes.items()}
     kept = {module for module, weight in stored.items() if _has_already(source, module, weight, schemes[module])}
     items = [_matrix(source, m, weight, KEEP if m in kept else schemes[m]) for m, weight in stored.items()]
     items += [_vector(source, name) for name in expected.vector]
@@ -142,13 +142,15 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
     return all(np.array_equal(flat[i : i + _COMPARED_BYTES], flat_other[i : i + _COMPARED_BYTES]) for i in starts)
 
 
-def _settled(scheme: Scheme, weight: Weight, recipe: Recipe) -> Scheme:
+def _settled(source: Checkpoint, module: str, weight: Weight, scheme: Scheme, recipe: Recipe) -> Scheme:
     """`scheme`, or KEEP where the source has it already; what the result cannot declare becomes bf16."""
     same_fp8 = weight.format == "fp8" and (weight.block_rows, weight.group_size) == (FP8_BLOCK, FP8_BLOCK)
     if recipe.format == "fp8" and same_fp8 and scheme.format in ("", "fp8"):
         return KEEP
-    if scheme == KEEP:
-        return KEEP if weight.format in PLAIN else Scheme("bf16")
+    if scheme == KEEP and weight.format not in PLAIN:
+        stored = Scheme(weight.format, weight.group_size if weight.group_size in GROUP_SIZES else CHANNEL)
+        has_fp8 = "fp8" in (recipe.format, *(wanted for _, wanted in recipe.include))
+        return Scheme("bf16") if has_fp8 or not _has_already(source, module, weight, stored) else stored
     return KEEP if scheme.format == weight.format and weight.format in PLAIN else scheme
 
 

@@ -131,6 +131,20 @@ def test_integers_of_the_wanted_groups_keep_every_byte(small_model: Path, tmp_pa
     assert verify(tmp_path / "twice").problems == []
 
 
+@pytest.mark.parametrize("wanted", ["int8", "bf16"])
+def test_excluded_integers_stay_as_they_are(small_model: Path, tmp_path: Path, wanted: str) -> None:
+    once = converted(small_model, tmp_path / "once", Recipe("int4")).linear
+    recipe = Recipe(wanted, exclude=("*.mlp.experts.*", "*.0.self_attn.q_b_proj"))
+    twice = converted(tmp_path / "once", tmp_path / "twice", recipe).linear
+    for module, weight_format in (("1.mlp.experts.3.up_proj", "int4"), ("0.self_attn.q_b_proj", "int8")):
+        one, two = (weights[f"model.layers.{module}"] for weights in (once, twice))
+        assert (one.format, one.group_size) == (two.format, two.group_size) and two.format == weight_format
+        np.testing.assert_array_equal(one.codes, two.codes)
+    assert twice["model.layers.0.self_attn.o_proj"].format == wanted
+    fp8 = converted(tmp_path / "once", tmp_path / "fp8", Recipe("fp8", exclude=("*.mlp.experts.*",))).linear
+    assert fp8["model.layers.1.mlp.experts.3.up_proj"].format == "bf16"
+
+
 def test_excluded_fp8_modules_become_bf16_among_integers(tmp_path: Path) -> None:
     weights = converted(GOLDEN / "v3_fp8", tmp_path / "out", Recipe("int8", exclude=("*.o_proj",)))
     formats = {weight.format for module, weight in weights.linear.items() if module.endswith("o_proj")}
