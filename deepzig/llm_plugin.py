@@ -63,7 +63,7 @@ class Deepzig(llm.Model):  # type: ignore[misc]
         given = prompt.options.model_dump(exclude_none=True)
         model, known = loaded(given.pop("checkpoint", self._checkpoint))
         template, tokenizer = model.chat_template, model.tokenizer
-        ids = prompt_ids(model, prompt, known)
+        ids = prompt_ids(model, prompt, known.copy())  # other threads write to it
         assert tokenizer is not None  # which the line above needed
         if template is not None and template.tells_roles():
             given.setdefault("max_tokens", model.n_context)

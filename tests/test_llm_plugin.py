@@ -12,7 +12,8 @@ import pytest
 
 import deepzig
 from deepzig.errors import CheckpointError, RequestError
-from deepzig.llm_plugin import Deepzig, register_models
+from deepzig.llm_plugin import Deepzig, loaded, register_models
+from deepzig.text import resumed_tokens
 from tests.talkers import TEMPLATES, make_talker
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +71,18 @@ def test_a_conversation_is_not_read_again(stories: Deepzig) -> None:
     read_before = first.usage().input + first.usage().output - 1  # the last token was said, not read
     assert timings["cached_tokens"] == read_before == second.usage().details["cached_tokens"]
     assert timings["prompt_tokens"] > read_before
+
+
+def test_another_thread_may_end_its_answer_meanwhile(stories: Deepzig, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = stories.prompt("Once upon a time", temperature=0, max_tokens=12).text()
+    original = resumed_tokens._common
+
+    def interrupted(left: str, right: str) -> int:
+        loaded("stories")[1][:] = [5] * 100  # while a prompt is compared with what was known
+        return original(left, right)
+
+    monkeypatch.setattr(resumed_tokens, "_common", interrupted)
+    assert stories.prompt("Once upon a time", temperature=0, max_tokens=12).text() == expected
 
 
 def test_thoughts_are_told_apart(tmp_path: Path) -> None:
