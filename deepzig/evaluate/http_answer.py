@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from time import perf_counter
-from typing import Any
+from typing import Annotated, Any
 
 import httpx2
 import msgspec
@@ -17,6 +17,9 @@ import msgspec
 DONE = b"[DONE]"
 MESSAGE_CHARS = 200  # of a server's error
 MAX_ERROR_BYTES = 1 << 16
+NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what decoding it can end with
+
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]  # of tokens
 
 
 class AnswerFailedError(Exception):
@@ -41,8 +44,8 @@ class _Choice(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -74,7 +77,7 @@ class Answer:
             return
         try:
             chunk = msgspec.json.decode(data, type=_Chunk)
-        except msgspec.MsgspecError as error:
+        except NOT_JSON as error:
             raise AnswerFailedError(f"a chunk that cannot be read: {error}") from error
         if chunk.error is not None:
             raise AnswerFailedError(f"an error within the stream: {_message(chunk.error)}")
@@ -167,7 +170,7 @@ def error_message(content: bytes) -> str:
     """Of the body of a failed request, as OpenAI's API words it; else the body itself, cut."""
     try:
         return _message(msgspec.json.decode(content))
-    except msgspec.MsgspecError:
+    except NOT_JSON:
         return " ".join(content.decode(errors="replace").split())[:MESSAGE_CHARS] or "no reason given"
 
 

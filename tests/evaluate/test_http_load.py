@@ -36,6 +36,7 @@ def chat(**delta: str | None) -> bytes:
 
 
 STOP = text("", "stop")
+NESTED = 100_000  # brackets, deeper than any stack
 
 
 # ---- events
@@ -123,6 +124,11 @@ FAILURES: list[tuple[Reply, str]] = [
     (streaming(text(" a"), event({"error": {"message": "no memory"}})), "an error within the stream: no memory"),
     (streaming(b"data: {]\n\n"), "a chunk that cannot be read: "),
     (streaming(event({"choices": [{"text": 5}]})), "a chunk that cannot be read: "),
+    (streaming(b'data: {"choices": [{"text": "\xff"}]}\n\n'), "a chunk that cannot be read: "),
+    (streaming(b'data: {"error": ' + b"[" * NESTED + b"]" * NESTED + b"}\n\n"), "a chunk that cannot be read: "),
+    (streaming(text(" a"), usage(1, 10**400), STOP), "a chunk that cannot be read: "),
+    (streaming(text(" a"), usage(1, -1), STOP), "a chunk that cannot be read: "),
+    (fails_with(500, b"[" * NESTED), "HTTP 500: [[["),
     (dawdle, "no whole answer within 1 s"),
 ]  # fmt: skip
 
