@@ -5,6 +5,8 @@ every chunk, chunks may hold a role or nothing, comments keep connections alive,
 """
 
 import asyncio
+import codecs
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -15,6 +17,7 @@ import httpx2
 import msgspec
 
 DONE = b"[DONE]"
+LINE_END = re.compile(rb"\r\n|\r|\n")
 MESSAGE_CHARS = 200  # of a server's error
 MAX_ERROR_BYTES = 1 << 16
 NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what decoding it can end with
@@ -91,18 +94,21 @@ class Answer:
 
 
 class EventParser:
-    """Server-sent events: bytes in, the data of each event out. Splits at line feeds alone, as JSON may hold other
-    characters that Python takes for the end of a line."""
+    """Server-sent events: bytes in, the data of each event out. Lines end as in HTML's standard, in CR, LF or both;
+    JSON may hold other characters that Python takes for the end of a line."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[bytes] = []
+        self._is_first_line = True
+        self._ended_in_cr = False  # the last piece; a LF that follows belongs to it
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
         """Events that became whole."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
+        after_cr, self._ended_in_cr = self._ended_in_cr, piece.endswith(b"\r")
+        *lines, self._rest = LINE_END.split(self._rest + (piece.removeprefix(b"\n") if after_cr else piece))
         for line in lines:
-            yield from self._line(line.removesuffix(b"\r"))
+            yield from self._line(line)
 
     def finish(self) -> Iterator[bytes]:
         """The last event, if the stream ended without the empty line behind it."""
@@ -110,6 +116,8 @@ class EventParser:
         yield from self._line(b"")
 
     def _line(self, line: bytes) -> Iterator[bytes]:
+        if self._is_first_line:
+            line, self._is_first_line = line.removeprefix(codecs.BOM_UTF8), False
         if line.startswith(b"data:"):
             self._data.append(line[5:].removeprefix(b" "))
         elif not line and self._data:
@@ -147,7 +155,7 @@ async def _check(response: httpx2.Response) -> None:
             content = (content + piece)[:MAX_ERROR_BYTES]
         raise AnswerFailedError(f"HTTP {response.status_code}: {error_message(content)}")
     kind = response.headers.get("content-type", "")
-    if not kind.startswith("text/event-stream"):
+    if not kind.lower().startswith("text/event-stream"):
         raise AnswerFailedError(f"not a stream of events but {kind[:MESSAGE_CHARS] or 'something without a type'}")
 
 

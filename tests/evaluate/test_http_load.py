@@ -48,6 +48,9 @@ NESTED = 100_000  # brackets, deeper than any stack
     [
         (b"data: 1\n\ndata:2\n\n", [b"1", b"2"]),
         (b"data: 1\r\n\r\ndata: 2\r\n\r\n", [b"1", b"2"]),
+        (b"data: 1\r\rdata: 2\r\r", [b"1", b"2"]),
+        (b"data: 1\r\n\ndata: 2\n\r\ndata: 3\r\r\n", [b"1", b"2", b"3"]),
+        (b"\xef\xbb\xbfdata: 1\n\n\xef\xbb\xbfdata: 2\n\n", [b"1"]),  # the mark of UTF-8, which only the start may have
         (b": keep-alive\n\n\n\nevent: x\nid: 4\ndata: 1\n\n: again\ndata: 2\n: within\n\n", [b"1", b"2"]),
         (b"data: {\ndata: }\n\n", [b"{\n}"]),
         (b"data: 1\n\ndata: 2", [b"1", b"2"]),
@@ -87,6 +90,15 @@ def test_streams_of_other_servers(server: OddServer, pieces: list[bytes], n_chun
     assert len(answer.text_times) == n_chunks and answer.n_tokens == n_tokens
     assert answer.asked < answer.text_times[0] <= answer.text_times[-1] <= answer.ended
     assert not result.errors
+
+
+def test_an_event_that_ends_in_cr_is_not_held_back() -> None:
+    assert list(EventParser().feed(b"data: 1\r\r")) == [b"1"]
+
+
+def test_types_of_media_are_alike_in_any_case(server: OddServer) -> None:
+    server.replies = [lambda asked: asked.send(200, text(" a", "stop"), "Text/Event-Stream; Charset=UTF-8")]
+    assert load(server).answers
 
 
 def fails_with(status: int, content: bytes) -> Reply:
