@@ -87,7 +87,7 @@ class Answer:
         for choice in chunk.choices or ():
             if choice.has_text:
                 self.text_times.append(now)
-            self.is_finished |= choice.finish_reason is not None
+            self.is_finished |= bool(choice.finish_reason)  # some say "" where there is no reason yet
         if chunk.usage is not None and chunk.usage.completion_tokens is not None:  # the last one counts all
             self.prompt_tokens = chunk.usage.prompt_tokens
             self.answer_tokens = chunk.usage.completion_tokens

@@ -132,6 +132,7 @@ FAILURES: list[tuple[Reply, str]] = [
     (hang_up, "the connection broke off: "),
     (break_off, "the connection broke off: "),
     (streaming(text(" a")), "the stream ended before the answer"),
+    (streaming(text(" a", "")), "the stream ended before the answer"),
     (streaming(STOP, DONE), "an answer without text"),
     (streaming(text(" a"), event({"error": {"message": "no memory"}})), "an error within the stream: no memory"),
     (streaming(b"data: {]\n\n"), "a chunk that cannot be read: "),
