@@ -36,9 +36,9 @@ class Asked(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def begin_stream(self) -> None:
+    def begin_stream(self, status: int = 200) -> None:
         """Ends when the connection is closed, so that a stream that breaks off looks like one that is done."""
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Connection", "close")
         self.end_headers()

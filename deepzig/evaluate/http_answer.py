@@ -20,6 +20,8 @@ DONE = b"[DONE]"
 LINE_END = re.compile(rb"\r\n|\r|\n")
 MESSAGE_CHARS = 200  # of a server's error
 MAX_ERROR_BYTES = 1 << 16
+MAX_EVENT_BYTES = 1 << 24
+LINGER_S = 1.0  # for the end of a stream behind [DONE], so that its connection can be used again
 NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what decoding it can end with
 
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]  # of tokens
@@ -63,10 +65,11 @@ class Answer:
 
     asked: float
     text_times: list[float] = field(default_factory=list)  # of chunks with text
-    ended: float = 0.0
+    ended: float = 0.0  # [DONE], else the end of the stream
     prompt_tokens: int | None = None  # None: the server did not say
     answer_tokens: int | None = None
     is_finished: bool = False  # a chunk said why it ended, or the stream that it is done
+    is_done: bool = False  # the latter; nothing counts behind it
 
     @property
     def n_tokens(self) -> int:
@@ -75,8 +78,11 @@ class Answer:
 
     def take(self, data: bytes, now: float) -> None:
         """An event of the stream. Raises AnswerFailedError if it is an error, or not what OpenAI's API knows."""
+        if self.is_done:
+            return
         if data.strip() == DONE:
-            self.is_finished = True
+            self.is_finished = self.is_done = True
+            self.ended = now
             return
         try:
             chunk = msgspec.json.decode(data, type=_Chunk)
@@ -104,8 +110,10 @@ class EventParser:
         self._ended_in_cr = False  # the last piece; a LF that follows belongs to it
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
-        """Events that became whole."""
+        """Events that became whole. Raises AnswerFailedError if a line has no end."""
         after_cr, self._ended_in_cr = self._ended_in_cr, piece.endswith(b"\r")
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise AnswerFailedError(f"a line of more than {MAX_EVENT_BYTES >> 20} MiB")
         *lines, self._rest = LINE_END.split(self._rest + (piece.removeprefix(b"\n") if after_cr else piece))
         for line in lines:
             yield from self._line(line)
@@ -133,16 +141,18 @@ async def ask(client: httpx2.AsyncClient, path: str, body: dict[str, Any], timeo
     """
     answer = Answer(asked=perf_counter())
     try:
-        async with asyncio.timeout(timeout_s), client.stream("POST", path, json=body) as response:
+        async with asyncio.timeout(timeout_s) as limit, client.stream("POST", path, json=body) as response:
             await _check(response)
-            await _read(response, answer)
+            await _read(response, answer, limit)
     except TimeoutError:
-        raise AnswerFailedError(f"no whole answer within {timeout_s:g} s") from None
+        if not answer.is_done:
+            raise AnswerFailedError(f"no whole answer within {timeout_s:g} s") from None
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
         raise AnswerFailedError(f"no connection: {reason_of(error)}") from error
     except httpx2.HTTPError as error:
-        raise AnswerFailedError(f"the connection broke off: {reason_of(error)}") from error
-    answer.ended = perf_counter()
+        if not answer.is_done:
+            raise AnswerFailedError(f"the connection broke off: {reason_of(error)}") from error
+    answer.ended = answer.ended or perf_counter()
     if not answer.is_finished:
         raise AnswerFailedError("the stream ended before the answer")
     return answer
@@ -152,19 +162,24 @@ async def _check(response: httpx2.Response) -> None:
     if response.status_code != HTTPStatus.OK:
         content = b""
         async for piece in response.aiter_bytes():
-            content = (content + piece)[:MAX_ERROR_BYTES]
-        raise AnswerFailedError(f"HTTP {response.status_code}: {error_message(content)}")
+            content += piece
+            if len(content) > MAX_ERROR_BYTES:
+                break
+        raise AnswerFailedError(f"HTTP {response.status_code}: {error_message(content[:MAX_ERROR_BYTES])}")
     kind = response.headers.get("content-type", "")
     if not kind.lower().startswith("text/event-stream"):
         raise AnswerFailedError(f"not a stream of events but {kind[:MESSAGE_CHARS] or 'something without a type'}")
 
 
-async def _read(response: httpx2.Response, answer: Answer) -> None:
+async def _read(response: httpx2.Response, answer: Answer, limit: asyncio.Timeout) -> None:
     parser = EventParser()
     async for piece in response.aiter_bytes():
         now = perf_counter()
+        was_done = answer.is_done
         for data in parser.feed(piece):
             answer.take(data, now)
+        if answer.is_done and not was_done:
+            limit.reschedule(asyncio.get_running_loop().time() + LINGER_S)
     for data in parser.finish():
         answer.take(data, perf_counter())
 

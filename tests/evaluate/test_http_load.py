@@ -101,6 +101,45 @@ def test_types_of_media_are_alike_in_any_case(server: OddServer) -> None:
     assert load(server).answers
 
 
+def linger(asked: Asked) -> None:
+    """A stream that is done, and goes on."""
+    asked.stream(text(" a", "stop"), DONE, text(" b"))
+    asked.rfile.read(1)  # until who asked is gone
+
+
+def test_nothing_counts_behind_the_end_of_an_answer(server: OddServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepzig.evaluate.http_answer.LINGER_S", 0.2)
+    server.replies = [linger, break_off_behind_done]
+    result = load(server, 2)
+    assert not result.errors and [answer.n_tokens for answer in result.answers] == [1, 1]
+    assert all(answer.text_times[-1] <= answer.ended < answer.text_times[-1] + 0.2 for answer in result.answers)
+
+
+def test_a_done_answer_leaves_its_connection_for_the_next(server: OddServer) -> None:
+    connections = set()
+
+    def reply(asked: Asked) -> None:
+        connections.add(asked.client_address)
+        asked.send(200, text(" a", "stop") + DONE, "text/event-stream")
+
+    server.reply = reply
+    assert len(load(server, 3).answers) == 3 and len(connections) == 1
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_what_has_no_end_is_not_read_to_it(server: OddServer, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setattr("deepzig.evaluate.http_answer.MAX_EVENT_BYTES", 1 << 16)
+
+    def reply(asked: Asked) -> None:
+        asked.begin_stream(status)
+        while True:  # until who asked is gone
+            asked.wfile.write(b"x" * 4096)
+
+    server.replies = [reply]
+    ((reason, _),) = load(server).errors.items()
+    assert reason.startswith("HTTP 500: xxx" if status == 500 else "a line of more than")
+
+
 def fails_with(status: int, content: bytes) -> Reply:
     return lambda asked: asked.send(status, content)
 
@@ -109,14 +148,18 @@ def hang_up(asked: Asked) -> None:
     asked.close_connection = True
 
 
-def break_off(asked: Asked) -> None:
+def break_off(asked: Asked, *behind: bytes) -> None:
     """A stream of a stated length that ends before."""
     asked.send_response(200)
     asked.send_header("Content-Type", "text/event-stream")
     asked.send_header("Content-Length", "1000")
     asked.end_headers()
-    asked.wfile.write(text(" a"))
+    asked.wfile.write(text(" a") + b"".join(behind))
     asked.close_connection = True
+
+
+def break_off_behind_done(asked: Asked) -> None:
+    break_off(asked, STOP, DONE)
 
 
 def dawdle(asked: Asked) -> None:
