@@ -5,6 +5,7 @@ English words, as many as make the wanted number of tokens by the server's own c
 """
 
 import asyncio
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -44,16 +45,25 @@ class Target:
             url = httpx2.URL(self.url)
         except httpx2.InvalidURL as error:
             raise RequestError(f"{self.url!r} is no URL ({error}); give one as http://127.0.0.1:8000") from error
-        if url.scheme not in ("http", "https") or not url.host:
+        if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 1) < 1 << 16:
             raise RequestError(f"{self.url!r} is no URL of a server; give one as http://127.0.0.1:8000")
-        if url.userinfo or url.query:
-            raise RequestError("a URL with a password or a query is not for a bench; use --api-key")
+        if url.userinfo or url.query or url.fragment:
+            raise RequestError("a URL with a password, a query or a fragment is not for a bench; use --api-key")
+        if self.api_key and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise RequestError("the key has a character that no key has, such as a line end; give it without")
+        if self.model is not None and not _is_unicode(self.model):
+            raise RequestError(f"{self.model!r} is no name of a model: it is not Unicode")
 
     @property
     def base_url(self) -> str:
         """With /v1, where the URL names no other path."""
         url = self.url.rstrip("/")
         return url if httpx2.URL(url).path.strip("/") else f"{url}/v1"
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be sent; bytes of the command line that are no UTF-8 cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 @dataclass(frozen=True)
@@ -71,8 +81,9 @@ class LoadPlan:
     def __post_init__(self) -> None:
         if min(self.requests, self.prompt_tokens, self.max_tokens) < 1 or self.concurrency == 0:
             raise RequestError("numbers of requests and tokens are 1 or more")
-        if (self.rate is not None and self.rate <= 0) or self.timeout_s <= 0:
-            raise RequestError("rate and timeout are above 0")
+        numbers = [self.timeout_s] if self.rate is None else [self.timeout_s, self.rate]
+        if not all(0 < number < math.inf for number in numbers):
+            raise RequestError("rate and timeout are finite numbers above 0")
         if self.rate is None and self.concurrency is None:
             raise RequestError("requests need a concurrency, a rate or both")
 

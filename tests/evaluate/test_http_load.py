@@ -1,6 +1,7 @@
 """Load for a server: streams in all shapes, what counts as an error, and how requests are spread over time."""
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -292,7 +293,9 @@ def test_answers_of_one_token_have_no_gaps() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "127.0.0.1:8000", "ftp://host", "http://", "http://user:word@host", "http://h/?key=1", "http://h:x"]
+    "url",
+    ["", "127.0.0.1:8000", "ftp://host", "http://", "http://user:word@host", "http://h/?key=1", "http://h:x",
+     "http://h:-1", "http://h:65536", "http://h/#part"],
 )  # fmt: skip
 def test_what_is_no_server(url: str) -> None:
     with pytest.raises(RequestError, match="URL"):
@@ -316,11 +319,24 @@ def test_a_key_is_not_shown() -> None:
     assert "secret" not in repr(Target("http://host", api_key="secret"))
 
 
+@pytest.mark.parametrize("key", ["secret\n", "secret\r", "se\0cret", "s\u00e9cret"])
+def test_a_key_that_cannot_be_sent_is_refused_unseen(key: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        Target("http://host", api_key=key)
+    assert "cret" not in str(caught.value)
+
+
+def test_a_name_that_cannot_be_sent_is_refused() -> None:
+    with pytest.raises(RequestError, match="not Unicode"):
+        Target("http://host", model="\udcff")
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"requests": 0}, {"max_tokens": 0}, {"concurrency": 0}, {"concurrency": None}, {"rate": 0.0}, {"timeout_s": 0.0}],
-)
-def test_plans_that_are_none(wrong: dict[str, int]) -> None:
+    [{"requests": 0}, {"max_tokens": 0}, {"concurrency": 0}, {"concurrency": None}, {"rate": 0.0}, {"timeout_s": 0.0},
+     {"rate": math.nan}, {"rate": math.inf}, {"timeout_s": math.nan}, {"timeout_s": math.inf}],
+)  # fmt: skip
+def test_plans_that_are_none(wrong: dict[str, float | None]) -> None:
     with pytest.raises(RequestError):
         LoadPlan(**{"requests": 1, "prompt_tokens": 1, "max_tokens": 1, "concurrency": 1, **wrong})
 
