@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from time import perf_counter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import httpx2
+import msgspec
 
 from deepzig.errors import NetworkError, RequestError
 from deepzig.evaluate.figures import Figure
-from deepzig.evaluate.http_answer import Answer, AnswerFailedError, ask, error_message, reason_of
+from deepzig.evaluate.http_answer import NOT_JSON, Answer, AnswerFailedError, ask, error_message, reason_of
 
 WORDS = (  # one token each in most vocabularies
     "the and was to a it he she they you we said for in on with that but not had saw one day so very big little old "
@@ -159,12 +160,8 @@ async def _run(target: Target, plan: LoadPlan, result: LoadResult, on_change: Ca
     headers = {"accept-encoding": "identity"}  # a compressed stream may be held back
     if target.api_key:
         headers["authorization"] = f"Bearer {target.api_key}"
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    timeout = httpx2.Timeout(plan.timeout_s, connect=CONNECT_TIMEOUT_S)
-    async with httpx2.AsyncClient(
-        base_url=target.base_url, headers=headers, timeout=timeout, limits=limits
-    ) as client:
-        result.model = target.model or await _first_model(client)
+    async with _client(target.base_url, headers, plan.timeout_s) as client:
+        result.model = target.model or await _first_model(client, plan.timeout_s)
         load = _Load(client, target.endpoint, plan, result)
         try:
             await load.warm_up()
@@ -173,16 +170,40 @@ async def _run(target: Target, plan: LoadPlan, result: LoadResult, on_change: Ca
         await load.run(on_change)
 
 
-async def _first_model(client: httpx2.AsyncClient) -> str:
+def _client(base_url: str, headers: dict[str, str], timeout_s: float) -> httpx2.AsyncClient:
+    """Raises NetworkError if proxies or certificates are set that there are not."""
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    timeout = httpx2.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
     try:
-        response = await client.get("/models")
+        return httpx2.AsyncClient(base_url=base_url, headers=headers, timeout=timeout, limits=limits)
+    except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:
+        raise NetworkError(
+            f"the environment names a proxy or certificates that cannot be used ({error}); look at HTTP_PROXY, "
+            "HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE"
+        ) from error
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: Annotated[list[_Model], msgspec.Meta(min_length=1)]
+
+
+async def _first_model(client: httpx2.AsyncClient, timeout_s: float) -> str:
+    try:
+        async with asyncio.timeout(timeout_s):
+            response = await client.get("/models")
         if response.status_code != HTTPStatus.OK:
             reason = f"HTTP {response.status_code}: {error_message(response.content)}"
             raise NetworkError(f"{response.url}: {reason}; check the URL and the key, or give --model")
-        return str(response.json()["data"][0]["id"])
+        return msgspec.json.decode(response.content, type=_Models).data[0].id
+    except TimeoutError as error:
+        raise NetworkError(f"{client.base_url} does not say within {timeout_s:g} s which model it has") from error
     except httpx2.HTTPError as error:
         raise NetworkError(f"{client.base_url} cannot be reached ({reason_of(error)}); does it run?") from error
-    except (ValueError, LookupError, TypeError) as error:
+    except NOT_JSON as error:
         raise NetworkError(f"{client.base_url} does not say which model it has; give --model") from error
 
 

@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import httpx2
 import pytest
@@ -354,6 +355,9 @@ def test_nobody_there(server: OddServer) -> None:
         (fails_with(200, b"no JSON"), "give --model"),
         (fails_with(200, b'{"data": []}'), "give --model"),
         (fails_with(200, b"[]"), "give --model"),
+        (fails_with(200, b'{"data": [{"id": null}]}'), "give --model"),
+        (fails_with(200, b'{"data": [{"id": "\\ud800"}]}'), "give --model"),
+        (fails_with(200, b'{"data": [{"id": "m", "x": ' + b"[" * NESTED), "give --model"),
     ],
 )
 def test_no_model_to_ask_for(
@@ -361,6 +365,30 @@ def test_no_model_to_ask_for(
 ) -> None:
     monkeypatch.setattr(Asked, "do_GET", reply)
     with pytest.raises(NetworkError, match=message):
+        load(server)
+
+
+def test_a_list_of_models_that_does_not_come(server: OddServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trickle(asked: Asked) -> None:
+        asked.begin_stream()
+        with suppress(ConnectionError):
+            while True:  # until who asked is gone
+                asked.wfile.write(b" ")
+                time.sleep(0.01)
+
+    monkeypatch.setattr(Asked, "do_GET", trickle)
+    with pytest.raises(NetworkError, match=r"does not say within 0\.2 s"):
+        load(server, timeout_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("ALL_PROXY", "foo://bar"), ("ALL_PROXY", "http://[::"), ("SSL_CERT_FILE", "/not/there")]
+)
+def test_an_environment_that_cannot_be_used(
+    server: OddServer, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(NetworkError, match="look at HTTP_PROXY"):
         load(server)
 
 
