@@ -223,7 +223,9 @@ class _Load:
         if counts[0] is not None and counts[1] is not None and counts[1] > counts[0]:
             per_word = (counts[1] - counts[0]) / self._plan.prompt_tokens
             around = counts[0] - FEW_WORDS * per_word
-            self._n_words = max(1, round((self._plan.prompt_tokens - around) / per_word))
+            wanted = round((self._plan.prompt_tokens - around) / per_word)
+            # No word is less than a token; one that cuts long prompts would get ever longer ones.
+            self._n_words = min(max(1, wanted), self._plan.prompt_tokens)
 
     async def run(self, on_change: Callable[[], None]) -> None:
         """All requests of the plan."""

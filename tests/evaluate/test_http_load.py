@@ -242,6 +242,12 @@ def test_without_usage_words_and_chunks_are_counted(server: OddServer) -> None:
     assert result.prompt_tokens is None and result.answer_tokens == 2 and not result.counts_tokens
 
 
+def test_a_server_that_cuts_prompts_gets_none_that_are_longer(server: OddServer) -> None:
+    server.reply = lambda asked: asked.stream(text(" a"), usage(min(len(asked.body["prompt"].split()), 12), 1), DONE)
+    load(server, prompt_tokens=1000)  # by that count a word has 4 thousandths of a token
+    assert len(server.asked[-1][2]["prompt"].split()) == 1000
+
+
 def test_as_many_requests_at_once_as_allowed(server: OddServer) -> None:
     three = threading.Barrier(3, timeout=60)
     n_running: list[int] = []
