@@ -51,7 +51,7 @@ def read_report(path: Path) -> Report:
         return msgspec.json.decode(path.read_bytes(), type=Report)
     except OSError as error:
         raise ReportError(f"{path} cannot be read ({error.strerror}); give a file of `deepzig bench --json`") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ReportError(f"{path} is not what `deepzig bench --json` prints: {error}") from error
 
 
@@ -111,7 +111,7 @@ def compare(before: Report, after: Report) -> Comparison:
 def in_short(value: Any) -> str:
     """A value of a report for people: of many names with values the values alone, and how often each."""
     if isinstance(value, Mapping) and len(value) > SPELT_OUT:
-        return ", ".join(f"{count} {shown}" for shown, count in Counter(value.values()).most_common())
+        return ", ".join(f"{count} {shown}" for shown, count in Counter(map(str, value.values())).most_common())
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {shown}" for name, shown in value.items()) or "none"
     if isinstance(value, list):

@@ -38,7 +38,7 @@ def test_quantiles_of_many_agree_with_the_standard_library() -> None:
     assert (summary["p50"], summary["p99"]) == (pytest.approx(cuts[49]), pytest.approx(cuts[98]))
 
 
-@pytest.mark.parametrize("samples", [[], [1.0, math.nan], [math.inf]])
+@pytest.mark.parametrize("samples", [[], [1.0, math.nan], [math.inf], [-1.0], [1e308, 1e308], [5e-324]])
 def test_what_is_no_figure_is_refused(samples: list[float]) -> None:
     with pytest.raises(ValueError, match="no samples"):
         rates(*samples)

@@ -34,8 +34,11 @@ def test_a_report_survives_its_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[]", b"\xff", b'{"kind": "deepzig bench"}', b'{"kind": "another", "figures": []}'],
-)
+    [
+        b"", b"[]", b"\xff", b'{"kind": "deepzig bench"}', b'{"kind": "another", "figures": []}',
+        b'{"deepzig": "\xff"}', b'{"machine": {"kernels": ' + b"[" * 100_000,
+    ],
+)  # fmt: skip
 def test_a_file_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
@@ -90,6 +93,7 @@ def test_what_cannot_be_compared() -> None:
     ("value", "shown"),
     [
         (dict.fromkeys("abcde", "amx") | {"f": "avx2"}, "5 amx, 1 avx2"),
+        ({name: ["a", {}] for name in "abcdef"}, "6 ['a', {}]"),
         ({"DEEPZIG_ISA": "avx2", "b": 3}, "DEEPZIG_ISA avx2, b 3"),
         ({}, "none"),
         (None, "none"),
