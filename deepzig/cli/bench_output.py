@@ -61,7 +61,7 @@ def show(form: str | None, lines: Lines, table: Table, csv: Callable[[], Table],
     elif form == "csv":
         click.echo(csv().csv())
     elif form == "markdown":
-        click.echo("\n".join(f"- {label}: {text}" for label, text in lines) + "\n")
+        click.echo("\n".join(f"- {label}: {' '.join(text.split())}" for label, text in lines) + "\n")
         click.echo(table.markdown())
     else:
         for label, text in lines:

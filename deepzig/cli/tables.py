@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from deepzig.cli.terminal_text import harmless
 
@@ -36,7 +37,7 @@ class Table:
         head, *rows = self._filled
         lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
         title = f"**{self.title}**\n\n" if self.title else ""
-        return title + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return title + "\n".join(f"| {' | '.join(map(_markdown_cell, line))} |" for line in lines)
 
     def csv(self) -> str:
         """Head and rows."""
@@ -53,18 +54,28 @@ class Table:
         table = RichTable(box=None, pad_edge=False)
         for index, name in enumerate(head):
             table.add_column(name, justify="right" if index else "left", no_wrap=True)
+        rows = [[harmless(_one_line(cell), sys.stdout) for cell in row] for row in rows]
         for row in rows:
             table.add_row(*row)
-        console = Console(width=stdout_width(), highlight=False)
+        plain = partial(Console, highlight=False, markup=False, emoji=False)
+        console = plain(width=stdout_width())
         if self.title:  # rich would wrap it to the width of the table
-            console.print(self.title, style="italic", markup=False)
-        if Console(width=UNWRAPPED).measure(table).maximum <= console.width:
+            console.print(self.title, style="italic")
+        if plain(width=UNWRAPPED).measure(table).maximum <= console.width:
             console.print(table)
             return
         width = max(map(len, head[1:]), default=0)
         for first, *values in rows:
             shown = [f"{name:<{width}} {value}" for name, value in zip(head[1:], values, strict=True) if value]
-            console.print(first, *shown, sep="\n  ", markup=False)
+            console.print(first, *shown, sep="\n  ")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _markdown_cell(text: str) -> str:
+    return _one_line(text).replace("|", "\\|")
 
 
 def labelled(name: str, value: str, name_width: int) -> str:

@@ -46,6 +46,13 @@ def test_a_name_from_elsewhere_cannot_command_the_terminal(monkeypatch: pytest.M
     assert labelled("model", "a\x1b[2Jb", 6) == "model  a\ufffd[2Jb"
 
 
+@pytest.mark.parametrize("columns", [10, 80])
+def test_names_from_elsewhere_are_shown_as_they_are(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table("", ["", "x"], [["[/red]", ":x:"], ["[bold]|\n\x1b[2J", "1"]])
+    assert {"[/red]", ":x:", "[bold]|", "\ufffd[2J", "1"} <= set(printed(table, columns, monkeypatch).split())
+    assert table.markdown().splitlines()[-1] == "| [bold]\\| \x1b[2J | 1 |"
+
+
 def test_markdown_and_csv() -> None:
     assert TABLE.markdown().splitlines() == [
         "| test | tok/s | note |",
