@@ -97,11 +97,12 @@ def bench(
         run = SpeedRun(llm, settings)
         try:
             _measure(llm, tests, repetitions, run.samples)
+            report = run.finish()
         except KeyboardInterrupt:
             if run.samples:
                 _show(form, run.report(is_complete=False))
             raise
-        _show(form, run.finish())
+        _show(form, report)
 
 
 def _refuse_own_options(context: click.Context) -> None:

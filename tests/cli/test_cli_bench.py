@@ -168,6 +168,16 @@ def test_an_interrupt_before_the_first_sample_prints_nothing(run: Run, monkeypat
     assert result.exit_code == 130 and result.stdout == ""
 
 
+def test_an_interrupt_behind_the_last_sample_loses_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deepzig.evaluate.speed_report.SpeedRun.finish", interrupt)
+    result = run("bench", "-q", *TINY, "--json")
+    assert result.exit_code == 130
+    assert [len(figure["samples"]) for figure in json.loads(result.stdout)["figures"]] == [2, 2]
+
+
 # ---- compare
 
 
