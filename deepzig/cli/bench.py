@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from deepzig.evaluate.speed import SpeedTest
 
 
+MOST_DIGITS = 18  # of a number; Python reads no more than 4300
+
+
 def _numbers(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
     """Numbers of an option that takes several, with commas or one at a time; 0 alone is none of them."""
     parts = [part.strip() for value in values for part in value.split(",")]
     for part in parts:
-        if not (part.isascii() and part.isdigit()):
-            raise click.BadParameter(f"{part!r} is no number; give some as in 1,2,4", param=param)
+        if not (part.isascii() and part.isdigit() and len(part) <= MOST_DIGITS):
+            raise click.BadParameter(f"{part[:MOST_DIGITS]!r} is no number; give some as in 1,2,4", param=param)
     return tuple(dict.fromkeys(map(int, parts)))
 
 
@@ -131,13 +134,14 @@ def _measure(
     """Into `samples`, which holds what has come if this is interrupted."""
     from deepzig.evaluate.speed import measure
 
-    names = [f"{test.name}" for test in tests for _ in range(repetitions + 1)]
+    runs = repetitions + 1  # of a test: one warms up
+    total = len(tests) * runs
     with timed_progress("bench", "runs") as update:
-        update(0, len(names), names[0])
+        update(0, total, tests[0].name)
         for done, (test, rate) in enumerate(measure(llm, tests, repetitions), 1):
             if rate is not None:
                 samples.setdefault(test, []).append(rate)
-            update(done, len(names), *names[done : done + 1])
+            update(done, total, *(following.name for following in tests[done // runs :][:1]))
 
 
 def _show(form: str | None, report: "Report") -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from deepzig.cli.bench import _measure
+from deepzig.evaluate.speed import SpeedTest
 from tests.odd_server import DONE, Asked, OddServer, odd_server, text
 
 Run = Callable[..., Result]
@@ -102,6 +105,7 @@ def test_markdown(run: Run) -> None:
         (["--prompt", "0", "--decode", "0"], "nothing to measure"),
         (["--prompt", "8,x"], "'x' is no number"),
         (["--decode", "-1"], "'-1' is no number"),
+        (["--prompt", "9" * 5000], "999' is no number"),
         (["--prompt", "2000"], "pp2000 is 2001 tokens long, but the context holds 1024"),
         (["--concurrency", "65"], "1 to 64"),
         (["--prompt", "0", "--depth", "900", "--concurrency", "64", "--cache-bytes", "8M"], "larger --cache-bytes"),
@@ -166,6 +170,17 @@ def test_an_interrupt_before_the_first_sample_prints_nothing(run: Run, monkeypat
     monkeypatch.setattr("deepzig.evaluate.speed.measure", interrupt)
     result = run("bench", "-q", *TINY)
     assert result.exit_code == 130 and result.stdout == ""
+
+
+def test_no_number_of_repetitions_takes_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepzig.evaluate.speed.measure", lambda _llm, tests, _n: ((test, 1.0) for test in tests))
+    tests, samples = [SpeedTest("prompt", 8), SpeedTest("prompt", 16)], {}
+    tracemalloc.start()
+    _measure(None, tests, 1_000_000, samples)  # type: ignore[arg-type]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert samples == {test: [1.0] for test in tests}
+    assert peak < 1e6  # a name for each would take 100 MB
 
 
 def test_an_interrupt_behind_the_last_sample_loses_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
