@@ -16,6 +16,7 @@ from deepzig.errors import NonFiniteLogitsError, RequestError
 from deepzig.evaluate.windows import Window, encode_documents, iter_windows, split_documents, window_size
 
 ROWS = 64  # tokens whose logits are held at a time
+MOST_NATS = 700.0  # whose exponential is a float64
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def evaluate(
 
     Raises:
         RequestError: no tokenizer, no tokens, a window that does not fit, or a reference with another vocabulary.
-        NonFiniteLogitsError: a model gives NaN or infinity.
+        NonFiniteLogitsError: a model gives NaN or infinity, or logits so great that no perplexity can be told.
     """
     window, stride = window_size(llm, window, stride)
     documents = split_documents(text)
@@ -75,6 +76,11 @@ def evaluate(
     if not total:
         raise RequestError("the text has no token to predict; give more text")
     mean = float(np.concatenate(nll).mean(dtype=np.float64))
+    if mean > MOST_NATS:
+        raise NonFiniteLogitsError(
+            f"a token of the text costs {mean:.0f} nats, of which there is no perplexity: the logits are those of a "
+            "broken model; look at its files with `deepzig verify`"
+        )
     return Evaluation(
         perplexity=math.exp(mean),
         nll=mean,
@@ -136,7 +142,7 @@ def _hidden(llm: LLM, window: Window) -> np.ndarray:
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """f32 (n, vocab_size) of the same shape, in place. Raises NonFiniteLogitsError."""
     greatest = logits.max(axis=1, keepdims=True)
-    if not np.isfinite(greatest).all():
+    if not (np.isfinite(greatest).all() and np.isfinite(logits.min())):
         raise NonFiniteLogitsError("a model gave NaN or infinite logits; look at its files with `deepzig verify`")
     logits -= greatest
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)

@@ -144,7 +144,13 @@ def test_log_softmax_of_large_logits() -> None:
     np.testing.assert_allclose(found[1], 1 / 3, rtol=1e-6)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_beyond_any_perplexity_are_an_error(stories: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perplexity, "log_softmax", lambda logits: np.full_like(logits, -800.0))
+    with pytest.raises(NonFiniteLogitsError, match="800 nats"):
+        evaluate(stories, TEXT)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_non_finite_logits_are_an_error(value: float) -> None:
     logits = np.zeros((2, 5), np.float32)
     logits[1, 3] = value
