@@ -39,7 +39,7 @@ class Together:
     requests: int
     answer_tokens: int
     tokens_per_s: float  # of all answers, from the first submission to the last token
-    decode_tokens_per_s: float  # after the last request's first token
+    decode_tokens_per_s: float  # of what follows the first tokens, from the first of these to the last token of all
     model_tokens_per_s: float  # the model's steps alone, without engine, at as many rows
     longest_wait: float  # of a request from submission to its last token, over the mean of all
     longest_first: float  # the same for the first token
@@ -103,21 +103,25 @@ class EngineBench:
         best: Together | None = None
         for _ in range(REPEATS):
             prompts = [self._tokens(prompt_tokens) for _ in range(n_requests)]
+            submitted, generations = [], []
             started = perf_counter()
-            generations = [self.llm.submit(prompt, params) for prompt in prompts]
-            results = [generation.result() for generation in generations]
-            seconds = perf_counter() - started
-            first = np.array([result.timings.first_token_s for result in results])
-            last = first + np.array([result.timings.decode_s for result in results])
+            for prompt in prompts:
+                submitted.append(perf_counter() - started)
+                generations.append(self.llm.submit(prompt, params))
+            timings = [generation.result().timings for generation in generations]
+            waits = np.array([each.first_token_s for each in timings])
+            first = np.array(submitted) + waits
+            last = first + np.array([each.decode_s for each in timings])
+            whole = last - np.array(submitted)
             found = Together(
                 model=self.name,
                 requests=n_requests,
                 answer_tokens=answer_tokens,
-                tokens_per_s=n_requests * answer_tokens / seconds,
-                decode_tokens_per_s=n_requests * (answer_tokens - 1) / (last.max() - first.max()),
+                tokens_per_s=n_requests * answer_tokens / last.max(),
+                decode_tokens_per_s=n_requests * (answer_tokens - 1) / (last.max() - first.min()),
                 model_tokens_per_s=0.0,
-                longest_wait=float(last.max() / last.mean()),
-                longest_first=float(first.max() / first.mean()),
+                longest_wait=float(whole.max() / whole.mean()),
+                longest_first=float(waits.max() / waits.mean()),
             )
             if best is None or found.tokens_per_s > best.tokens_per_s:
                 best = found

@@ -1,0 +1,27 @@
+"""The developers' bench: figures against a calculation from the same times, and what it does when something fails."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench.engine import EngineBench
+
+
+def test_tokens_before_the_last_first_one_do_not_speed_up_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two answers of 5 tokens: one from 1 s to 5 s, the other, submitted at 3 s, from 4 s to 8 s."""
+    clock = iter([0.0, 0.0, 3.0] * 3)  # start, then both submissions, of each repetition
+    monkeypatch.setattr("bench.engine.perf_counter", lambda: next(clock))
+    waits = iter([1.0, 1.0] * 3)
+
+    def submit(*_: Any) -> Any:
+        timings = SimpleNamespace(first_token_s=next(waits), decode_s=4.0)
+        return SimpleNamespace(result=lambda: SimpleNamespace(timings=timings))
+
+    bench = EngineBench("stories", "stories")
+    monkeypatch.setattr(bench, "llm", SimpleNamespace(submit=submit, config=bench.llm.config))
+    monkeypatch.setattr(bench, "_step_seconds", lambda *_: 1.0)
+    found = bench.together(2, 3, 5)
+    assert found.tokens_per_s == pytest.approx(2 * 5 / 8)
+    assert found.decode_tokens_per_s == pytest.approx(2 * 4 / 7)
+    assert (found.longest_wait, found.longest_first) == (1.0, 1.0)
