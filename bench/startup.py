@@ -21,13 +21,15 @@ COMMANDS = {
 
 
 def seconds_to_first_byte(command: list[str]) -> float:
-    """From the start of the process until it writes to stdout."""
+    """From the start of the process until it writes to stdout. Raises RuntimeError if it writes nothing."""
     started = perf_counter()
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
-        process.stdout.read(1)
+        first = process.stdout.read(1)
         elapsed = perf_counter() - started
         process.kill()
+    if not first:
+        raise RuntimeError(f"{' '.join(command)} printed nothing")
     return elapsed
 
 
