@@ -1,11 +1,14 @@
 """The developers' bench: figures against a calculation from the same times, and what it does when something fails."""
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bench.decode import ModelBench
 from bench.engine import EngineBench
+from bench.startup import PYTHON, seconds_to_first_byte
 
 
 def test_tokens_before_the_last_first_one_do_not_speed_up_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +28,15 @@ def test_tokens_before_the_last_first_one_do_not_speed_up_decoding(monkeypatch: 
     assert found.tokens_per_s == pytest.approx(2 * 5 / 8)
     assert found.decode_tokens_per_s == pytest.approx(2 * 4 / 7)
     assert (found.longest_wait, found.longest_first) == (1.0, 1.0)
+
+
+def test_the_engine_decodes_without_guesses_as_the_model_beside_it() -> None:
+    bench = ModelBench("stories", n_threads=2, precision="exact")
+    assert bench.stream() > 0
+    assert bench.llm.stats().tokens_drafted == 0
+
+
+def test_a_command_that_prints_nothing_has_no_time_to_its_first_byte() -> None:
+    assert seconds_to_first_byte(PYTHON) > 0
+    with pytest.raises(RuntimeError, match="printed nothing"):
+        seconds_to_first_byte([sys.executable, "-c", "raise SystemExit(1)"])
