@@ -41,8 +41,11 @@ def ensure_gguf(n_layers: int, directory: Path) -> Path:
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".tmp-{os.getpid()}")
-        _write(ModelConfig.from_dict(Synthetic("bf16", n_layers).config()), temporary)
-        os.replace(temporary, path)
+        try:
+            _write(ModelConfig.from_dict(Synthetic("bf16", n_layers).config()), temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)  # gigabytes, after Ctrl-C
     return path
 
 

@@ -1,6 +1,8 @@
 """The developers' bench: figures against a calculation from the same times, and what it does when something fails."""
 
+import importlib
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,3 +42,17 @@ def test_a_command_that_prints_nothing_has_no_time_to_its_first_byte() -> None:
     assert seconds_to_first_byte(PYTHON) > 0
     with pytest.raises(RuntimeError, match="printed nothing"):
         seconds_to_first_byte([sys.executable, "-c", "raise SystemExit(1)"])
+
+
+def test_an_interrupt_leaves_no_half_of_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", SimpleNamespace(GGUFWriter=object))
+    gguf_file = importlib.import_module("bench.gguf_file")
+
+    def interrupt(_config: object, path: Path) -> None:
+        path.write_bytes(b"GGUF")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gguf_file, "_write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        gguf_file.ensure_gguf(1, tmp_path)
+    assert list(tmp_path.iterdir()) == []
