@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench import decode, peers
 from bench.decode import ModelBench
 from bench.engine import EngineBench
 from bench.startup import PYTHON, seconds_to_first_byte
@@ -56,3 +57,27 @@ def test_an_interrupt_leaves_no_half_of_a_gguf_file(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         gguf_file.ensure_gguf(1, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_peers_are_measured_as_often_as_deepzig() -> None:
+    prompts, steps = [], []
+    peers._rates(lambda ids: prompts.append(len(ids)), steps.append)
+    assert prompts == [peers.PROMPT] * (1 + decode.REPEATS) + [peers.CONTEXT]  # one warms up
+    assert len(steps) == 1 + decode.REPEATS * decode.DECODE_TOKENS
+
+
+def test_the_file_of_a_peer_is_there_before_any_time_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    rate = SimpleNamespace(tokens_per_s=1.0)
+
+    def measured(*_: object) -> SimpleNamespace:
+        done.append("deepzig")
+        return SimpleNamespace(prefill=[rate], decoding=[rate])
+
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(peers, "ensure", lambda *_: tmp_path)
+    monkeypatch.setattr(peers, "_file_for", lambda *_: done.append("file") or tmp_path)
+    monkeypatch.setattr(peers, "decode_process", measured)
+    monkeypatch.setattr(peers, "_process", lambda *_: done.append("peer") or (1.0, 1.0))
+    assert len(list(peers.run(1, tmp_path, 1))) == len(peers.PEERS)
+    assert done == ["file", "deepzig", "deepzig", "peer"] * len(peers.PEERS)
