@@ -133,6 +133,9 @@ def main(
     plot: Path | None,
 ) -> None:
     """Measure deepzig beside what bounds it. Tables, a Markdown block, and one line of JSON last."""
+    for path in (json_out, plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise click.UsageError(f"there is no folder for {path}; make it first")
     options = Options(threads or available_threads(), layers, formats, directory or default_directory(), plot)
     machine = describe(options.n_threads)
     results: dict[str, Any] = {}
@@ -146,9 +149,9 @@ def main(
     for line in tables.for_readme(machine, shown):
         click.echo(line)
     text = json.dumps({"machine": machine, "layers": layers, "sections": results})
+    click.echo(text)
     if json_out is not None:
         json_out.write_text(text + "\n", encoding="utf-8")
-    click.echo(text)
 
 
 def _run_section(name: str, options: Options) -> tuple[dict[str, Any], list[Table]]:

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from bench import decode, peers
+from bench.__main__ import main
 from bench.decode import ModelBench
 from bench.engine import EngineBench
 from bench.startup import PYTHON, seconds_to_first_byte
@@ -81,3 +83,9 @@ def test_the_file_of_a_peer_is_there_before_any_time_is_taken(tmp_path: Path, mo
     monkeypatch.setattr(peers, "_process", lambda *_: done.append("peer") or (1.0, 1.0))
     assert len(list(peers.run(1, tmp_path, 1))) == len(peers.PEERS)
     assert done == ["file", "deepzig", "deepzig", "peer"] * len(peers.PEERS)
+
+
+@pytest.mark.parametrize("option", ["--json-out", "--plot"])
+def test_a_folder_that_is_missing_is_told_before_all_is_measured(option: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--sections", "gemm", option, str(tmp_path / "none" / "file")])
+    assert result.exit_code == 2 and "there is no folder" in result.output
