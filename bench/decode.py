@@ -103,6 +103,11 @@ def active_weights(config: ModelConfig, linear: dict[str, Weight]) -> Iterator[t
             yield weight, share
 
 
+def stored_weights(linear: dict[str, Weight]) -> list[Weight]:
+    """Each once: embedding and head may stand for those of an MTP layer, too."""
+    return list({id(weight): weight for weight in linear.values()}.values())
+
+
 def prefill_flops(config: ModelConfig, linear: dict[str, Weight], n_tokens: int) -> float:
     """Floating-point operations of a fresh prompt: the layers for all tokens, attention expanded, one row of logits."""
     head = 2 * config.vocab_size * config.hidden_size
@@ -181,8 +186,8 @@ def measure(
         decoding.append(Decoding(context, 1 / seconds, n_bytes, n_bytes / seconds / 1e9))
     return Result(
         model=directory.name,
-        parameters=sum(w.shape[0] * w.shape[1] for w in linear.values()),
-        stored_bytes=sum(w.nbytes for w in linear.values()),
+        parameters=sum(w.shape[0] * w.shape[1] for w in stored_weights(linear)),
+        stored_bytes=sum(w.nbytes for w in stored_weights(linear)),
         precision=precision,
         load_s=load_s,
         prefill=prefill,

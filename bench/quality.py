@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 import deepzig
+from bench.decode import stored_weights
 from bench.machine import describe
 from bench.model import decode_process
 from deepzig.checkpoint.convert import Options, convert
@@ -85,9 +86,9 @@ def _measure(
 
 
 def _bits_per_weight(folder: Path) -> float:
-    stored = {id(weight): weight for weight in load_weights(folder, ModelConfig.from_directory(folder)).linear.values()}
-    values = sum(weight.shape[0] * weight.shape[1] for weight in stored.values())
-    return 8 * sum(weight.nbytes for weight in stored.values()) / values
+    stored = stored_weights(load_weights(folder, ModelConfig.from_directory(folder)).linear)
+    values = sum(weight.shape[0] * weight.shape[1] for weight in stored)
+    return 8 * sum(weight.nbytes for weight in stored) / values
 
 
 def table(title: str, results: Sequence[Quality]) -> Table:

@@ -14,6 +14,9 @@ from bench.__main__ import main
 from bench.decode import ModelBench
 from bench.engine import EngineBench
 from bench.startup import PYTHON, seconds_to_first_byte
+from deepzig.checkpoint.loader import load_weights
+from deepzig.checkpoint.model_names import BUNDLED
+from deepzig.config import ModelConfig
 
 
 def test_tokens_before_the_last_first_one_do_not_speed_up_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +42,14 @@ def test_the_engine_decodes_without_guesses_as_the_model_beside_it() -> None:
     bench = ModelBench("stories", n_threads=2, precision="exact")
     assert bench.stream() > 0
     assert bench.llm.stats().tokens_drafted == 0
+
+
+def test_weights_that_a_model_uses_twice_are_stored_once() -> None:
+    folder = BUNDLED["stories"]
+    weights = load_weights(folder, ModelConfig.from_directory(folder))
+    stored = [*decode.stored_weights(weights.linear), *weights.vector.values()]
+    file_bytes = (folder / "model.safetensors").stat().st_size
+    assert 0.98 * file_bytes < sum(each.nbytes for each in stored) < file_bytes
 
 
 def test_a_command_that_prints_nothing_has_no_time_to_its_first_byte() -> None:
