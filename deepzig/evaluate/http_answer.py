@@ -104,7 +104,7 @@ class EventParser:
     JSON may hold other characters that Python takes for the end of a line."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
         self._data: list[bytes] = []
         self._is_first_line = True
         self._ended_in_cr = False  # the last piece; a LF that follows belongs to it
@@ -112,15 +112,19 @@ class EventParser:
     def feed(self, piece: bytes) -> Iterator[bytes]:
         """Events that became whole. Raises AnswerFailedError if a line has no end."""
         after_cr, self._ended_in_cr = self._ended_in_cr, piece.endswith(b"\r")
+        first, *others = LINE_END.split(piece.removeprefix(b"\n") if after_cr else piece)
+        self._rest += first
         if len(self._rest) > MAX_EVENT_BYTES:
             raise AnswerFailedError(f"a line of more than {MAX_EVENT_BYTES >> 20} MiB")
-        *lines, self._rest = LINE_END.split(self._rest + (piece.removeprefix(b"\n") if after_cr else piece))
-        for line in lines:
-            yield from self._line(line)
+        if others:
+            *lines, rest = others
+            for line in (bytes(self._rest), *lines):
+                yield from self._line(line)
+            self._rest = bytearray(rest)
 
     def finish(self) -> Iterator[bytes]:
         """The last event, if the stream ended without the empty line behind it."""
-        yield from self._line(self._rest)
+        yield from self._line(bytes(self._rest))
         yield from self._line(b"")
 
     def _line(self, line: bytes) -> Iterator[bytes]:

@@ -98,6 +98,16 @@ def test_an_event_that_ends_in_cr_is_not_held_back() -> None:
     assert list(EventParser().feed(b"data: 1\r\r")) == [b"1"]
 
 
+def test_a_long_line_is_not_read_again_for_each_piece() -> None:
+    """15 MB in pieces of 4 KB; to look through all that is there each time takes minutes."""
+    parser, piece = EventParser(), b"x" * 4096
+    started = time.monotonic()
+    pieces = [b"data: ", *[piece] * 3700, b"\n\n"]
+    found = [data for each in pieces for data in parser.feed(each)]
+    assert list(map(len, found)) == [3700 * 4096]
+    assert time.monotonic() - started < 5
+
+
 def test_types_of_media_are_alike_in_any_case(server: OddServer) -> None:
     server.replies = [lambda asked: asked.send(200, text(" a", "stop"), "Text/Event-Stream; Charset=UTF-8")]
     assert load(server).answers
