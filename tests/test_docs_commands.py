@@ -35,7 +35,7 @@ NOT_RUN = {
     "pip install openai": INSTALLS,
     "python3 -m venv ~/deepzig-env": INSTALLS,
     ". ~/deepzig-env/bin/activate": INSTALLS,
-    'pip install ".[llm]"': INSTALLS,
+    "pip install llm": INSTALLS,
     ".venv/bin/pip install torch==2.13.0 transformers==5.23.0 gguf": "gigabytes of packages",
     'CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON" '
     ".venv/bin/pip install llama-cpp-python": "compiles another project",
