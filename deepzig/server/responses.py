@@ -51,9 +51,10 @@ from deepzig.text.answer_parser import AnswerParser, CallArguments, CallStart, P
 
 def prepare_response(model: ServedModel, request: ResponsesRequest, tenant: str) -> tuple[Ask, "ResponseAnswer"]:
     """What the engine is asked, and the answer that will take its chunks. Raises as `chat.plan_chat`."""
-    if request.previous_response_id is not None:
-        message = "responses are not stored; send the whole input"
-        raise ApiError(400, message, param="previous_response_id", code="unsupported_value")
+    for field in ("previous_response_id", "conversation"):
+        if getattr(request, field) is not None:
+            message = "responses are not stored; send the whole input"
+            raise ApiError(400, message, param=field, code="unsupported_value")
     with blaming("input"):
         plan = plan_chat(model, _as_chat(request), tenant)
     return replace(plan.ask, field="input"), ResponseAnswer(model, request, plan.parser())

@@ -98,6 +98,7 @@ class ResponsesRequest(Struct, kw_only=True):
     reasoning: ReasoningOptions | None = None
     metadata: Metadata | None = None  # comes back as it is
     previous_response_id: str | None = None  # refused: nothing is stored
+    conversation: str | dict[str, Any] | None = None  # refused, too
     cache_salt: Salt | None = None
 
 

@@ -119,6 +119,9 @@ def test_schema_and_what_is_refused(talker: RunningServer) -> None:
             model="", input=STORY, text={"format": {"type": "json_schema", "name": "n", "schema": schema}}
         )
         assert json.loads(reply.output_text)["n"] in (1, 2)
-        with pytest.raises(openai.BadRequestError, match="not stored") as caught:
-            client.responses.create(model="", input=STORY, previous_response_id="resp_1")
-    assert caught.value.param == "previous_response_id"
+        for given in (
+            {"previous_response_id": "resp_1"}, {"conversation": "conv_1"}, {"conversation": {"id": "conv_1"}},
+        ):  # fmt: skip
+            with pytest.raises(openai.BadRequestError, match="not stored") as caught:
+                client.responses.create(model="", input=STORY, **given)
+            assert caught.value.param in given
