@@ -110,7 +110,7 @@ def test_second_chat_while_one_runs_is_refused(socket: ClientConnection) -> None
     frames = [receive(socket)]
     while "error" not in frames[-1]:
         frames.append(receive(socket))
-    assert frames[-1]["error"]["code"] == "busy"
+    assert (frames[-1]["error"]["code"], frames[-1]["error"]["type"]) == ("busy", "invalid_request_error")
     socket.send('{"type": "cancel"}')
 
 
