@@ -66,6 +66,15 @@ def test_every_variable_is_in_the_table() -> None:
     assert [name for name in sorted(named) if f"`{name}`" not in table] == []
 
 
+def test_every_code_of_an_error_is_told() -> None:
+    pages = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("serving.md", "websocket.md")]
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "deepzig/server").glob("*.py")]
+    codes = {code for text in sources for code in re.findall(r'code="(\w+)"', text)}
+    assert "invalid_value" in codes
+    unread = {"client_disconnected", "slow_reader"}  # by then nobody reads
+    assert [code for code in sorted(codes - unread) if not any(f"`{code}`" in page for page in pages)] == []
+
+
 def test_cli_reference_is_what_the_help_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("threads = 3\n[serve]\nport = 8081\n", encoding="utf-8")
     for variable, value in {"COLUMNS": "40", "DEEPZIG_CONFIG": str(tmp_path / "config.toml"), "FORCE_COLOR": "1",
