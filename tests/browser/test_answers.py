@@ -181,6 +181,19 @@ def test_an_answer_goes_on_while_another_conversation_is_shown(page: Page, scrip
     page.until("document.querySelector('.answer > .prose')?.textContent === 'One. Two.'")
 
 
+def test_a_conversation_that_is_deleted_in_mid_answer_stays_deleted(page: Page, scripted: Scripted) -> None:
+    server = scripted(lambda body: [delta(content="It begins"), FOR_EVER])
+    page.open(server.url)
+    page.write("Go.")
+    page.find(".answer > .prose", "It begins")
+    page.run("document.querySelector('.row-delete').click()")
+    page.find("h1", MODEL["id"])
+    page.run("return new Promise((done) => setTimeout(done, 900))")  # written behind
+    page.browser.refresh()
+    page.wait_ready()
+    assert page.count(".row") == 0
+
+
 def test_screen_readers_hear_whole_sentences(page: Page, scripted: Scripted) -> None:
     text = "The first sentence is here. The second one follows it. And a third, unfinished"
 

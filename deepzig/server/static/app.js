@@ -289,7 +289,7 @@ class App {
     });
     this.#runs.delete(node.id);
     conversation.updated = Date.now();
-    this.store.put(conversation);
+    this.#keep(conversation);
     if (conversation === this.conversation) {
       narrator.finish(node.content.slice(given));
       this.#view.update?.(node);
@@ -298,10 +298,15 @@ class App {
     this.#followText();
   }
 
+  /** Keeps what an answer has changed, unless the conversation was deleted meanwhile. */
+  #keep(conversation) {
+    if (this.store.get(conversation.id)) this.store.put(conversation);
+  }
+
   #waiting = new Set(); // messages that are drawn with the next frame
 
   #changed(conversation, node) {
-    if (this.store.get(conversation.id)) this.store.put(conversation);
+    this.#keep(conversation);
     if (conversation !== this.conversation || this.place === "status" || this.#waiting.has(node)) return;
     this.#waiting.add(node);
     requestAnimationFrame(() => {
