@@ -147,6 +147,14 @@ def test_keyboard_alone_is_enough(story: Page) -> None:
     story.find(".row.open", OPENING[:20])
 
 
+def test_the_link_to_the_composer_stays_in_the_conversation(story: Page) -> None:
+    text = story.text(STORY)
+    story.run("document.querySelector('.skip-link').focus()")
+    story.press(Keys.ENTER)
+    story.until("document.activeElement.id === 'composer-input'")
+    assert story.text(STORY) == text and story.run("return location.hash").startswith("#c=")
+
+
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory, browser: object) -> Iterator[str]:
     with deepzig_serve(tmp_path_factory.mktemp("locked") / "log", "--api-key", KEY) as url:

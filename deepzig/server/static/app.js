@@ -49,6 +49,10 @@ class App {
     this.#composer.onStop = () => this.stop();
     this.#composer.onEditLast = () => this.#view.editLast();
     document.getElementById("composer").prepend(this.#toEnd);
+    document.querySelector(".skip-link").addEventListener("click", (event) => {
+      event.preventDefault(); // its address would be taken for a place
+      this.#composer.focus();
+    });
     document.getElementById("scrim").addEventListener("click", () => this.toggleSidebar(false));
     document.addEventListener("keydown", (event) => this.#key(event));
     this.#main.addEventListener("scroll", () => this.#onScroll(), { passive: true });
