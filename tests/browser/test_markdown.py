@@ -112,6 +112,6 @@ def test_a_text_that_grows_keeps_its_earlier_blocks() -> None:
 def test_deep_and_long_texts_end_soon() -> None:
     texts = [
         "> " * 2000, "- " * 2000 + "a", "*a " * 5000, "**a *b " * 3000, "[" * 5000, "`a``b```c" * 2000, "a|b\n" * 5000,
-        "$" + "{" * 5000 + "$", "$a " * 5000, "\\[a\n" * 1000, "*a" * 5000 + "a*" * 5000,
+        "$" + "{" * 5000 + "$", "$a " * 5000, "$" + "\\hat" * 4000 + "$", "$" + "\\frac" * 3000 + "$", "\\[a\n" * 1000, "*a" * 5000 + "a*" * 5000,
     ]  # fmt: skip
     assert len(trees_of(*texts)) == len(texts)  # the time limit of `trees_of` is for all together

@@ -74,7 +74,10 @@ class Parser {
   #argument() {
     this.#skipBlanks();
     if (/^\d$/.test(this.#peek() ?? "")) return ["mn", {}, this.#next()];
-    return this.#atom() ?? ["mrow", {}];
+    if (++this.#depth > MAX_DEPTH) throw new TexError("nested too deep"); // \hat\hat… has no braces
+    const atom = this.#atom() ?? ["mrow", {}];
+    this.#depth--;
+    return atom;
   }
 
   #group() {
