@@ -89,6 +89,15 @@ def test_code_keeps_every_character() -> None:
         assert plain(block[3]) == code
 
 
+def test_comments_and_strings_of_code_span_lines() -> None:
+    ((c,), (python,), (html_block,)) = trees_of(
+        "```c\n/* it\n isn't b */ int x;\n```", '```py\n"""a\nit\'s"""\n```', "```html\n<!-- a\n b --> <c>\n```"
+    )
+    assert "<span class=\"code-comment\">/* it\n isn't b */</span>" in html(c)
+    assert '<span class="code-string">"""a\nit\'s"""</span>' in html(python)
+    assert '<span class="code-comment"><!-- a\n b --></span>' in html(html_block)
+
+
 def test_random_texts_give_only_what_dom_js_lets_through() -> None:
     pieces = [
         "*", "_", "**", "~~", "`", "```", "$", "$$", "\\(", "\\)", "\\[", "\\]", "\\frac", "\\begin{cases}",

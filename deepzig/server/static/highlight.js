@@ -27,10 +27,11 @@ const SQL = words(`
 const DATA = words("true false null yes no on off");
 const NONE = new Set();
 
+// `(?![^])` is the end of the code; `$` is that of a line.
 const HASH = /#[^\n]*/;
-const SLASHES = /\/\/[^\n]*|\/\*[\s\S]*?(?:\*\/|$)/;
+const SLASHES = /\/\/[^\n]*|\/\*[\s\S]*?(?:\*\/|(?![^]))/;
 const QUOTED = /"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?/;
-const TRIPLE = new RegExp(`"""[\\s\\S]*?(?:"""|$)|'''[\\s\\S]*?(?:'''|$)|${QUOTED.source}`);
+const TRIPLE = new RegExp(`"""[\\s\\S]*?(?:"""|(?![^]))|'''[\\s\\S]*?(?:'''|(?![^]))|${QUOTED.source}`);
 const BACKTICK = new RegExp("`(?:[^`\\\\]|\\\\[\\s\\S])*`?|" + QUOTED.source);
 const NUMBER = /\b(?:0[xXbB][\da-fA-F_]+|\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)[a-zA-Z\d]*\b/;
 const WORD = /[\p{L}_$][\p{L}\p{N}_$]*/;
@@ -69,7 +70,7 @@ const FAMILIES = {
   sql: {
     names: "sql sqlite postgres mysql",
     keywords: SQL,
-    comment: /--[^\n]*|\/\*[\s\S]*?(?:\*\/|$)/,
+    comment: /--[^\n]*|\/\*[\s\S]*?(?:\*\/|(?![^]))/,
     string: QUOTED,
     ignoreCase: true,
   },
@@ -83,14 +84,14 @@ const FAMILIES = {
   css: {
     names: "css scss less",
     keywords: NONE,
-    comment: /\/\*[\s\S]*?(?:\*\/|$)/,
+    comment: /\/\*[\s\S]*?(?:\*\/|(?![^]))/,
     string: QUOTED,
     extra: /[.#@][a-zA-Z][\w-]*|[\w-]+(?=\s*:)/,
   },
   markup: {
     names: "html xml svg vue",
     keywords: NONE,
-    comment: /<!--[\s\S]*?(?:-->|$)/,
+    comment: /<!--[\s\S]*?(?:-->|(?![^]))/,
     string: /"[^"]*"?|'[^'<]*'/,
     key: /<\/?[\w:-]+|\/?>|[\w:-]+(?==)/,
   },
