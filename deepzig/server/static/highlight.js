@@ -33,7 +33,7 @@ const SLASHES = /\/\/[^\n]*|\/\*[\s\S]*?(?:\*\/|(?![^]))/;
 const QUOTED = /"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?/;
 const TRIPLE = new RegExp(`"""[\\s\\S]*?(?:"""|(?![^]))|'''[\\s\\S]*?(?:'''|(?![^]))|${QUOTED.source}`);
 const BACKTICK = new RegExp("`(?:[^`\\\\]|\\\\[\\s\\S])*`?|" + QUOTED.source);
-const NUMBER = /\b(?:0[xXbB][\da-fA-F_]+|\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)[a-zA-Z\d]*\b/;
+const NUMBER = /\b(?:0[xXbB][\da-fA-F_]+|\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)\w*/;
 const WORD = /[\p{L}_$][\p{L}\p{N}_$]*/;
 
 /** Keywords and the patterns of comments, strings and names of their own; `key` comes before strings, `extra` after. */
@@ -79,21 +79,21 @@ const FAMILIES = {
     keywords: DATA,
     comment: /#[^\n]*|\/\/[^\n]*/,
     string: QUOTED,
-    key: /"[^"\n]*"(?=\s*:)|^[ \t-]*[\w.-]+(?=\s*[:=])/,
+    key: /"[^"\n]*"(?=\s*:)|^[ \t]*(?:-[ \t]+)*[\w.-]+(?=\s*[:=])/,
   },
   css: {
     names: "css scss less",
     keywords: NONE,
     comment: /\/\*[\s\S]*?(?:\*\/|(?![^]))/,
     string: QUOTED,
-    extra: /[.#@][a-zA-Z][\w-]*|[\w-]+(?=\s*:)/,
+    extra: /[.#@][a-zA-Z][\w-]*|(?<![\w-])[\w-]+(?=\s*:)/,
   },
   markup: {
     names: "html xml svg vue",
     keywords: NONE,
     comment: /<!--[\s\S]*?(?:-->|(?![^]))/,
     string: /"[^"]*"?|'[^'<]*'/,
-    key: /<\/?[\w:-]+|\/?>|[\w:-]+(?==)/,
+    key: /<\/?[\w:-]+|\/?>|(?<![\w:-])[\w:-]+(?==)/,
   },
   diff: {
     names: "diff patch",

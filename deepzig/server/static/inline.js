@@ -47,7 +47,7 @@ export function parseInline(text, depth = 0) {
 function special(text, at, depth, missing) {
   switch (text[at]) {
     case "\\":
-      return escaped(text, at);
+      return escaped(text, at, missing);
     case "`":
       return code(text, at, missing);
     case "$":
@@ -72,12 +72,13 @@ function special(text, at, depth, missing) {
   }
 }
 
-function escaped(text, at) {
+function escaped(text, at, missing) {
   const next = text[at + 1];
   if (next === "(" || next === "[") {
     const close = next === "(" ? "\\)" : "\\]";
-    const end = text.indexOf(close, at + 2);
-    if (end >= 0) return { piece: mathTree(text.slice(at + 2, end), next === "["), end: end + 2 };
+    const end = missing.has(close) ? -1 : text.indexOf(close, at + 2);
+    if (end < 0) missing.add(close);
+    else return { piece: mathTree(text.slice(at + 2, end), next === "["), end: end + 2 };
   }
   if (next === "\n") return { piece: ["br", {}], end: at + 2 };
   return next !== undefined && PUNCTUATION.test(next) ? { piece: next, end: at + 2 } : null;
