@@ -98,6 +98,11 @@ def test_comments_and_strings_of_code_span_lines() -> None:
     assert '<span class="code-comment"><!-- a\n b --></span>' in html(html_block)
 
 
+def test_a_table_is_no_larger_than_its_text() -> None:
+    ((table,),) = trees_of("|a" * 300 + "\n" + "|-" * 300 + "\n" + "|b|\n" * 300)
+    assert html(table).count("<td") == 300
+
+
 def test_random_texts_give_only_what_dom_js_lets_through() -> None:
     pieces = [
         "*", "_", "**", "~~", "`", "```", "$", "$$", "\\(", "\\)", "\\[", "\\]", "\\frac", "\\begin{cases}",

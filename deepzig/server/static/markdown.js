@@ -215,12 +215,8 @@ function tableAt(lines, start) {
   while (end < lines.length && lines[end].trim() && lines[end].includes("|")) end++;
   const sides = rules.map((rule) => (rule.endsWith(":") ? (rule.startsWith(":") ? "center" : "right") : "left"));
   const row = (line, tag) => {
-    const cells = cellsOf(line);
-    return [
-      "tr",
-      {},
-      ...sides.map((side, column) => [tag, { class: `align-${side}` }, ...parseInline(cells[column] ?? "")]),
-    ];
+    const cells = cellsOf(line).slice(0, sides.length); // short rows stay short: a wide head makes no large table
+    return ["tr", {}, ...cells.map((cell, column) => [tag, { class: `align-${sides[column]}` }, ...parseInline(cell)])];
   };
   const read = () => [
     "div",
