@@ -1,6 +1,8 @@
 """What the page makes of answers that the bundled model never gives: HTML, Markdown, thoughts, a queue, failures."""
 
+import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +44,18 @@ def f(x):
     return x + 1  # one more
 ```
 """
+
+
+def bring_in(page: Page, file: Path, nodes: dict[str, Any]) -> None:
+    """Import a chat whose messages answer each other in turn."""
+    parents = ["root", *nodes]
+    for parent, node in zip(parents, nodes.values(), strict=False):
+        node["parent"] = parent
+    chat = {"mode": "chat", "title": "From a file", "nodes": nodes, "chosen": dict(zip(parents, nodes, strict=False))}
+    file.write_text(json.dumps({"format": "deepzig-conversations", "version": 1, "conversations": [chat]}))
+    page.click(".foot-link", "Settings")
+    page.run("return document.querySelector('dialog input[type=file]')").send_keys(str(file))
+    page.find(".toast")
 
 
 def answering(*texts: str, **stats: int) -> Callable[[dict[str, Any]], Iterable[Event]]:
@@ -192,6 +206,38 @@ def test_a_conversation_that_is_deleted_in_mid_answer_stays_deleted(page: Page, 
     page.browser.refresh()
     page.wait_ready()
     assert page.count(".row") == 0
+
+
+def test_a_long_conversation_is_not_searched_for_each_message(page: Page, scripted: Scripted, tmp_path: Path) -> None:
+    page.open(scripted(answering("x")).url)
+    page.wait_ready()
+    roles = ("user", "assistant")
+    bring_in(
+        page, tmp_path / "long.json", {f"m{i}": {"role": roles[i % 2], "content": f"Text {i}"} for i in range(600)}
+    )
+    page.run("const all = Object.values; window.calls = 0; Object.values = (item) => (window.calls++, all(item))")
+    page.click(".row a")
+    page.find(".answer", "Text 599")
+    assert page.run("return window.calls") < 100
+
+
+def test_versions_can_be_looked_at_while_another_is_written(page: Page, scripted: Scripted) -> None:
+    def reply(body: dict[str, Any]) -> Iterable[Event]:
+        if len(server.bodies) == 1:
+            return answering("The first.")(body)
+        return (event for n in range(600) for event in (delta(content=f"{n} "), 0.05))
+
+    server = scripted(reply)
+    page.open(server.url)
+    page.write("Go.")
+    page.wait_answer()
+    page.click("[aria-label='Answer again']")
+    page.find(".answer > .prose", "1 2")
+    page.run("window.arrow = document.querySelector(\"[aria-label='Previous version']\")")
+    page.find(".answer > .prose", "5 6 7")
+    assert page.run("return window.arrow.isConnected")  # else a click that lasts longer than a frame would miss it
+    page.click("[aria-label='Previous version']")
+    assert page.text(".answer > .prose") == "The first."
 
 
 def test_screen_readers_hear_whole_sentences(page: Page, scripted: Scripted) -> None:

@@ -3,7 +3,7 @@
  * the buttons ask for; calls prose.js for the text of answers.
  */
 
-import { shownPath } from "./conversations.js";
+import { allVersions, shownPath } from "./conversations.js";
 import { copyButton, h, iconButton } from "./dom.js";
 import { formatSeconds } from "./figures.js";
 import { editInPlace, problemLine, progressLine, statisticsText, versionSwitch } from "./message_parts.js";
@@ -26,7 +26,12 @@ export class ChatView {
     this.#parts = kept;
     if (path.length) this.element.replaceChildren(...[...kept.values()].map((parts) => parts.article));
     else this.element.replaceChildren(emptyChat(this.#app));
-    path.forEach((node) => this.update(node));
+    const versions = allVersions(this.#app.conversation);
+    for (const node of path) {
+      this.update(node);
+      const choice = versionSwitch(this.#app, node, versions.get(node.parent));
+      kept.get(node.id).versions.replaceChildren(...[choice].filter(Boolean));
+    }
   }
 
   /** Shows what has changed in one message. */
@@ -34,7 +39,6 @@ export class ChatView {
     const parts = this.#parts.get(node.id);
     if (!parts) return;
     if (node.role === "assistant") this.#updateAnswer(node, parts);
-    parts.versions.replaceChildren(...[versionSwitch(this.#app, node)].filter(Boolean));
   }
 
   /** Opens the last thing that the reader said for editing. */

@@ -49,6 +49,11 @@ export function siblings(conversation, node) {
   return Object.values(conversation.nodes).filter((other) => other.parent === node.parent);
 }
 
+/** The same for all messages: a map from the id of their parent. */
+export function allVersions(conversation) {
+  return Map.groupBy(Object.values(conversation.nodes), (node) => node.parent);
+}
+
 /** Shows another version of a message, and below it what was shown last. */
 export function choose(conversation, node) {
   conversation.chosen[node.parent] = node.id;

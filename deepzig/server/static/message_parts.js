@@ -11,8 +11,7 @@ import { formatNumber, formatSeconds, statisticsLine } from "./figures.js";
 import { requestFor } from "./generation.js";
 
 /** ‹ 2 / 3 ›, if a message has several versions. */
-export function versionSwitch(app, node) {
-  const versions = siblings(app.conversation, node);
+export function versionSwitch(app, node, versions = siblings(app.conversation, node)) {
   if (versions.length < 2) return null;
   const index = versions.indexOf(node);
   const step = (by, name, label) =>

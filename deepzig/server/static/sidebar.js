@@ -40,7 +40,7 @@ export class Sidebar {
   show() {
     const wanted = this.#search.value.trim().toLowerCase();
     const found = this.#app.store.list().filter((conversation) => !wanted || matches(conversation, wanted));
-    const groups = groupBy(found, ageOf);
+    const groups = Map.groupBy(found, ageOf);
     this.#list.replaceChildren(
       ...[...groups].map(([name, conversations]) =>
         h(
@@ -109,10 +109,4 @@ function ageOf({ updated }) {
   if (updated >= midnight) return "Today";
   if (updated >= midnight - DAY_MS) return "Yesterday";
   return updated >= midnight - 7 * DAY_MS ? "Last seven days" : "Older";
-}
-
-function groupBy(items, nameOf) {
-  const groups = new Map();
-  for (const item of items) groups.set(nameOf(item), [...(groups.get(nameOf(item)) ?? []), item]);
-  return groups;
 }
