@@ -208,6 +208,13 @@ def test_a_conversation_that_is_deleted_in_mid_answer_stays_deleted(page: Page, 
     assert page.count(".row") == 0
 
 
+def test_a_failed_answer_without_an_error_is_not_imported(page: Page, scripted: Scripted, tmp_path: Path) -> None:
+    page.open(scripted(answering("x")).url)
+    page.wait_ready()
+    bring_in(page, tmp_path / "bad.json", {"a": {"role": "assistant", "content": "Half", "state": "failed"}})
+    assert "no text where its error should be" in page.text(".toast") and page.count(".row") == 0
+
+
 def test_a_long_conversation_is_not_searched_for_each_message(page: Page, scripted: Scripted, tmp_path: Path) -> None:
     page.open(scripted(answering("x")).url)
     page.wait_ready()

@@ -72,7 +72,7 @@ function readNode(node, parent) {
     created: time(node.created),
   };
   if (node.finish === "stop" || node.finish === "length") fresh.finish = node.finish;
-  if (node.error) fresh.error = { message: string(node.error.message, "error") };
+  if (fresh.state === "failed") fresh.error = { message: string(node.error?.message, "error") };
   if (node.stats) fresh.stats = readStats(object(node.stats, "stats"));
   return fresh;
 }
@@ -88,7 +88,8 @@ function object(value, name) {
 }
 
 function string(value, name) {
-  if (typeof value !== "string" || value.length > MAX_TEXT) throw new Error(`The file has a ${name} that is no text.`);
+  if (typeof value !== "string" || value.length > MAX_TEXT)
+    throw new Error(`The file has no text where its ${name} should be.`);
   return value;
 }
 
