@@ -208,6 +208,36 @@ def test_a_conversation_that_is_deleted_in_mid_answer_stays_deleted(page: Page, 
     assert page.count(".row") == 0
 
 
+def test_nothing_is_asked_before_the_model_is_there(page: Page, scripted: Scripted) -> None:
+    server = scripted(answering("Well."))
+    page.open(server.url)
+    page.write("Go.")
+    page.wait_answer()
+    page.run("return new Promise((done) => setTimeout(done, 900))")  # written behind
+    page.cdp("Network.enable")
+    page.cdp("Network.setBlockedURLs", urls=["*/v1/models"])
+    page.browser.refresh()
+    page.click("[aria-label='Answer again']")
+    page.find(".toast", "The server cannot be reached.")
+    page.cdp("Network.setBlockedURLs", urls=[])
+    page.wait_answer()
+    assert page.count(".versions") == 0 and len(server.bodies) == 1
+
+
+def test_a_story_that_is_edited_while_it_grows_keeps_the_edit(page: Page, scripted: Scripted) -> None:
+    model = {**MODEL, "meta": {**MODEL["meta"], "has_chat_template": False}}
+    page.open(scripted(lambda body: [{"choices": [{"index": 0, "text": " it"}]}, FOR_EVER], model=model).url)
+    page.write("There")
+    page.find(".passage.assistant", "it")
+    page.press(Keys.ARROW_UP)
+    page.press(" was", Keys.CONTROL + Keys.ENTER)
+    page.find(".toast", "Stop it first.")
+    page.click(".send-button.running")
+    page.click(".edit-box button", "Save")
+    page.find(".versions-count", "2 / 2")
+    assert page.text(".story-text") == "There it was"
+
+
 def test_a_failed_answer_without_an_error_is_not_imported(page: Page, scripted: Scripted, tmp_path: Path) -> None:
     page.open(scripted(answering("x")).url)
     page.wait_ready()
@@ -326,8 +356,13 @@ def test_settings_of_an_older_page_and_of_others_do_no_harm(page: Page, scripted
     page.write("Hi")
     page.wait_answer()
     assert "temperature" not in server.bodies[-1] and server.bodies[-1]["stop"] == ["a", "b"]
+    page.set_settings(stop=5)
+    page.write("Hi")
+    page.until("document.querySelectorAll('.answer').length === 2")
+    page.wait_answer()
+    assert "stop" not in server.bodies[-1]
     page.run("localStorage.setItem('deepzig.settings', 'no JSON')")
     page.browser.refresh()
     page.write("Hi")
     page.wait_answer()
-    assert len(server.bodies) == 2
+    assert len(server.bodies) == 3

@@ -18,7 +18,7 @@ import { Sidebar } from "./sidebar.js";
 import { StatusView } from "./status.js";
 import { Store } from "./store.js";
 import { StoryView } from "./story.js";
-import { Topbar } from "./topbar.js";
+import { CONDITIONS, Topbar } from "./topbar.js";
 
 const RETRY_MS = 1500; // while the server is away or loads
 const NEAR_END = 120; // px from the end: the reader follows the text
@@ -215,14 +215,22 @@ class App {
     this.#answer(conversation, parent);
   }
 
+  /** Whether an answer may begin now; says why not. */
+  #mayAnswer() {
+    const isRunning = this.isRunning(this.conversation);
+    if (isRunning) toast("An answer is being written. Stop it first.");
+    else if (this.condition !== "ready") toast(`${CONDITIONS[this.condition]}.`);
+    return !isRunning && this.condition === "ready";
+  }
+
   /** Another version of an answer. */
   regenerate(node) {
-    if (!this.isRunning(this.conversation)) this.#answer(this.conversation, node.parent);
+    if (this.#mayAnswer()) this.#answer(this.conversation, node.parent);
   }
 
   /** Another version of what the reader said, and an answer to it. */
   edit(node, text) {
-    if (this.isRunning(this.conversation)) return this.#view.show();
+    if (!this.#mayAnswer()) return;
     const fresh = addNode(this.conversation, node.parent, "user", text);
     this.#answer(this.conversation, fresh.id);
   }
@@ -230,11 +238,10 @@ class App {
   /** Another version of the whole story; the model does not go on by itself. */
   rewrite(text) {
     const { conversation } = this;
-    if (!this.isRunning(conversation)) {
-      addNode(conversation, ROOT, "user", text);
-      conversation.title = titleOf(text);
-      this.store.put(conversation);
-    }
+    if (!this.#mayAnswer()) return;
+    addNode(conversation, ROOT, "user", text);
+    conversation.title = titleOf(text);
+    this.store.put(conversation);
     this.#mount();
   }
 
@@ -247,7 +254,7 @@ class App {
 
   /** Goes on with an answer that was stopped or cut off. */
   goOn(node) {
-    if (!this.isRunning(this.conversation)) this.#follow(this.conversation, node);
+    if (this.#mayAnswer()) this.#follow(this.conversation, node);
   }
 
   /** Shows another version. */

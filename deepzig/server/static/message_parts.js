@@ -86,7 +86,7 @@ function failureLine(app, node) {
     h(
       "div.button-row",
       button("Try again", () => app.regenerate(node)),
-      button("Copy details", copy),
+      app.model && button("Copy details", copy),
       requestId && h("code.request-id", requestId),
     ),
   );

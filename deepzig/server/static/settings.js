@@ -55,7 +55,7 @@ export function samplingFields() {
   const settings = readSettings();
   const fields = {};
   for (const [name] of NUMBERS) if (typeof settings[name] === "number") fields[name] = settings[name];
-  const stops = (settings.stop ?? "").split("\n").filter(Boolean).slice(0, 16);
+  const stops = (typeof settings.stop === "string" ? settings.stop : "").split("\n").filter(Boolean).slice(0, 16);
   if (stops.length) fields.stop = stops;
   return fields;
 }

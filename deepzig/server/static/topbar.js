@@ -4,7 +4,7 @@ import { asMarkdown } from "./conversations.js";
 import { h, icon, iconButton } from "./dom.js";
 import { download } from "./transfer.js";
 
-const CONDITIONS = {
+export const CONDITIONS = {
   ready: "Ready",
   loading: "The model is being loaded",
   offline: "The server cannot be reached",
