@@ -1,6 +1,7 @@
 """What the page makes of answers that the bundled model never gives: HTML, Markdown, thoughts, a queue, failures."""
 
 import json
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,40 @@ def test_a_story_that_is_edited_while_it_grows_keeps_the_edit(page: Page, script
     page.click(".edit-box button", "Save")
     page.find(".versions-count", "2 / 2")
     assert page.text(".story-text") == "There it was"
+
+
+def test_two_tabs_keep_what_both_write(page: Page, scripted: Scripted) -> None:
+    finish = threading.Event()
+
+    def reply(body: dict[str, Any]) -> Iterable[Event]:
+        if body["messages"][-1]["content"] != "First":
+            return answering("To the second.")(body)
+        return (event for n in range(600) if n < 2 or not finish.is_set() for event in (delta(content=f"{n} "), 0.1))
+
+    page.open(scripted(reply).url)
+    page.write("First")
+    page.find(".answer > .prose", "1")
+    address = page.run("return new Promise((done) => setTimeout(() => done(location.href), 900))")  # written behind
+    other = Page(page.browser)
+    other.browser.get(address)
+    other.wait_ready()
+    other.run("document.querySelector(\".question [aria-label='Edit']\").click()")
+    other.press(" and second")
+    length = len(other.text(".answer > .prose"))
+    other.until("document.querySelector('.answer > .prose').textContent.length > arguments[0]", length)
+    other.press("!", Keys.CONTROL + Keys.ENTER)  # the field is there still, with the focus
+    other.find(".answer > .prose", "To the second.")
+    assert other.text(".bubble") == "First and second!"
+    finish.set()
+    other.close()
+    page.complaints += other.complaints
+    page.browser.switch_to.window(page.browser.window_handles[-1])
+    page.wait_answer()
+    page.run("return new Promise((done) => setTimeout(done, 900))")
+    page.browser.refresh()
+    page.wait_ready()
+    page.click(".question [aria-label='Next version']")
+    assert page.text(".bubble") == "First and second!" and page.text(".answer > .prose") == "To the second."
 
 
 def test_a_failed_answer_without_an_error_is_not_imported(page: Page, scripted: Scripted, tmp_path: Path) -> None:

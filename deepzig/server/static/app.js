@@ -58,7 +58,7 @@ class App {
     this.#main.addEventListener("scroll", () => this.#onScroll(), { passive: true });
     window.addEventListener("hashchange", () => this.#route());
     window.addEventListener("pagehide", () => this.store.flush());
-    this.store.onChangeElsewhere = () => this.refresh();
+    this.store.onChangeElsewhere = (id) => this.#refresh(id);
     await this.store.open();
     this.#route();
     await this.connect();
@@ -105,11 +105,18 @@ class App {
     this.#showTitle();
   }
 
-  /** Shows what another tab, an import or a deletion has changed. */
-  refresh() {
-    if (!this.isRunning(this.conversation))
-      this.conversation = this.store.get(this.conversation.id) ?? this.conversation;
-    this.#mount();
+  /** Shows what another tab has changed; what the reader is writing stays. */
+  #refresh(id) {
+    this.#sidebar.show();
+    if (id !== this.conversation.id || this.place === "status") return;
+    this.#view.show();
+    this.#showContext();
+    this.#followText();
+  }
+
+  /** Shows which conversations there are. */
+  showList() {
+    this.#sidebar.show();
   }
 
   #mount() {

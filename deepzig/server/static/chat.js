@@ -18,14 +18,16 @@ export class ChatView {
     this.element = h("div.thread", { role: "log", "aria-label": "Conversation", "aria-live": "off" });
   }
 
-  /** Shows the path; messages that stay keep their nodes. */
+  /** Shows the path; messages that stay keep their nodes, and a path that stays keeps the focus. */
   show() {
     const path = shownPath(this.#app.conversation);
     const kept = new Map();
     for (const node of path) kept.set(node.id, this.#parts.get(node.id) ?? this.#make(node));
     this.#parts = kept;
-    if (path.length) this.element.replaceChildren(...[...kept.values()].map((parts) => parts.article));
-    else this.element.replaceChildren(emptyChat(this.#app));
+    const shown = path.length ? [...kept.values()].map((parts) => parts.article) : [emptyChat(this.#app)];
+    const { children } = this.element;
+    if (shown.length !== children.length || shown.some((element, index) => element !== children[index]))
+      this.element.replaceChildren(...shown);
     const versions = allVersions(this.#app.conversation);
     for (const node of path) {
       this.update(node);

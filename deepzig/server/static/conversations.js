@@ -91,6 +91,22 @@ export function titleOf(text) {
   return `${cut.slice(0, cut.lastIndexOf(" ") > 20 ? cut.lastIndexOf(" ") : 48)}…`;
 }
 
+/**
+ * Takes over what another tab has written into the same conversation. Messages only grow: the longer text is the newer
+ * one. Ours stay the same objects, and the path stays while an answer is being written.
+ */
+export function adopt(ours, theirs) {
+  const isGrowing = ({ state }) => state === "streaming";
+  const sizeOf = ({ content, reasoning }) => content.length + reasoning.length;
+  const isBusy = Object.values(ours.nodes).some(isGrowing);
+  ours.chosen = isBusy ? { ...theirs.chosen, ...ours.chosen } : theirs.chosen;
+  for (const [id, given] of Object.entries(theirs.nodes)) {
+    const node = (ours.nodes[id] ??= given);
+    if (sizeOf(given) > sizeOf(node) || (isGrowing(node) && !isGrowing(given))) Object.assign(node, given);
+  }
+  [ours.title, ours.updated] = [theirs.title, theirs.updated];
+}
+
 /** Messages that were being written when the page was closed: says so instead of waiting for ever. */
 export function markInterrupted(conversation) {
   for (const node of Object.values(conversation.nodes)) if (node.state === "streaming") node.state = "interrupted";

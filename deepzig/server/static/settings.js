@@ -144,7 +144,7 @@ function dataSettings(app, dialog) {
       const conversations = readExport(await file.text());
       conversations.forEach((conversation) => app.store.put(conversation));
       await app.store.flush();
-      app.refresh();
+      app.showList();
       toast(`Imported ${count(conversations.length)}.`);
       dialog.close();
     } catch (error) {

@@ -1,11 +1,11 @@
 /**
  * Keeps conversations in the browser: an IndexedDB database, read once and written behind. Called by app.js and the
- * views; knows nothing of what a conversation holds but `id` and `updated`.
+ * views; knows nothing of what a conversation holds but `id` and `updated`: conversations.js joins two tabs' work.
  *
  * Where the browser forbids storage (some private windows), conversations last as long as the page.
  */
 
-import { markInterrupted } from "./conversations.js";
+import { adopt, markInterrupted } from "./conversations.js";
 
 const DATABASE = "deepzig";
 const TABLE = "conversations";
@@ -81,9 +81,11 @@ export class Store {
   }
 
   async #reload(id) {
-    const conversation = await this.#request("readonly", (table) => table.get(id));
-    if (conversation) this.#all.set(id, conversation);
-    else this.#all.delete(id);
+    const theirs = await this.#request("readonly", (table) => table.get(id));
+    const ours = this.#all.get(id);
+    if (!theirs) this.#all.delete(id);
+    else if (ours) adopt(ours, theirs);
+    else this.#all.set(id, theirs);
     this.onChangeElsewhere(id);
   }
 

@@ -37,7 +37,8 @@ export class StoryView {
       this.element.replaceChildren(emptyStory(this.#app));
       return;
     }
-    this.element.replaceChildren(this.#text, this.#progress, this.#problem, this.#foot);
+    if (!this.element.querySelector(".edit-box"))
+      this.element.replaceChildren(this.#text, this.#progress, this.#problem, this.#foot);
     const kept = new Map();
     for (const node of path) kept.set(node.id, this.#spans.get(node.id) ?? h(`span.passage.${node.role}`));
     this.#spans = kept;
