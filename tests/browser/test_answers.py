@@ -273,6 +273,18 @@ def test_two_tabs_keep_what_both_write(page: Page, scripted: Scripted) -> None:
     assert page.text(".bubble") == "First and second!" and page.text(".answer > .prose") == "To the second."
 
 
+def test_esc_that_ends_the_input_of_a_word_stops_nothing(page: Page, scripted: Scripted) -> None:
+    page.open(scripted(lambda body: [delta(content="One"), FOR_EVER]).url)
+    page.write("Go.")
+    page.find(".answer > .prose", "One")
+    page.run("document.querySelector(\".question [aria-label='Edit']\").click()")
+    esc = "new KeyboardEvent('keydown', {key: 'Escape', isComposing: true, bubbles: true})"
+    page.run(f"for (const name of ['.edit-area', '#composer-input']) document.querySelector(name).dispatchEvent({esc})")
+    assert page.count(".edit-area") == 1 and page.count(".send-button.running") == 1
+    page.press(Keys.ESCAPE, Keys.ESCAPE)
+    page.find(".note-line", "Stopped.")
+
+
 def test_a_failed_answer_without_an_error_is_not_imported(page: Page, scripted: Scripted, tmp_path: Path) -> None:
     page.open(scripted(answering("x")).url)
     page.wait_ready()

@@ -10,7 +10,7 @@ import { announce, Narrator, toast } from "./announce.js";
 import { ChatView } from "./chat.js";
 import { Composer } from "./composer.js";
 import { addNode, choose, lastNode, newConversation, ROOT, shownPath, titleOf } from "./conversations.js";
-import { iconButton } from "./dom.js";
+import { iconButton, isComposing } from "./dom.js";
 import { follow, requestFor, Run } from "./generation.js";
 import { askForKey } from "./key_prompt.js";
 import { readModel } from "./model.js";
@@ -356,7 +356,7 @@ class App {
 
   #key(event) {
     const withControl = event.ctrlKey || event.metaKey;
-    if (document.querySelector("dialog[open]")) return;
+    if (document.querySelector("dialog[open]") || isComposing(event)) return;
     if (event.key === "Escape" && document.body.classList.contains("sidebar-open")) this.toggleSidebar(false);
     else if (event.key === "Escape") this.stop();
     else if (withControl && event.shiftKey && event.key.toLowerCase() === "o") this.open(null);

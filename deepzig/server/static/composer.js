@@ -3,7 +3,7 @@
  * Called by app.js; knows nothing of conversations.
  */
 
-import { h, icon } from "./dom.js";
+import { h, icon, isComposing } from "./dom.js";
 import { formatNumber } from "./figures.js";
 
 const MOST_HEIGHT = 240; // px, then the field scrolls
@@ -89,7 +89,7 @@ export class Composer {
   }
 
   #key(event) {
-    if (event.isComposing || event.keyCode === 229) return; // Enter that ends the input of a Chinese or Japanese word
+    if (isComposing(event)) return;
     if (event.key === "Enter" && !event.shiftKey && !event.altKey) {
       event.preventDefault();
       if (!this.#isRunning) this.#submit();

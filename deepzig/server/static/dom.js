@@ -109,6 +109,11 @@ export function iconButton(name, label, onclick, kind = "", properties = {}) {
   return h(`button.icon-button${kind}`, { "aria-label": label, title: label, onclick, ...properties }, icon(name));
 }
 
+/** Whether a key belongs to the input of a Chinese or Japanese word, which Enter and Esc end. */
+export function isComposing(event) {
+  return event.isComposing || event.keyCode === 229;
+}
+
 /** Puts text on the clipboard; without TLS, where there is no clipboard API, by copying a selection. */
 export async function copyText(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);

@@ -6,7 +6,7 @@
 import { asCurl } from "./api.js";
 import { announce, toast } from "./announce.js";
 import { siblings } from "./conversations.js";
-import { button, copyText, h, iconButton } from "./dom.js";
+import { button, copyText, h, iconButton, isComposing } from "./dom.js";
 import { formatNumber, formatSeconds, statisticsLine } from "./figures.js";
 import { requestFor } from "./generation.js";
 
@@ -120,6 +120,7 @@ export function editInPlace(element, text, label, onSave) {
   );
   area.addEventListener("input", grow);
   area.addEventListener("keydown", (event) => {
+    if (isComposing(event)) return;
     if (event.key === "Escape") (event.stopPropagation(), leave());
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) save();
   });

@@ -1,7 +1,7 @@
 /** The line above a conversation: its title, the way of writing, the model. Made by app.js. */
 
 import { asMarkdown } from "./conversations.js";
-import { h, icon, iconButton } from "./dom.js";
+import { h, icon, iconButton, isComposing } from "./dom.js";
 import { download } from "./transfer.js";
 
 export const CONDITIONS = {
@@ -41,7 +41,7 @@ export class Topbar {
       spellcheck: "false",
     });
     input.addEventListener("change", () => this.#app.rename(input.value.trim() || conversation.title));
-    input.addEventListener("keydown", (event) => event.key === "Enter" && !event.isComposing && input.blur());
+    input.addEventListener("keydown", (event) => event.key === "Enter" && !isComposing(event) && input.blur());
     return input;
   }
 
