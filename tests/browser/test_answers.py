@@ -285,6 +285,26 @@ def test_esc_that_ends_the_input_of_a_word_stops_nothing(page: Page, scripted: S
     page.find(".note-line", "Stopped.")
 
 
+def test_a_title_can_be_written_while_an_answer_ends(page: Page, scripted: Scripted) -> None:
+    page.open(scripted(lambda body: [delta(content="One"), 1.5, *ending()]).url)
+    page.write("Go.")
+    page.find(".answer > .prose", "One")
+    page.find("input.topbar-title").send_keys(" On")
+    page.wait_answer()
+    page.press(" and on", Keys.ENTER)
+    page.find(".row a", "Go. On and on")
+
+
+def test_esc_stops_the_answer_after_a_search(page: Page, scripted: Scripted) -> None:
+    page.open(scripted(lambda body: [delta(content="One"), FOR_EVER]).url)
+    page.wait_ready()
+    page.press(Keys.CONTROL, "k")
+    page.write("Go.")
+    page.find(".answer > .prose", "One")
+    page.press(Keys.ESCAPE)
+    page.find(".note-line", "Stopped.")
+
+
 def test_a_failed_answer_without_an_error_is_not_imported(page: Page, scripted: Scripted, tmp_path: Path) -> None:
     page.open(scripted(answering("x")).url)
     page.wait_ready()

@@ -147,6 +147,37 @@ def test_keyboard_alone_is_enough(story: Page) -> None:
     story.find(".row.open", OPENING[:20])
 
 
+def test_the_focus_stays_where_the_reader_is(story: Page) -> None:
+    focused = "document.activeElement.getAttribute('aria-label')"
+    story.click("[aria-label='Tell this part differently']")
+    story.find(".versions-count", "2 / 2")
+    story.wait_answer()
+    story.run("document.querySelector(\"[aria-label='Previous version']\").focus()")
+    story.press(Keys.ENTER)
+    assert story.run(f"return {focused}") == "Next version"  # there is none before
+    story.run("document.querySelector(\"[aria-label='Edit the story']\").focus()")
+    story.press(Keys.ENTER)
+    story.press(Keys.ESCAPE)
+    assert story.run(f"return {focused}") == "Edit the story"
+    story.run("document.querySelector('.row a').focus()")
+    story.press(Keys.ENTER)
+    assert story.run("return document.activeElement.matches('.row a')")
+
+
+def test_the_list_of_a_narrow_window_opens_and_closes_by_keyboard(page: Page, served: str) -> None:
+    page.open(served, width=360)
+    page.wait_ready()
+    page.run("document.querySelector('.topbar .only-narrow').focus()")
+    page.press(Keys.ENTER)
+    page.until("document.activeElement.matches('.new-button')")
+    page.press(Keys.ESCAPE)
+    assert page.run("return document.activeElement.matches('.topbar .only-narrow')")
+    page.press(Keys.ENTER)
+    page.until("document.activeElement.matches('.new-button')")
+    page.press(Keys.TAB, Keys.TAB, Keys.TAB, Keys.TAB)
+    assert page.run("return document.activeElement.matches('.stage *') && document.getElementById('scrim').hidden")
+
+
 def test_the_link_to_the_composer_stays_in_the_conversation(story: Page) -> None:
     text = story.text(STORY)
     story.run("document.querySelector('.skip-link').focus()")

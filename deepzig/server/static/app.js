@@ -54,6 +54,9 @@ class App {
       this.#composer.focus();
     });
     document.getElementById("scrim").addEventListener("click", () => this.toggleSidebar(false));
+    document.getElementById("sidebar").addEventListener("focusout", ({ relatedTarget }) => {
+      if (relatedTarget?.closest(".stage")) this.toggleSidebar(false); // it would lie over what has the focus
+    });
     document.addEventListener("keydown", (event) => this.#key(event));
     this.#main.addEventListener("scroll", () => this.#onScroll(), { passive: true });
     window.addEventListener("hashchange", () => this.#route());
@@ -128,6 +131,12 @@ class App {
     this.#view.show();
     this.#showAround();
     this.#scrollToEnd();
+    this.#keepFocus();
+  }
+
+  /** Keyboards and screen readers go on from the text if what had the focus is gone. */
+  #keepFocus() {
+    if (document.activeElement === document.body) this.#main.focus({ preventScroll: true });
   }
 
   #showAround() {
@@ -165,9 +174,11 @@ class App {
   }
 
   toggleSidebar(isOpen) {
+    const isLeft = isScrimShown() && document.activeElement.closest("#sidebar");
     document.body.classList.toggle("sidebar-open", isOpen);
     document.getElementById("scrim").hidden = !isOpen;
     if (isOpen) document.querySelector("#sidebar .new-button").focus();
+    else if (isLeft) document.querySelector("#topbar .only-narrow").focus();
   }
 
   // The server
@@ -270,6 +281,7 @@ class App {
     this.store.put(this.conversation);
     this.#view.show();
     this.#showAround();
+    this.#keepFocus();
   }
 
   /** Stops the answer of the conversation that is shown. */
@@ -300,6 +312,7 @@ class App {
     this.#isFollowing = true;
     if (conversation === this.conversation) this.#view.show();
     this.#showAround();
+    this.#keepFocus();
     announce("The answer is being written");
     await follow(run, requestFor(conversation, node, this.model), () => {
       if (conversation === this.conversation) narrator.update(node.content.slice(given));
@@ -357,7 +370,7 @@ class App {
   #key(event) {
     const withControl = event.ctrlKey || event.metaKey;
     if (document.querySelector("dialog[open]") || isComposing(event)) return;
-    if (event.key === "Escape" && document.body.classList.contains("sidebar-open")) this.toggleSidebar(false);
+    if (event.key === "Escape" && isScrimShown()) this.toggleSidebar(false);
     else if (event.key === "Escape") this.stop();
     else if (withControl && event.shiftKey && event.key.toLowerCase() === "o") this.open(null);
     else if (withControl && !event.shiftKey && event.key.toLowerCase() === "k")
@@ -365,6 +378,11 @@ class App {
     else return;
     event.preventDefault();
   }
+}
+
+/** Whether the list of conversations lies over the rest; in a wide window it stands beside it. */
+function isScrimShown() {
+  return document.getElementById("scrim").checkVisibility();
 }
 
 /** The reader's words for a story: set off from what stands before, unless they begin with a blank or a mark. */

@@ -14,17 +14,18 @@ import { requestFor } from "./generation.js";
 export function versionSwitch(app, node, versions = siblings(app.conversation, node)) {
   if (versions.length < 2) return null;
   const index = versions.indexOf(node);
-  const step = (by, name, label) =>
-    iconButton(
-      name,
-      label,
-      () => (app.show(versions[index + by]), announce(`Version ${index + by + 1} of ${versions.length}`)),
-      ".small",
-      { disabled: !versions[index + by] },
-    );
+  const step = (by, name, label) => {
+    const go = () => {
+      app.show(versions[index + by]);
+      const fresh = document.getElementById(`versions-${node.parent}`); // none below a story whose end has one version
+      (fresh?.querySelector(`[aria-label="${label}"]:enabled`) ?? fresh?.querySelector(":enabled"))?.focus();
+      announce(`Version ${index + by + 1} of ${versions.length}`);
+    };
+    return iconButton(name, label, go, ".small", { disabled: !versions[index + by] });
+  };
   return h(
     "span.versions",
-    { role: "group", "aria-label": "Versions" },
+    { id: `versions-${node.parent}`, role: "group", "aria-label": "Versions" },
     step(-1, "left", "Previous version"),
     h("span.versions-count", `${index + 1} / ${versions.length}`),
     step(1, "right", "Next version"),
@@ -107,7 +108,8 @@ export function editInPlace(element, text, label, onSave) {
     area.style.height = `${area.scrollHeight + 2}px`;
   };
   const save = () => (area.value.trim() && area.value !== text ? onSave(area.value) : leave());
-  const leave = () => box.replaceWith(element);
+  const before = document.activeElement;
+  const leave = () => (box.replaceWith(element), before.focus());
   const box = h(
     "div.edit-box",
     area,

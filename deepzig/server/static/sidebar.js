@@ -41,6 +41,7 @@ export class Sidebar {
     const wanted = this.#search.value.trim().toLowerCase();
     const found = this.#app.store.list().filter((conversation) => !wanted || matches(conversation, wanted));
     const groups = Map.groupBy(found, ageOf);
+    const focused = this.#list.contains(document.activeElement) ? document.activeElement.id : null;
     this.#list.replaceChildren(
       ...[...groups].map(([name, conversations]) =>
         h(
@@ -53,6 +54,7 @@ export class Sidebar {
         ? []
         : [h("p.hint.list-empty", wanted ? "Nothing found." : "Conversations stay in this browser.")]),
     );
+    if (focused) document.getElementById(focused)?.focus();
   }
 
   focusSearch() {
@@ -67,12 +69,14 @@ export class Sidebar {
       isOpen ? "li.row.open" : "li.row",
       h(
         "a",
-        { href: `#c=${conversation.id}`, "aria-current": isOpen ? "page" : null, title },
+        { id: `open-${conversation.id}`, href: `#c=${conversation.id}`, "aria-current": isOpen ? "page" : null, title },
         icon(conversation.mode === "story" ? "quill" : "chat"),
         h("span.row-title", title),
         this.#app.isRunning(conversation) && h("span.pulse", { title: "An answer is being written" }),
       ),
-      iconButton("trash", `Delete ${title}`, () => this.#remove(conversation), ".small.row-delete"),
+      iconButton("trash", `Delete ${title}`, () => this.#remove(conversation), ".small.row-delete", {
+        id: `delete-${conversation.id}`,
+      }),
     );
   }
 

@@ -14,6 +14,7 @@ export const CONDITIONS = {
 export class Topbar {
   #app;
   #element;
+  #input = null; // with the title
 
   constructor(app, element) {
     this.#app = app;
@@ -22,6 +23,8 @@ export class Topbar {
 
   show() {
     const { place, conversation } = this.#app;
+    if (place !== "status" && document.activeElement === this.#input)
+      return this.#element.querySelector(".model-chip").replaceWith(this.#model()); // the title is being written
     this.#element.replaceChildren(
       iconButton("menu", "Conversations", () => this.#app.toggleSidebar(true), ".only-narrow"),
       ...(place === "status" ? [h("h1.topbar-title", "Status")] : [this.#title(), this.#modeSwitch()].filter(Boolean)),
@@ -42,7 +45,7 @@ export class Topbar {
     });
     input.addEventListener("change", () => this.#app.rename(input.value.trim() || conversation.title));
     input.addEventListener("keydown", (event) => event.key === "Enter" && !isComposing(event) && input.blur());
-    return input;
+    return (this.#input = input);
   }
 
   /** Story or chat: the reader may choose until the first words are written. */
