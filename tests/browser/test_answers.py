@@ -305,6 +305,19 @@ def test_esc_stops_the_answer_after_a_search(page: Page, scripted: Scripted) -> 
     page.find(".note-line", "Stopped.")
 
 
+def test_the_page_says_when_conversations_are_not_kept(page: Page, scripted: Scripted) -> None:
+    server = scripted(answering("Well."))
+    page.open(server.url)
+    page.wait_ready()
+    origin = server.url.rstrip("/")
+    page.cdp("Storage.overrideQuotaForOrigin", origin=origin, quotaSize=1000)
+    page.run("document.getElementById('composer-input').value = 'long '.repeat(100_000)")
+    page.write("text")
+    page.find(".toast", "is its storage full?")
+    page.wait_answer()
+    page.cdp("Storage.overrideQuotaForOrigin", origin=origin)
+
+
 def test_a_failed_answer_without_an_error_is_not_imported(page: Page, scripted: Scripted, tmp_path: Path) -> None:
     page.open(scripted(answering("x")).url)
     page.wait_ready()

@@ -61,6 +61,7 @@ class App {
     this.#main.addEventListener("scroll", () => this.#onScroll(), { passive: true });
     window.addEventListener("hashchange", () => this.#route());
     window.addEventListener("pagehide", () => this.store.flush());
+    this.store.onWriteFailed = () => toast("The browser does not keep conversations any more: is its storage full?");
     this.store.onChangeElsewhere = (id) => this.#refresh(id);
     await this.store.open();
     this.#route();

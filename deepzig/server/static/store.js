@@ -18,6 +18,7 @@ export class Store {
   #channel = "BroadcastChannel" in window ? new BroadcastChannel("deepzig") : null;
 
   isPersistent = false;
+  onWriteFailed = () => {}; // called once: the disk is full, or the browser has closed the database
   onChangeElsewhere = () => {}; // called with the id of a conversation that another tab has changed
 
   /** Reads all conversations. */
@@ -76,8 +77,14 @@ export class Store {
     this.#waiting.delete(id);
     const conversation = this.#all.get(id);
     if (!conversation) return;
-    await this.#request("readwrite", (table) => table.put(conversation));
-    this.#channel?.postMessage(id);
+    try {
+      await this.#request("readwrite", (table) => table.put(conversation));
+      this.#channel?.postMessage(id);
+    } catch (error) {
+      console.warn("a conversation was not kept:", error);
+      if (this.isPersistent) this.onWriteFailed();
+      this.isPersistent = false;
+    }
   }
 
   async #reload(id) {
