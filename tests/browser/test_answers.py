@@ -318,6 +318,17 @@ def test_the_page_says_when_conversations_are_not_kept(page: Page, scripted: Scr
     page.cdp("Storage.overrideQuotaForOrigin", origin=origin)
 
 
+def test_the_page_works_where_storage_is_forbidden(page: Page, scripted: Scripted) -> None:
+    forbid = "get() { throw new DOMException('no', 'SecurityError'); }"
+    names = "['localStorage', 'sessionStorage', 'indexedDB']"
+    script = f"for (const name of {names}) Object.defineProperty(window, name, {{ {forbid} }});"
+    page.cdp("Page.addScriptToEvaluateOnNewDocument", source=script)
+    page.open(scripted(answering("Well.")).url)
+    page.write("Go.")
+    page.wait_answer()
+    assert page.text(".answer > .prose") == "Well." and page.count(".row") == 1
+
+
 def test_a_failed_answer_without_an_error_is_not_imported(page: Page, scripted: Scripted, tmp_path: Path) -> None:
     page.open(scripted(answering("x")).url)
     page.wait_ready()

@@ -7,6 +7,7 @@
 
 const BASE = new URL("../", import.meta.url); // works below a path too
 const KEY = "deepzig.key";
+const keys = sessionOrPage();
 
 /** A request that failed, with what a person needs to report it. */
 export class ApiError extends Error {
@@ -17,6 +18,16 @@ export class ApiError extends Error {
     this.code = code;
     this.requestId = requestId;
     this.retryAfter = retryAfter; // seconds, if the server says when to try again
+  }
+}
+
+/** sessionStorage or, where the browser forbids it, a place that lasts as long as the page. */
+function sessionOrPage() {
+  try {
+    return sessionStorage;
+  } catch {
+    const kept = new Map();
+    return { getItem: (k) => kept.get(k), setItem: (k, value) => kept.set(k, value), removeItem: (k) => kept.delete(k) };
   }
 }
 
@@ -35,17 +46,17 @@ async function send(path, { body, signal } = {}) {
     if (response.ok) return response;
     const error = await errorOf(response);
     if (error.status !== 401) throw error;
-    sessionStorage.removeItem(KEY);
+    keys.removeItem(KEY);
     asking ??= askForKey(attempt > 0).finally(() => (asking = null));
     const key = await asking;
     if (!key) throw error;
-    sessionStorage.setItem(KEY, key);
+    keys.setItem(KEY, key);
   }
 }
 
 async function fetchOnce(path, body, signal) {
   const headers = {};
-  const key = sessionStorage.getItem(KEY);
+  const key = keys.getItem(KEY);
   if (key) headers.authorization = `Bearer ${key}`;
   if (body !== undefined) headers["content-type"] = "application/json";
   try {
