@@ -10,6 +10,8 @@ export function askForKey(wasWrong) {
       type: "password",
       autocomplete: "current-password",
       required: true,
+      pattern: "[ -~]+", // nothing else fits into a header
+      title: "A key has letters, digits and marks of ASCII only.",
       "aria-describedby": "key-hint",
     });
     const form = h(
