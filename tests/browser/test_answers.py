@@ -329,6 +329,15 @@ def test_the_page_works_where_storage_is_forbidden(page: Page, scripted: Scripte
     assert page.text(".answer > .prose") == "Well." and page.count(".row") == 1
 
 
+def test_a_title_is_cut_between_characters(page: Page, scripted: Scripted) -> None:
+    page.open(scripted(answering("Well.")).url)
+    page.wait_ready()
+    page.run("document.getElementById('composer-input').value = `a${'😀'.repeat(40)}`")
+    page.write("!")
+    page.wait_answer()
+    assert page.text(".row a") == f"a{'😀' * 23}…"
+
+
 def test_a_failed_answer_without_an_error_is_not_imported(page: Page, scripted: Scripted, tmp_path: Path) -> None:
     page.open(scripted(answering("x")).url)
     page.wait_ready()
@@ -416,7 +425,12 @@ def test_a_story_that_outgrows_the_context_goes_on_from_its_second_half(page: Pa
     for _ in range(2):
         page.write("They went on and on. " * 24)
         page.wait_answer()
-    first, second = (body["prompt"] for body in server.bodies)
+    for tail in ("a", "bc"):
+        page.run("document.getElementById('composer-input').value = '😀'.repeat(3000)")
+        page.write(tail)
+        page.wait_answer()
+    first, second, *rest = (body["prompt"] for body in server.bodies)
+    assert all(prompt.isprintable() for prompt in rest)  # half a character would not be
     assert first == "They went on and on. " * 24  # 101 tokens, and room for 200 more
     assert second.startswith("They went on") and len(second) <= 400 / 2 * 5 and second.endswith("on and on. ")
     page.find(".note-line", "has outgrown the model's context")

@@ -87,7 +87,7 @@ export function asMarkdown(conversation) {
 export function titleOf(text) {
   const line = text.trim().replace(/\s+/g, " ");
   if (line.length <= 48) return line;
-  const cut = line.slice(0, 48);
+  const cut = line.slice(0, 48).replace(/[\ud800-\udbff]$/, ""); // half of a character
   return `${cut.slice(0, cut.lastIndexOf(" ") > 20 ? cut.lastIndexOf(" ") : 48)}…`;
 }
 

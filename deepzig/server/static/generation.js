@@ -77,7 +77,8 @@ export function fitting(path, contextLength) {
   const text = asText(path);
   const charsPerToken = path.findLast((node) => node.stats?.charsPerToken)?.stats.charsPerToken ?? CHARS_PER_TOKEN;
   if (text.length / charsPerToken + STORY_TOKENS <= contextLength) return text;
-  const end = text.slice(-Math.floor((contextLength / 2) * charsPerToken));
+  const cut = text.slice(-Math.floor((contextLength / 2) * charsPerToken));
+  const end = cut.replace(/^[\udc00-\udfff]/, ""); // half of a character, which no server reads
   const sentence = /[.!?]["”]?\s+/.exec(end);
   return sentence ? end.slice(sentence.index + sentence[0].length) : end;
 }
