@@ -338,6 +338,14 @@ def test_a_title_is_cut_between_characters(page: Page, scripted: Scripted) -> No
     assert page.text(".row a") == f"a{'😀' * 23}…"
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_long_name_of_a_model_fits(page: Page, scripted: Scripted, width: int) -> None:
+    page.open(scripted(answering("x"), model={**MODEL, "id": "deepseek_v3_1_terminus" * 8}).url, width=width)
+    page.wait_ready()
+    for element in ("document.documentElement", "document.getElementById('main')"):
+        assert page.run(f"return {element}.scrollWidth - {element}.clientWidth") <= 0
+
+
 def test_a_failed_answer_without_an_error_is_not_imported(page: Page, scripted: Scripted, tmp_path: Path) -> None:
     page.open(scripted(answering("x")).url)
     page.wait_ready()
