@@ -346,6 +346,23 @@ def test_a_long_name_of_a_model_fits(page: Page, scripted: Scripted, width: int)
         assert page.run(f"return {element}.scrollWidth - {element}.clientWidth") <= 0
 
 
+def test_texts_from_right_to_left_begin_at_the_right(page: Page, scripted: Scripted) -> None:
+    page.open(scripted(answering("שלום, עולם!\n\nHello, world!\n\n- שלום!")).url)
+    page.write("מה שלומך?")
+    page.wait_answer()
+    begin_and_end = """
+      const text = document.querySelector(arguments[0]).firstChild;
+      const range = document.createRange();
+      const left = (at) => (range.setStart(text, at), range.setEnd(text, at + 1), range.getBoundingClientRect().left);
+      return [left(0), left(text.length - 1)];
+    """
+    for selector in (".bubble", ".answer p", ".answer li"):
+        begin, end = page.run(begin_and_end, selector)
+        assert begin > end  # also of the mark that ends it
+    begin, end = page.run(begin_and_end, ".answer p + p")
+    assert begin < end
+
+
 def test_a_failed_answer_without_an_error_is_not_imported(page: Page, scripted: Scripted, tmp_path: Path) -> None:
     page.open(scripted(answering("x")).url)
     page.wait_ready()

@@ -26,6 +26,7 @@ export function showMarkdown(element, text) {
 function blockNode(block) {
   const node = toDom(block.tree());
   sources.set(node, block.source);
+  if (node.matches("ul, ol, blockquote")) node.dir = "auto"; // their marks stand where the text begins
   const codes = [...node.querySelectorAll(".code-block"), ...(node.matches(".code-block") ? [node] : [])];
   for (const code of codes) {
     const pre = code.querySelector("pre");
