@@ -363,6 +363,23 @@ def test_texts_from_right_to_left_begin_at_the_right(page: Page, scripted: Scrip
     assert begin < end
 
 
+def test_a_server_that_comes_back_with_another_model_is_met_again(page: Page, scripted: Scripted) -> None:
+    def reply(body: dict[str, Any]) -> Iterable[Event]:
+        if body["model"] == server.model["id"]:
+            return answering("Well.")(body)
+        raise ConnectionError  # the stream has no end, as when a server stops
+
+    server = scripted(reply)
+    page.open(server.url)
+    page.wait_ready()
+    server.model = {**MODEL, "id": "another"}
+    page.write("Go.")
+    page.find(".problem")
+    page.find(".model-chip.ready", "another")
+    page.click(".problem button", "Try again")
+    page.until("document.querySelector('.answer > .prose').textContent === 'Well.'")
+
+
 def test_a_failed_answer_without_an_error_is_not_imported(page: Page, scripted: Scripted, tmp_path: Path) -> None:
     page.open(scripted(answering("x")).url)
     page.wait_ready()

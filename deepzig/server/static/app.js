@@ -21,6 +21,7 @@ import { StoryView } from "./story.js";
 import { CONDITIONS, Topbar } from "./topbar.js";
 
 const RETRY_MS = 1500; // while the server is away or loads
+const AWAY = new Set([0, 404, 503]); // what an answer fails with when the server is gone, has another model, or loads
 const NEAR_END = 120; // px from the end: the reader follows the text
 
 class App {
@@ -37,6 +38,7 @@ class App {
   #composer = new Composer(document.getElementById("composer"));
   #toEnd = iconButton("down", "To the end", () => this.#scrollToEnd(), ".to-end", { hidden: true });
   #isFollowing = true;
+  #isConnecting = false;
 
   async start() {
     onKeyNeeded(async (wasWrong) => {
@@ -184,8 +186,18 @@ class App {
 
   // The server
 
-  /** Waits for the server and its model; asks for a key if one is needed. */
+  /** Waits for the server and its model, which may be another one than before; asks for a key if one is needed. */
   async connect() {
+    if (this.#isConnecting) return;
+    this.#isConnecting = true;
+    try {
+      await this.#connect();
+    } finally {
+      this.#isConnecting = false;
+    }
+  }
+
+  async #connect() {
     for (;;) {
       try {
         this.model = await readModel();
@@ -197,11 +209,15 @@ class App {
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
       }
     }
-    if (!Object.keys(this.conversation.nodes).length) this.conversation = this.#fresh();
     this.condition = "ready";
-    if (this.place === "status") return this.#showAround();
-    this.#mount();
-    this.#composer.focus();
+    if (Object.keys(this.conversation.nodes).length || this.place === "status") {
+      this.#view.show();
+      this.#showAround();
+    } else {
+      this.conversation = this.#fresh();
+      this.#mount();
+    }
+    if ([document.body, this.#main].includes(document.activeElement)) this.#composer.focus();
   }
 
   #setCondition(condition) {
@@ -328,6 +344,7 @@ class App {
     }
     this.#showAround();
     this.#followText();
+    if (AWAY.has(node.error?.status)) this.connect();
   }
 
   /** Keeps what an answer has changed, unless the conversation was deleted meanwhile. */
