@@ -380,6 +380,17 @@ def test_a_server_that_comes_back_with_another_model_is_met_again(page: Page, sc
     page.until("document.querySelector('.answer > .prose').textContent === 'Well.'")
 
 
+def test_copying_without_a_clipboard_keeps_the_focus(page: Page, scripted: Scripted) -> None:
+    page.open(scripted(answering("Well.")).url)
+    page.write("Go.")
+    page.wait_answer()
+    page.run("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as without TLS
+    page.run("document.querySelector(\".answer [aria-label='Copy']\").focus()")
+    page.press(Keys.ENTER)
+    page.find(".answer [aria-label='Copied']")
+    assert page.run("return document.activeElement.getAttribute('aria-label')") == "Copied"
+
+
 def test_a_failed_answer_without_an_error_is_not_imported(page: Page, scripted: Scripted, tmp_path: Path) -> None:
     page.open(scripted(answering("x")).url)
     page.wait_ready()

@@ -117,12 +117,14 @@ export function isComposing(event) {
 /** Puts text on the clipboard; without TLS, where there is no clipboard API, by copying a selection. */
 export async function copyText(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const before = document.activeElement;
   const area = h("textarea.visually-hidden", { "aria-hidden": "true" });
   area.value = text;
   document.body.append(area);
   area.select();
   const copied = document.execCommand("copy");
   area.remove();
+  before.focus();
   if (!copied) throw new Error("the browser did not let the page copy");
 }
 
