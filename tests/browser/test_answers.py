@@ -391,6 +391,15 @@ def test_copying_without_a_clipboard_keeps_the_focus(page: Page, scripted: Scrip
     assert page.run("return document.activeElement.getAttribute('aria-label')") == "Copied"
 
 
+def test_a_status_that_hangs_is_asked_for_once(page: Page, scripted: Scripted) -> None:
+    page.open(scripted(answering("Well.")).url)
+    page.wait_ready()
+    hangs = "String(url).endsWith('/status') ? (asked++, new Promise(() => {})) : real(url, options)"
+    page.run(f"const real = fetch; window.asked = 0; window.fetch = (url, options) => {hangs}")
+    page.click(".foot-link", "Status")
+    assert page.run("return new Promise((done) => setTimeout(() => done(asked), 2500))") == 1
+
+
 def test_a_failed_answer_without_an_error_is_not_imported(page: Page, scripted: Scripted, tmp_path: Path) -> None:
     page.open(scripted(answering("x")).url)
     page.wait_ready()

@@ -10,6 +10,7 @@ const KEPT = 60; // seconds of speed that are drawn
 export class StatusView {
   #app;
   #timer = null;
+  #isAsking = false; // a server that is slow to answer is not asked twice at once
   #speeds = [];
   #cards = [card("Load"), card("Speed"), card("Cache"), card("Experts", ".wide")];
   #busiest = h("details", h("summary", "The busiest expert of each layer"), h("div"));
@@ -37,13 +38,16 @@ export class StatusView {
 
   async #read() {
     this.#timer = setTimeout(() => this.#read(), INTERVAL_MS);
-    if (document.hidden) return;
+    if (document.hidden || this.#isAsking) return;
+    this.#isAsking = true;
     try {
       this.#draw(await getJson("status"));
       this.#note.textContent = "";
     } catch (error) {
       this.#note.textContent = error.message;
       if (error.status === 401) this.stop();
+    } finally {
+      this.#isAsking = false;
     }
   }
 
