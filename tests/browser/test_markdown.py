@@ -55,6 +55,10 @@ def plain(tree: Any) -> str:
     return tree if isinstance(tree, str) else "".join(map(plain, tree[2:]))
 
 
+ALIGNED = 'class="tex-aligned" displaystyle="true"'
+ROW_A, ROW_B = (f"<mtr><mtd><mi>{letter}</mi></mtd></mtr>" for letter in "ab")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -69,6 +73,7 @@ def plain(tree: Any) -> str:
         ("$a_1$, $5 or $6", '<p><math display="inline"><msub><mi>a</mi><mn>1</mn></msub></math>, $5 or $6</p>'),
         ("\\(\\foo\\)", '<p><math display="inline"><mtext class="tex-unknown">\\foo</mtext></math></p>'),
         ("$\\frac{1$", "<p><code>\\frac{1</code></p>"),
+        ("$a \\\\[4pt] \\hline b$", f'<p><math display="inline"><mtable {ALIGNED}>{ROW_A}{ROW_B}</mtable></math></p>'),
         ("[a](javascript:alert(1))", "<p><span>a (javascript:alert(1))</span></p>"),
         ("<b>&lt;i&gt;</b>", "<p><b><i></b></p>"),
         (

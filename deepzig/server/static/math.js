@@ -12,7 +12,8 @@ const MAX_DEPTH = 60;
 const MAX_CHARS = 20_000;
 const TOKEN = /\\(?:[a-zA-Z]+\*?|[\s\S])|[\s\S]/gu;
 const FENCES = new Set("()[]|/⟨⟩‖⌊⌋⌈⌉{}");
-const WITHOUT_EFFECT = /^(?:displaystyle|textstyle|scriptstyle|(?:no)?limits|nonumber|notag|[bB]igg?[lrm]?)$/;
+const WITHOUT_EFFECT = /^(?:displaystyle|textstyle|scriptstyle|(?:no)?limits|nonumber|notag|hline|[bB]igg?[lrm]?)$/;
+const ROW_SPACE = /^\[-?[\d.]+[a-z]{2}\]/; // \\[4pt]
 const TEXT = /^(?:text|textrm|textbf|textit|texttt|mbox)$/;
 const UPRIGHT = /^(?:operatorname|mathrm|mathit|mathsf|mathtt)$/;
 
@@ -259,7 +260,10 @@ class Parser {
       const token = this.#peek();
       if (token !== "&" && token !== "\\\\") break;
       this.#at++;
-      if (token === "\\\\") rows.push([]);
+      if (token !== "\\\\") continue;
+      rows.push([]);
+      const space = ROW_SPACE.exec(this.#tokens.slice(this.#at, this.#at + 12).join(""));
+      this.#at += space ? space[0].length : 0;
     }
     const isEmpty = ([cell, ...more]) => !more.length && cell[0] === "mrow" && cell.length === 2;
     if (rows.length > 1 && isEmpty(rows.at(-1))) rows.pop();
