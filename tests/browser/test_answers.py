@@ -261,6 +261,7 @@ def test_two_tabs_keep_what_both_write(page: Page, scripted: Scripted) -> None:
     other.press("!", Keys.CONTROL + Keys.ENTER)  # the field is there still, with the focus
     other.find(".answer > .prose", "To the second.")
     assert other.text(".bubble") == "First and second!"
+    other.run("return new Promise((done) => setTimeout(done, 900))")
     finish.set()
     other.close()
     page.complaints += other.complaints

@@ -62,7 +62,7 @@ class App {
     document.addEventListener("keydown", (event) => this.#key(event));
     this.#main.addEventListener("scroll", () => this.#onScroll(), { passive: true });
     window.addEventListener("hashchange", () => this.#route());
-    window.addEventListener("pagehide", () => this.store.flush());
+    window.addEventListener("pagehide", () => this.store.flush(true));
     this.store.onWriteFailed = () => toast("The browser does not keep conversations any more: is its storage full?");
     this.store.onChangeElsewhere = (id) => this.#refresh(id);
     await this.store.open();

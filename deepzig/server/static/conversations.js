@@ -92,18 +92,25 @@ export function titleOf(text) {
 }
 
 /**
- * Takes over what another tab has written into the same conversation. Messages only grow: the longer text is the newer
- * one. Ours stay the same objects, and the path stays while an answer is being written.
+ * Adds what another tab has written into the same conversation, and returns ours. Messages only grow: the longer text is
+ * the newer one. Ours stay the same objects.
  */
-export function adopt(ours, theirs) {
+export function join(ours, theirs) {
   const isGrowing = ({ state }) => state === "streaming";
   const sizeOf = ({ content, reasoning }) => content.length + reasoning.length;
-  const isBusy = Object.values(ours.nodes).some(isGrowing);
-  ours.chosen = isBusy ? { ...theirs.chosen, ...ours.chosen } : theirs.chosen;
   for (const [id, given] of Object.entries(theirs.nodes)) {
+    if (!ours.nodes[id] && theirs.chosen[given.parent] === id) ours.chosen[given.parent] ??= id;
     const node = (ours.nodes[id] ??= given);
     if (sizeOf(given) > sizeOf(node) || (isGrowing(node) && !isGrowing(given))) Object.assign(node, given);
   }
+  return ours;
+}
+
+/** The same, and shows what the other tab shows; the path stays while an answer is being written. */
+export function adopt(ours, theirs) {
+  const isBusy = Object.values(ours.nodes).some(({ state }) => state === "streaming");
+  join(ours, theirs);
+  if (!isBusy) ours.chosen = theirs.chosen;
   [ours.title, ours.updated] = [theirs.title, theirs.updated];
 }
 

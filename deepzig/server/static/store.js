@@ -5,7 +5,7 @@
  * Where the browser forbids storage (some private windows), conversations last as long as the page.
  */
 
-import { adopt, markInterrupted } from "./conversations.js";
+import { adopt, join, markInterrupted } from "./conversations.js";
 
 const DATABASE = "deepzig";
 const TABLE = "conversations";
@@ -55,9 +55,9 @@ export class Store {
     );
   }
 
-  /** Writes what waits, now. */
-  flush() {
-    return Promise.all([...this.#waiting.keys()].map((id) => this.#write(id)));
+  /** Writes what waits, now. `isLast`: the page is being left, so that nothing can be done after a first request. */
+  flush(isLast = false) {
+    return Promise.all([...this.#waiting.keys()].map((id) => this.#write(id, isLast)));
   }
 
   async remove(id) {
@@ -72,13 +72,18 @@ export class Store {
     for (const { id } of this.list()) await this.remove(id);
   }
 
-  async #write(id) {
+  async #write(id, isLast = false) {
     clearTimeout(this.#waiting.get(id));
     this.#waiting.delete(id);
     const conversation = this.#all.get(id);
     if (!conversation) return;
     try {
-      await this.#request("readwrite", (table) => table.put(conversation));
+      await this.#request("readwrite", (table) => {
+        if (isLast) return table.put(conversation);
+        const read = table.get(id); // another tab may have written since
+        read.onsuccess = () => table.put(read.result ? join(conversation, read.result) : conversation);
+        return read;
+      });
       this.#channel?.postMessage(id);
     } catch (error) {
       console.warn("a conversation was not kept:", error);
