@@ -401,6 +401,16 @@ def test_a_status_that_hangs_is_asked_for_once(page: Page, scripted: Scripted) -
     assert page.run("return new Promise((done) => setTimeout(() => done(asked), 2500))") == 1
 
 
+def test_a_connection_that_breaks_is_told_in_words(page: Page, scripted: Scripted) -> None:
+    page.open(scripted(answering("Well.")).url)
+    page.wait_ready()
+    broken = "new Response(new ReadableStream({pull: (to) => to.error(new TypeError('network error'))}))"
+    choice = f"String(url).endsWith('/completions') ? Promise.resolve({broken}) : real(url, options)"
+    page.run(f"const real = fetch; window.fetch = (url, options) => {choice}")
+    page.write("Go.")
+    assert "The connection ended before the answer did." in page.text(".problem")
+
+
 def test_a_failed_answer_without_an_error_is_not_imported(page: Page, scripted: Scripted, tmp_path: Path) -> None:
     page.open(scripted(answering("x")).url)
     page.wait_ready()

@@ -109,7 +109,12 @@ export async function* stream(path, body, signal) {
     }
     yield chunk;
   }
-  if (!isComplete) throw new ApiError("The connection ended before the answer did.");
+  if (!isComplete) brokenOff();
+}
+
+/** Raises what a stream without an end means, or AbortError if the page has ended it. */
+function brokenOff(error) {
+  throw error?.name === "AbortError" ? error : new ApiError("The connection ended before the answer did.");
 }
 
 /** The data of each event of a stream of bytes; comments, such as keep-alives, are left out. */
@@ -119,7 +124,7 @@ export async function* events(bytes) {
   let rest = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch(brokenOff);
       if (done) return;
       const lines = (rest + value).split("\n");
       rest = lines.pop();
