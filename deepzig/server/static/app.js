@@ -336,6 +336,7 @@ class App {
       this.#changed(conversation, node);
     });
     this.#runs.delete(node.id);
+    this.#waiting.delete(node); // else the next frame would replace what can be clicked by now
     conversation.updated = Date.now();
     this.#keep(conversation);
     if (conversation === this.conversation) {
@@ -359,8 +360,7 @@ class App {
     if (conversation !== this.conversation || this.place === "status" || this.#waiting.has(node)) return;
     this.#waiting.add(node);
     requestAnimationFrame(() => {
-      this.#waiting.delete(node);
-      if (conversation !== this.conversation) return;
+      if (!this.#waiting.delete(node) || conversation !== this.conversation) return;
       this.#view.update?.(node);
       this.#showContext();
       this.#followText();
