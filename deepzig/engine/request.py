@@ -36,6 +36,11 @@ class Drafting:
     n_drafted: list[int]  # by depth: guesses whose predecessors were all accepted
     n_accepted: list[int]  # of them
 
+    @property
+    def uses_mtp(self) -> bool:
+        """The MTP layer guesses."""
+        return self.ngrams is None
+
 
 @dataclass(eq=False)
 class Branch:

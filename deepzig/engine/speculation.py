@@ -55,20 +55,19 @@ class Speculator:
 
     def follow_prompt(self, branch: Branch, first: int, hidden: np.ndarray) -> None:
         """A piece of a prompt has been read: hidden f32 (T, D) of positions from `first` on."""
-        if self._mtp is not None and branch.drafting is not None and branch.drafting.ngrams is None:
+        if self._mtp is not None and branch.drafting is not None and branch.drafting.uses_mtp:
             self._mtp.follow_prompt(branch, first, hidden)
 
     def follow(self, branch: Branch, hidden: np.ndarray) -> None:
         """A branch has gone on by the positions of hidden f32 (m, D), and knows the token behind each."""
-        if branch.drafting is not None and branch.drafting.ngrams is None and not branch.is_finished:
-            rows = hidden.copy() if branch.hidden is None else np.concatenate([branch.hidden, hidden])
-            branch.hidden = rows
+        if branch.drafting is not None and branch.drafting.uses_mtp and not branch.is_finished:
+            branch.hidden = hidden.copy() if branch.hidden is None else np.concatenate([branch.hidden, hidden])
 
     def length(self, branch: Branch, n_decoding: int) -> int:
         """Guesses to make for a branch in a step that decodes n_decoding branches. One that has fallen MOST_PENDING
         positions behind stops guessing for good."""
         drafting, params = branch.drafting, branch.request.params
-        if drafting is None or (drafting.ngrams is None and branch.hidden is None):
+        if drafting is None or (drafting.uses_mtp and branch.hidden is None):
             return 0
         most = min(params.draft_tokens, branch.request.max_length - len(branch.tokens) - 1)
         if params.speculation != "auto" or most <= 0:
@@ -105,7 +104,7 @@ class Speculator:
         drafting, request = branch.drafting, branch.request
         if drafting is None or not n_drafted:
             return
-        uses_mtp = drafting.ngrams is None
+        uses_mtp = drafting.uses_mtp
         for depth in range(min(n_drafted, n_chosen)):
             for drafted, accepted in (
                 (drafting.n_drafted, drafting.n_accepted),
@@ -132,7 +131,7 @@ class Speculator:
             seconds = self._steps.get(n_decoding * (1 + length))
             if seconds is None:  # not tried: many rows leave no idle arithmetic, few may
                 seconds = plain * (1 + length) ** (0.5 if n_decoding <= 4 else 1.0)
-            if drafting.ngrams is None:
+            if drafting.uses_mtp:
                 seconds += self._drafts.get(length) or 0.0
             if expected / seconds > best_speed:
                 best, best_speed = length, expected / seconds
@@ -140,7 +139,7 @@ class Speculator:
 
     def _acceptance(self, drafting: Drafting, depth: int) -> float:
         """Chance that a guess at `depth` is accepted once those before it are."""
-        uses_mtp = drafting.ngrams is None
+        uses_mtp = drafting.uses_mtp
         of_all = (self._accepted[uses_mtp][depth] + PRIOR_WEIGHT * PRIOR_ACCEPTANCE) / (
             self._drafted[uses_mtp][depth] + PRIOR_WEIGHT
         )
