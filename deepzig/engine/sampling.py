@@ -191,16 +191,15 @@ class Sampler:
 
     def fork(self, index: int) -> "Sampler":
         """A sampler for branch `index`, before anything has been chosen, with random numbers of its own."""
-        constraint = None if self._constraint is None else self._constraint.copy()
-        fork = Sampler(self._params, (), self._vocab_size, constraint, self._eos_token_ids)
-        fork._seen = self._seen.copy()
+        fork = self.copy()
         if self._params.seed is not None:
             fork._seed = np.random.SeedSequence(self._params.seed, spawn_key=(index,))
         return fork
 
     def copy(self) -> "Sampler":
-        """An independent sampler in the same state, for a beam; without a constraint."""
-        copy = Sampler(self._params, (), self._vocab_size, None, self._eos_token_ids)
+        """An independent sampler in the same state, random numbers excepted."""
+        constraint = None if self._constraint is None else self._constraint.copy()
+        copy = Sampler(self._params, (), self._vocab_size, constraint, self._eos_token_ids)
         copy._seen, copy._counts = self._seen.copy(), self._counts.copy()
         return copy
 
