@@ -206,7 +206,6 @@ class _Answer:
         self.token_ids: list[int] = []
         self.last_token = 0.0  # when it was chosen
         self.finish_reason: str | None = None
-        self.is_stopped = False  # by a stop string
         self._score: float | None = None
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] | None = [] if params.logprobs is not None else None
@@ -218,6 +217,11 @@ class _Answer:
     def is_ended(self) -> bool:
         """It has its last token."""
         return self.finish_reason is not None
+
+    @property
+    def is_stopped(self) -> bool:
+        """A stop string has ended it."""
+        return self._stops is not None and self._stops.hit
 
     def take(self, events: list[TokenEvent]) -> str:
         """Add tokens, one at a time if there are stop strings. Returns the text that became certain; with the last
@@ -233,7 +237,6 @@ class _Answer:
             text += self._certain(self._decoder.finish() if self._decoder else "")
             if self._stops is not None:
                 text += self._stops.flush()
-                self.is_stopped = self._stops.hit
         self.finish_reason = "stop" if self.is_stopped else event.finish_reason
         if text:
             self._text.append(text)
@@ -246,10 +249,7 @@ class _Answer:
 
     def _certain(self, decoded: str) -> str:
         """Text that begins no stop string and was not given out, now that `decoded` has come."""
-        if self._stops is None:
-            return decoded
-        text, self.is_stopped = self._stops.push(decoded)
-        return text
+        return decoded if self._stops is None else self._stops.push(decoded)
 
     def _decoded(self, tokens: list[int]) -> str:
         """Text that became whole with the tokens. Rows of the embedding without a token have none."""

@@ -24,10 +24,10 @@ class StopMatcher:
         self._stop_start: int | None = None  # earliest complete stop string so far
         self.hit = False  # a stop string has ended the text
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """(text that may be emitted now, whether a stop string has been reached); after a hit always ("", True)."""
+    def push(self, text: str) -> str:
+        """Text that may be emitted now; after a hit always ""."""
         if self.hit:
-            return "", True
+            return ""
         self._held += text
         ends = [search.feed(text) for search in self._searches]
         self._stop_start = min((start for start in (self._stop_start, *ends) if start is not None), default=None)
@@ -35,8 +35,8 @@ class StopMatcher:
         open_start = min((whole_length - search.n_matched for search in self._searches), default=whole_length)
         if self._stop_start is not None and self._stop_start <= open_start:
             self.hit = True
-            return self._release(self._stop_start), True
-        return self._release(open_start), False
+            return self._release(self._stop_start)
+        return self._release(open_start)
 
     def flush(self) -> str:
         """The text still held back when no more comes, cut at a stop string if a complete one is in it."""

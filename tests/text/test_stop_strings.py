@@ -16,13 +16,17 @@ def cut(text: str, stops: list[str]) -> tuple[str, bool]:
     return (text[: min(starts)], True) if starts else (text, False)
 
 
+def pushed(matcher: StopMatcher, text: str) -> tuple[str, bool]:
+    """What may be emitted, and whether a stop string has been reached."""
+    return matcher.push(text), matcher.hit
+
+
 def run(chunks: list[str], stops: list[str]) -> tuple[str, bool]:
     matcher = StopMatcher(stops)
     text = ""
     for chunk in chunks:
-        emitted, hit = matcher.push(chunk)
-        text += emitted
-        if hit:
+        text += matcher.push(chunk)
+        if matcher.hit:
             break
     text += matcher.flush()
     return text, matcher.hit
@@ -44,32 +48,32 @@ def test_character_by_character(text: str, stops: list[str]) -> None:
 @given(st.lists(st.text(max_size=5), max_size=8))
 def test_without_stop_strings_nothing_is_held(chunks: list[str]) -> None:
     matcher = StopMatcher([])
-    assert [matcher.push(chunk) for chunk in chunks] == [(chunk, False) for chunk in chunks]
+    assert [pushed(matcher, chunk) for chunk in chunks] == [(chunk, False) for chunk in chunks]
     assert matcher.flush() == "" and not matcher.hit
 
 
 def test_holds_back_only_what_may_become_a_stop_string() -> None:
     matcher = StopMatcher(["\n\nUser:"])
-    assert matcher.push("Hi\n") == ("Hi", False)
-    assert matcher.push("\nUse") == ("", False)
-    assert matcher.push("d") == ("\n\nUsed", False)
-    assert matcher.push("\n\nUser: next") == ("", True)
-    assert matcher.push("more") == ("", True)
+    assert pushed(matcher, "Hi\n") == ("Hi", False)
+    assert pushed(matcher, "\nUse") == ("", False)
+    assert pushed(matcher, "d") == ("\n\nUsed", False)
+    assert pushed(matcher, "\n\nUser: next") == ("", True)
+    assert pushed(matcher, "more") == ("", True)
     assert matcher.flush() == ""
 
 
 def test_flush_releases_an_unfinished_stop_string() -> None:
     matcher = StopMatcher(["END"])
-    assert matcher.push("the EN") == ("the ", False)
+    assert pushed(matcher, "the EN") == ("the ", False)
     assert matcher.flush() == "EN" and not matcher.hit
 
 
 def test_waits_for_the_stop_string_that_began_earlier() -> None:
     matcher = StopMatcher(["abcd", "bc"])
-    assert matcher.push("xabc") == ("x", False)
-    assert matcher.push("d") == ("", True)
+    assert pushed(matcher, "xabc") == ("x", False)
+    assert pushed(matcher, "d") == ("", True)
     matcher = StopMatcher(["abcd", "bc"])
-    assert matcher.push("xabc") == ("x", False)
+    assert pushed(matcher, "xabc") == ("x", False)
     assert matcher.flush() == "a" and matcher.hit
 
 
