@@ -22,7 +22,7 @@ from deepzig._kernels.weight import Weight
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.sizes import active_share, tensor_group
 from deepzig.config import ModelConfig
-from deepzig.engine.whole_text import text_rows
+from deepzig.engine.rows import text_rows
 from deepzig.evaluate.speed import greedy
 from deepzig.model.cache import LatentCache
 from deepzig.model.deepseek import DeepseekModel

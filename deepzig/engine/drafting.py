@@ -2,7 +2,7 @@
 
 One runs the checkpoint's first MTP layer, fed with its own output from the second guess on (DeepSeek-V3 report, section
 2.2); the other looks up what followed when the text last said the same (prompt lookup). A guess may be any token: what
-is chosen does not depend on it, only how soon. Called by `speculation`; calls `model`.
+is chosen does not depend on it, only how soon. Called by `speculation`; calls `rows` and `model`.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deepzig.engine.request import Branch
+from deepzig.engine.rows import branch_rows
 from deepzig.model.cache import LatentCache, Rows
 from deepzig.model.deepseek import DeepseekModel
 
@@ -31,27 +32,20 @@ class MtpDrafter:
             first, hidden = first - len(branch.hidden), np.concatenate([branch.hidden, hidden])
         n_rows = len(hidden) - 1  # the token behind the last is not known yet, or is decoded
         if n_rows:
-            rows = Rows(
-                positions=np.arange(first, first + n_rows, dtype=np.int32),
-                row_sequence=np.zeros(n_rows, np.int32),
-                block_tables=np.array([branch.pages], np.int32),
-                is_prompt=True,
-            )
+            rows = branch_rows([branch], [range(first, first + n_rows)], is_prompt=True)
             tokens = np.array(branch.tokens[first + 1 : first + 1 + n_rows], np.int32)
             self._model.mtp_forward(0, tokens, hidden[:-1], rows, self._cache)
         branch.hidden = hidden[-1:].copy()
 
     def draft(self, branches: Sequence[Branch], counts: Sequence[int]) -> list[list[int]]:
         """counts[i] >= 1 guesses for branches[i]."""
-        tables = block_tables(branches)
         pending = [branch.hidden for branch in branches if branch.hidden is not None]
         assert len(pending) == len(branches)
-        sizes = [len(rows) for rows in pending]
+        sizes = [len(hidden) for hidden in pending]
         # the rows whose next token is known since the last call, then one row a guess
-        positions = [p for branch, m in zip(branches, sizes, strict=True) for p in range(branch.n_computed)[-m:]]
+        spans = [range(branch.n_computed)[-m:] for branch, m in zip(branches, sizes, strict=True)]
         tokens = [t for branch, m in zip(branches, sizes, strict=True) for t in branch.tokens[-m:]]
-        sequence = np.repeat(np.arange(len(branches), dtype=np.int32), sizes)
-        rows = Rows(np.array(positions, np.int32), sequence, tables, is_prompt=False)
+        rows = branch_rows(branches, spans, is_prompt=False)
         state = self._model.mtp_forward(0, np.array(tokens, np.int32), np.concatenate(pending), rows, self._cache)
         state = state[np.cumsum(sizes) - 1]  # f32 (B, D), of the last position of each
         for branch in branches:
@@ -62,20 +56,10 @@ class MtpDrafter:
             if depth:
                 keep = [i for i, which in enumerate(going) if counts[which] > depth]
                 going = [going[i] for i in keep]
-                rows = Rows(
-                    positions=np.array([branches[i].n_computed - 1 + depth for i in going], np.int32),
-                    row_sequence=np.array(going, np.int32),
-                    block_tables=tables,
-                    is_prompt=False,
-                )
+                positions = np.array([branches[i].n_computed - 1 + depth for i in going], np.int32)
+                rows = Rows(positions, np.array(going, np.int32), rows.block_tables, is_prompt=False)
                 last = np.array([guesses[i][-1] for i in going], np.int32)
                 state = self._model.mtp_forward(0, last, state[keep], rows, self._cache)
             for which, logits in zip(going, self._model.mtp_logits(0, state), strict=True):
                 guesses[which].append(branches[which].sampler.guess(logits, depth))
         return guesses
-
-
-def block_tables(branches: Sequence[Branch]) -> np.ndarray:
-    """i32 (B, blocks): the pages of each branch, then zeros."""
-    width = max(len(branch.pages) for branch in branches)
-    return np.array([branch.pages + [0] * (width - len(branch.pages)) for branch in branches], np.int32)

@@ -12,16 +12,16 @@ import numpy as np
 from deepzig.engine.beam_search import BeamSearch
 from deepzig.engine.beams import advance_search, new_search, search_events
 from deepzig.engine.context_shift import KEPT_PAGES, ContextShift
-from deepzig.engine.drafting import block_tables
 from deepzig.engine.logit_rows import LogitRows
 from deepzig.engine.prompt_cache import PromptCache
 from deepzig.engine.request import Branch, Request, TokenEvent
 from deepzig.engine.results import EngineStats
+from deepzig.engine.rows import branch_rows
 from deepzig.engine.sampling import Sampler, SamplingParams, TokenConstraint
 from deepzig.engine.scheduler import MAX_RUNNING, Scheduler
 from deepzig.engine.speculation import Speculator
 from deepzig.errors import ContextLengthError, RequestError
-from deepzig.model.cache import PAGE_SIZE, Rows
+from deepzig.model.cache import PAGE_SIZE
 from deepzig.model.deepseek import DeepseekModel, Observer
 
 
@@ -244,18 +244,12 @@ class Engine:
         """Each branch's tokens up to `last`, all of one form of attention: f32 (T, D) of each after the final norm."""
         branches = [branch for branch, _ in pieces]
         spans = [range(branch.n_computed, last) for branch, last in pieces]
-        sizes = [len(span) for span in spans]
-        rows = Rows(
-            positions=np.concatenate([np.arange(span.start, span.stop, dtype=np.int32) for span in spans]),
-            row_sequence=np.repeat(np.arange(len(pieces), dtype=np.int32), sizes),
-            block_tables=block_tables(branches),
-            is_prompt=True,
-        )
-        tokens = [np.array(b.tokens[span.start : span.stop], np.int32) for b, span in zip(branches, spans, strict=True)]
+        tokens = [token for branch, last in pieces for token in branch.tokens[branch.n_computed : last]]
+        rows = branch_rows(branches, spans, is_prompt=True)
         all_hidden = self._model.forward(
-            np.concatenate(tokens), rows, self._cache, form=branches[0].form, observer=self.observer
+            np.array(tokens, np.int32), rows, self._cache, form=branches[0].form, observer=self.observer
         )
-        hidden = np.split(all_hidden, np.cumsum(sizes)[:-1])
+        hidden = np.split(all_hidden, np.cumsum([len(span) for span in spans])[:-1])
         for branch, span, piece in zip(branches, spans, hidden, strict=True):
             self._note_read(branch, span, piece)
         return hidden
@@ -273,19 +267,10 @@ class Engine:
 
     def _decode(self, branches: list[Branch], drafts: list[list[int]]) -> np.ndarray:
         """The last token of each branch and its guesses: f32 (T, D) after the final norm, branch by branch."""
-        sizes = [1 + len(guesses) for guesses in drafts]
-        firsts = [branch.n_computed for branch in branches]
-        if len(branches) == sum(sizes):
-            positions, tokens = firsts, [branch.tokens[-1] for branch in branches]
-        else:
-            positions = [first + i for first, size in zip(firsts, sizes, strict=True) for i in range(size)]
-            tokens = [t for b, guesses in zip(branches, drafts, strict=True) for t in (b.tokens[-1], *guesses)]
-        rows = Rows(
-            positions=np.array(positions, np.int32),
-            row_sequence=np.repeat(np.arange(len(branches), dtype=np.int32), sizes),
-            block_tables=block_tables(branches),
-            is_prompt=False,
-        )
+        drafted = list(zip(branches, drafts, strict=True))
+        tokens = [token for branch, guesses in drafted for token in (branch.tokens[-1], *guesses)]
+        spans = [range(branch.n_computed, branch.n_computed + 1 + len(guesses)) for branch, guesses in drafted]
+        rows = branch_rows(branches, spans, is_prompt=False)
         return self._model.forward(np.array(tokens, np.int32), rows, self._cache, observer=self.observer)
 
     def _choose_first(self, branch: Branch, rows: LogitRows, row: int) -> None:

@@ -27,10 +27,11 @@ from deepzig.engine.generation import Generation
 from deepzig.engine.memory_need import cache_tokens
 from deepzig.engine.prompt_cache import PromptCache, hash_of_model
 from deepzig.engine.results import EngineStats, GenerationResult, StreamChunk
+from deepzig.engine.rows import text_rows
 from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
 from deepzig.engine.scheduler import PREFILL_CHUNK
 from deepzig.engine.trace import Trace, trace_text
-from deepzig.engine.whole_text import read_text, score_text, text_rows
+from deepzig.engine.whole_text import read_text, score_text
 from deepzig.errors import ContextLengthError, RequestError, TokenizerError
 from deepzig.model.cache import CACHE_DTYPES
 from deepzig.model.deepseek import DeepseekModel

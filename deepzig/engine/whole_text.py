@@ -1,25 +1,19 @@
-"""Whole texts through the model, with a cache of their own: for logits, traces and evaluation. Called by `llm`."""
+"""Whole texts through the model, with a cache of their own: for logits, traces and evaluation.
+
+Called by `llm`, `trace` and `evaluate`; calls `rows` and the model.
+"""
 
 from collections.abc import Iterator
 
 import numpy as np
 
+from deepzig.engine.rows import text_rows
 from deepzig.engine.sampling import TokenLogprob, check_finite, token_logprob
 from deepzig.engine.scheduler import PREFILL_CHUNK
-from deepzig.model.cache import LatentCache, Rows
+from deepzig.model.cache import LatentCache
 from deepzig.model.deepseek import DeepseekModel, Observer
 
 SCORED_ROWS = 64  # tokens whose logits are held at a time
-
-
-def text_rows(first: int, last: int, cache: LatentCache, *, is_prompt: bool = True) -> Rows:
-    """Rows [first, last) of a text that owns all pages of its cache, in order."""
-    return Rows(
-        positions=np.arange(first, last, dtype=np.int32),
-        row_sequence=np.zeros(last - first, np.int32),
-        block_tables=np.arange(cache.n_pages, dtype=np.int32)[None],
-        is_prompt=is_prompt,
-    )
 
 
 def score_text(

@@ -19,7 +19,8 @@ import numpy as np
 from deepzig import _kernels
 from deepzig.checkpoint.names import HEAD
 from deepzig.engine.llm import LLM
-from deepzig.engine.whole_text import read_text, text_rows
+from deepzig.engine.rows import text_rows
+from deepzig.engine.whole_text import read_text
 from deepzig.errors import NonFiniteLogitsError, RequestError
 from deepzig.evaluate.windows import encode_documents, iter_windows, split_documents, window_size
 from deepzig.model.linear import Linear
