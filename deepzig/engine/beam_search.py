@@ -1,7 +1,7 @@
 """BeamSearch: which beams go on with which tokens, and which answers are the best so far (HF `_beam_search`).
 
-Each step looks at all continuations of all beams and keeps those with the greatest sum of log-probabilities. Called by
-`engine`, which computes the beams and shares their pages. Knows scores and token ids; nothing of pages or of the model.
+Each step looks at all continuations of all beams and keeps those with the greatest sum of log-probabilities. Made and
+advanced by `beams`. Knows scores and token ids; nothing of pages or of the model.
 """
 
 from collections.abc import Sequence

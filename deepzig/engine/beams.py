@@ -1,6 +1,7 @@
-"""The branches of a beam search: what `engine` does for them beyond the search itself.
+"""The branches of a beam search: what is done for them beyond the search itself.
 
-Calls `beam_search`, which decides; knows branches and their samplers, nothing of pages or of the model.
+Called by `engine` and `choosing`; calls `beam_search`, which decides. Knows branches and their samplers, nothing of
+pages or of the model.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,20 +1,20 @@
 """Engine: many requests over one model. Each step reads pieces of prompts and decodes a token of every other text.
 
-Called by `engine_thread`, which gives it a thread; calls `scheduler`, `model` and `sampling`. Not safe to call from
-several threads. Knows nothing of text or HTTP.
+Called by `engine_thread`, which gives it a thread; calls `scheduler`, which says what a step computes, the model, and
+`choosing`, which goes on from its logits. Not safe to call from several threads. Knows nothing of text or HTTP.
 """
 
 import time
-from collections import Counter
 
 import numpy as np
 
-from deepzig.engine.beam_search import BeamSearch
-from deepzig.engine.beams import advance_search, new_search, search_events
+from deepzig.engine.beams import new_search
+from deepzig.engine.choosing import Chooser
 from deepzig.engine.context_shift import KEPT_PAGES, ContextShift
+from deepzig.engine.ledger import Ledger
 from deepzig.engine.logit_rows import LogitRows
 from deepzig.engine.prompt_cache import PromptCache
-from deepzig.engine.request import Branch, Request, TokenEvent
+from deepzig.engine.request import Branch, Request
 from deepzig.engine.results import EngineStats
 from deepzig.engine.rows import branch_rows
 from deepzig.engine.sampling import Sampler, SamplingParams, TokenConstraint
@@ -39,11 +39,9 @@ class Engine:
         self._shift = ContextShift(self.room) if context_shift else None
         self._speculator = Speculator(model, self._cache)
         self._scheduler = Scheduler(self._cache, model.prompt_form, self._draft_length)
-        self._news: set[Request] = set()  # requests that this step moved
+        self._ledger = Ledger(self._scheduler)
+        self._chooser = Chooser(self._scheduler, self._speculator, self._ledger)
         self._n_submitted = 0
-        self._tokens_prompt = self._tokens_cached = self._tokens_decoded = 0
-        self._tokens_drafted = self._tokens_accepted = 0
-        self._finished: Counter[str] = Counter()
 
     def make_request(
         self,
@@ -74,9 +72,9 @@ class Engine:
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise RequestError(f"priority {priority!r} is no integer")
         tokens = prompt_ids.tolist()
-        may_shift = self._shift is not None and params.num_beams == 1
-        if self._shift is not None and may_shift:
-            tokens = self._shift.cut(tokens)
+        shift = self._shift if params.num_beams == 1 else None
+        if shift is not None:
+            tokens = shift.cut(tokens)
         if len(tokens) >= self.room:
             raise ContextLengthError(
                 f"the prompt has {len(tokens)} tokens, but there is room for {self.room}; shorten it"
@@ -90,7 +88,7 @@ class Engine:
             n_prompt=len(tokens),
             params=params,
             eos_token_ids=eos_token_ids,
-            max_length=longest if may_shift else min(longest, self.room),
+            max_length=min(longest, self.room) if shift is None else longest,
             n_cut=len(prompt_ids) - len(tokens),
             tenant=tenant,
             priority=priority,
@@ -117,14 +115,11 @@ class Engine:
             index = None
         for branch in request.branches:
             if not branch.is_finished and index in (None, branch.index):
-                self._finish(branch, reason)
+                self._ledger.finish(branch, reason)
 
     def fail(self, request: Request, error: BaseException) -> None:
         """End a request with an error, which its reader will see; nothing of it is kept."""
-        request.error = error
-        for branch in request.branches:
-            if not branch.is_finished:
-                self._finish(branch, "error", keep=False)
+        self._ledger.fail(request, error)
 
     def fail_all(self, error: BaseException) -> None:
         """End every request with the error."""
@@ -156,10 +151,10 @@ class Engine:
         now = time.perf_counter()
         rows = LogitRows(logits, now)
         for row, branch in enumerate(read):
-            self._choose_first(branch, rows, row)
+            self._chooser.choose_first(branch, rows, row)
         if not plan.reading:
             self._speculator.note_step(len(logits), now - drafted)
-        self._choose_decoded(plan.decoding, drafts, all_hidden, rows, len(read), now - started)
+        self._chooser.choose_decoded(plan.decoding, drafts, all_hidden, rows, len(read), now - started)
         return True
 
     def restore_prompts(self, prompts: PromptCache) -> None:
@@ -172,10 +167,7 @@ class Engine:
 
     def tell(self) -> None:
         """Call `on_news` of the requests that have moved since the last call."""
-        news, self._news = self._news, set()
-        for request in news:
-            if request.on_news is not None:
-                request.on_news()
+        self._ledger.tell()
 
     @property
     def shifts_context(self) -> bool:
@@ -199,21 +191,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counts so far."""
-        pool, prefixes = self._scheduler.pool, self._scheduler.prefixes
-        return EngineStats(
-            n_waiting=len(self._scheduler.waiting),
-            n_running=len(self._scheduler.running),
-            n_pages=pool.n_pages,
-            n_held_pages=pool.n_pages - pool.n_free,
-            n_prefix_pages=prefixes.n_pages,
-            tokens_prompt=self._tokens_prompt,
-            tokens_cached=self._tokens_cached,
-            tokens_decoded=self._tokens_decoded,
-            tokens_drafted=self._tokens_drafted,
-            tokens_accepted=self._tokens_accepted,
-            preemptions=self._scheduler.n_preemptions,
-            finished=dict(self._finished),
-        )
+        return self._ledger.stats()
 
     # ---- computing
 
@@ -261,7 +239,7 @@ class Engine:
         branch.n_computed = span.stop
         if request.n_read < request.n_prompt:
             request.n_read = min(span.stop, request.n_prompt)
-            self._news.add(request)
+            self._ledger.moved.add(request)
         if span.stop >= request.n_prompt > span.start:
             self._scheduler.keep_prompt(branch)
 
@@ -272,133 +250,3 @@ class Engine:
         spans = [range(branch.n_computed, branch.n_computed + 1 + len(guesses)) for branch, guesses in drafted]
         rows = branch_rows(branches, spans, is_prompt=False)
         return self._model.forward(np.array(tokens, np.int32), rows, self._cache, observer=self.observer)
-
-    def _choose_first(self, branch: Branch, rows: LogitRows, row: int) -> None:
-        """The token behind a text that has been read. A prompt forks into n here."""
-        if branch.request.beam_search is not None:
-            self._take_beam(branch, rows.logits[row], branch.request.beam_search, rows.time)
-            return
-        branches = [branch]
-        if len(branch.request.branches) < branch.request.params.n:
-            try:
-                branches += self._fork(branch)
-            except BaseException as error:  # of a constraint: a panic of its library's Rust is no Exception
-                self.fail(branch.request, error)
-                return
-        for each in branches:
-            self._choose_token(each, rows, row)
-
-    def _choose_decoded(
-        self,
-        branches: list[Branch],
-        drafts: list[list[int]],
-        hidden: np.ndarray,
-        rows: LogitRows,
-        first: int,
-        seconds: float,
-    ) -> None:
-        """The next tokens of each branch, from the rows, `first` and on, of its last token and of its guesses.
-        hidden f32 (T, D) of all rows; the step has taken `seconds`."""
-        for branch, guesses in zip(branches, drafts, strict=True):
-            if branch.drafting is not None:
-                n_chosen = self._choose_guessed(branch, guesses, rows, first)
-                self._speculator.note_branch(branch, len(guesses), n_chosen, seconds, len(branches))
-                self._speculator.follow(branch, hidden[first : first + n_chosen])
-            else:
-                branch.n_computed += 1
-                if branch.request.beam_search is not None:
-                    self._take_beam(branch, rows.logits[first], branch.request.beam_search, rows.time)
-                else:
-                    self._choose_token(branch, rows, first)
-            first += 1 + len(guesses)
-
-    def _choose_guessed(self, branch: Branch, guesses: list[int], rows: LogitRows, first: int) -> int:
-        """The next tokens of a branch, as far as its guesses are what was chosen; how many."""
-        n_chosen = 0
-        for row in range(first, first + 1 + len(guesses)):
-            branch.n_computed += 1
-            n_chosen += 1
-            token = self._choose_token(branch, rows, row)
-            if branch.is_finished or n_chosen > len(guesses) or token != guesses[n_chosen - 1]:
-                break
-        self._tokens_drafted += len(guesses)
-        self._tokens_accepted += n_chosen - 1
-        return n_chosen
-
-    def _choose_token(self, branch: Branch, rows: LogitRows, row: int) -> int | None:
-        """Append the token that follows from a row of logits, and return it. An error ends the branch's request alone;
-        None then."""
-        request = branch.request
-        if branch.is_finished:
-            return None
-        try:
-            token = rows.greatest(row) if branch.sampler.is_greedy else branch.sampler.choose(rows.logits[row])
-            wants_logprob = request.params.logprobs is not None
-            logprob = branch.sampler.logprob(rows.logits[row], token) if wants_logprob else None
-            is_complete = branch.sampler.is_complete
-        except BaseException as error:  # of a constraint, too: a panic of its library's Rust is no Exception
-            self.fail(request, error)
-            return None
-        branch.tokens.append(token)
-        self._tokens_decoded += 1
-        if request.first_token is None:
-            self._note_first_token(request, rows.time)
-        reason = None
-        if token in request.eos_token_ids or is_complete:
-            reason = "stop"
-        elif branch.length >= request.max_length:
-            reason = "length"
-        request.events.append(TokenEvent(branch.index, token, logprob, reason, rows.time))
-        self._news.add(request)
-        if reason is not None:
-            self._finish(branch, reason)
-        return token
-
-    def _take_beam(self, branch: Branch, logits: np.ndarray, search: BeamSearch, now: float) -> None:
-        """Keep logits f32 (vocab_size,) of a beam until all beams of its request have them; then take the next step."""
-        request = branch.request
-        branch.logits = logits
-        if request.is_finished or any(beam.logits is None for beam in request.branches):
-            return
-        try:
-            old, parents = advance_search(request, search)
-        except Exception as error:
-            self.fail(request, error)
-            return
-        self._note_first_token(request, now)
-        self._tokens_decoded += max(1, len(parents))
-        if parents:
-            self._scheduler.replace(old, request.branches, parents)
-            return
-        request.events.extend(search_events(request, search, now))
-        for beam in old:
-            self._finish(beam, "stop" if search.finished[0].is_stopped else "length")
-
-    def _note_first_token(self, request: Request, now: float) -> None:
-        """The prompt has been read."""
-        if request.first_token is None:
-            request.first_token = now
-            self._tokens_prompt += request.n_prompt
-            self._tokens_cached += request.n_cached
-
-    def _fork(self, branch: Branch) -> list[Branch]:
-        """The other branches of a request whose prompt has just been read."""
-        request = branch.request
-        copies = [
-            Branch(request, index, list(branch.tokens), branch.sampler.fork(index))
-            for index in range(1, request.params.n)
-        ]
-        for copy in copies:
-            copy.drafting = self._speculator.begin(request)
-        request.branches += copies
-        self._scheduler.run_on_pages_of(branch, copies)
-        return copies
-
-    def _finish(self, branch: Branch, reason: str, *, keep: bool = True) -> None:
-        request = branch.request
-        branch.is_finished = True
-        self._scheduler.remove(branch, keep=keep)
-        self._news.add(request)
-        if all(each.is_finished for each in request.branches):
-            request.finish_reason = reason
-            self._finished[reason] += 1

@@ -1,4 +1,7 @@
-"""The logits of a step, and the likeliest token of each row. Made by `engine`; knows nothing of requests."""
+"""The logits of a step, and the likeliest token of each row.
+
+Made by `engine`, read by `choosing`; knows nothing of requests.
+"""
 
 import numpy as np
 

@@ -2,7 +2,8 @@
 
 A request begins as one branch; once its prompt has been read it forks into `n`, which share the prompt's pages. The
 branches of a beam search are its beams: new ones at each step, which share the pages of those they continue. Made
-and moved along by `engine` and `scheduler`; its events are read by `generation`. Knows token ids, nothing of text.
+and moved along by `engine`, `scheduler` and `choosing`, ended by `ledger`; its events are read by `generation`. Knows
+token ids, nothing of text.
 """
 
 from collections import deque

@@ -1,4 +1,4 @@
-"""What a generation and the engine give back. Made by `generation`, `llm`, `engine`; read by users, `cli`, `server`."""
+"""What a generation and the engine give back. Made by `generation` and `ledger`; read by users, `cli`, `server`."""
 
 from dataclasses import dataclass
 

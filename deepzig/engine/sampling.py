@@ -1,6 +1,7 @@
 """SamplingParams, what a request may ask for, and Sampler, which turns logits into tokens for one branch of a request.
 
-Called by `engine`; calls `_kernels.top_tokens`. Knows logits and token ids, nothing of text or of the model.
+Made by `engine`; called by `choosing`, `drafting` and `beams`; calls `_kernels.top_tokens`. Knows logits and token ids,
+nothing of text or of the model.
 """
 
 import functools

@@ -2,7 +2,7 @@
 
 `auto` weighs, before each step, the tokens that k guesses are expected to bring against the time that the step takes
 with them, both measured as it goes: acceptance for each branch, starting from that of all; times for each number of
-rows. Called by `engine`; calls `drafting` and `ngrams`.
+rows. Called by `engine` and `choosing`; calls `drafting` and `ngrams`.
 """
 
 import time

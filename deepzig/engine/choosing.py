@@ -1,0 +1,135 @@
+"""Chooser: the next tokens of a step's texts, from the logits.
+
+Called by `engine`; calls `sampling`, `beams`, `speculation`, `scheduler` and `ledger`. Knows nothing of the model.
+"""
+
+import numpy as np
+
+from deepzig.engine.beam_search import BeamSearch
+from deepzig.engine.beams import advance_search, search_events
+from deepzig.engine.ledger import Ledger
+from deepzig.engine.logit_rows import LogitRows
+from deepzig.engine.request import Branch, TokenEvent
+from deepzig.engine.scheduler import Scheduler
+from deepzig.engine.speculation import Speculator
+
+
+class Chooser:
+    """Goes on with texts, and ends those that have their last token."""
+
+    def __init__(self, scheduler: Scheduler, speculator: Speculator, ledger: Ledger) -> None:
+        self._scheduler, self._speculator, self._ledger = scheduler, speculator, ledger
+
+    def choose_first(self, branch: Branch, rows: LogitRows, row: int) -> None:
+        """The token behind a text that has been read. A prompt forks into n here."""
+        if branch.request.beam_search is not None:
+            self._take_beam(branch, rows.logits[row], branch.request.beam_search, rows.time)
+            return
+        branches = [branch]
+        if len(branch.request.branches) < branch.request.params.n:
+            try:
+                branches += self._fork(branch)
+            except BaseException as error:  # of a constraint: a panic of its library's Rust is no Exception
+                self._ledger.fail(branch.request, error)
+                return
+        for each in branches:
+            self._choose_token(each, rows, row)
+
+    def choose_decoded(
+        self,
+        branches: list[Branch],
+        drafts: list[list[int]],
+        hidden: np.ndarray,
+        rows: LogitRows,
+        first: int,
+        seconds: float,
+    ) -> None:
+        """The next tokens of each branch, from the rows, `first` and on, of its last token and of its guesses.
+        hidden f32 (T, D) of all rows; the step has taken `seconds`."""
+        for branch, guesses in zip(branches, drafts, strict=True):
+            if branch.drafting is not None:
+                n_chosen = self._choose_guessed(branch, guesses, rows, first)
+                self._speculator.note_branch(branch, len(guesses), n_chosen, seconds, len(branches))
+                self._speculator.follow(branch, hidden[first : first + n_chosen])
+            else:
+                branch.n_computed += 1
+                if branch.request.beam_search is not None:
+                    self._take_beam(branch, rows.logits[first], branch.request.beam_search, rows.time)
+                else:
+                    self._choose_token(branch, rows, first)
+            first += 1 + len(guesses)
+
+    def _choose_guessed(self, branch: Branch, guesses: list[int], rows: LogitRows, first: int) -> int:
+        """The next tokens of a branch, as far as its guesses are what was chosen; how many."""
+        n_chosen = 0
+        for row in range(first, first + 1 + len(guesses)):
+            branch.n_computed += 1
+            n_chosen += 1
+            token = self._choose_token(branch, rows, row)
+            if branch.is_finished or n_chosen > len(guesses) or token != guesses[n_chosen - 1]:
+                break
+        self._ledger.tokens_drafted += len(guesses)
+        self._ledger.tokens_accepted += n_chosen - 1
+        return n_chosen
+
+    def _choose_token(self, branch: Branch, rows: LogitRows, row: int) -> int | None:
+        """Append the token that follows from a row of logits, and return it. An error ends the branch's request alone;
+        None then."""
+        request = branch.request
+        if branch.is_finished:
+            return None
+        try:
+            token = rows.greatest(row) if branch.sampler.is_greedy else branch.sampler.choose(rows.logits[row])
+            wants_logprob = request.params.logprobs is not None
+            logprob = branch.sampler.logprob(rows.logits[row], token) if wants_logprob else None
+            is_complete = branch.sampler.is_complete
+        except BaseException as error:  # of a constraint, too: a panic of its library's Rust is no Exception
+            self._ledger.fail(request, error)
+            return None
+        branch.tokens.append(token)
+        self._ledger.tokens_decoded += 1
+        if request.first_token is None:
+            self._ledger.note_first_token(request, rows.time)
+        reason = None
+        if token in request.eos_token_ids or is_complete:
+            reason = "stop"
+        elif branch.length >= request.max_length:
+            reason = "length"
+        request.events.append(TokenEvent(branch.index, token, logprob, reason, rows.time))
+        self._ledger.moved.add(request)
+        if reason is not None:
+            self._ledger.finish(branch, reason)
+        return token
+
+    def _take_beam(self, branch: Branch, logits: np.ndarray, search: BeamSearch, now: float) -> None:
+        """Keep logits f32 (vocab_size,) of a beam until all beams of its request have them; then take the next step."""
+        request = branch.request
+        branch.logits = logits
+        if request.is_finished or any(beam.logits is None for beam in request.branches):
+            return
+        try:
+            old, parents = advance_search(request, search)
+        except Exception as error:
+            self._ledger.fail(request, error)
+            return
+        self._ledger.note_first_token(request, now)
+        self._ledger.tokens_decoded += max(1, len(parents))
+        if parents:
+            self._scheduler.replace(old, request.branches, parents)
+            return
+        request.events.extend(search_events(request, search, now))
+        for beam in old:
+            self._ledger.finish(beam, "stop" if search.finished[0].is_stopped else "length")
+
+    def _fork(self, branch: Branch) -> list[Branch]:
+        """The other branches of a request whose prompt has just been read."""
+        request = branch.request
+        copies = [
+            Branch(request, index, list(branch.tokens), branch.sampler.fork(index))
+            for index in range(1, request.params.n)
+        ]
+        for copy in copies:
+            copy.drafting = self._speculator.begin(request)
+        request.branches += copies
+        self._scheduler.run_on_pages_of(branch, copies)
+        return copies

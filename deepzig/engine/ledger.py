@@ -1,0 +1,70 @@
+"""Ledger: what has become of requests. Their ends, the counts of all, and whose readers have yet to hear of it.
+
+Kept by `engine` and `choosing`; calls `scheduler`, which frees the pages of those that end. Knows nothing of the model.
+"""
+
+from collections import Counter
+
+from deepzig.engine.request import Branch, Request
+from deepzig.engine.results import EngineStats
+from deepzig.engine.scheduler import Scheduler
+
+
+class Ledger:
+    """The requests of an engine: counts, as in `EngineStats`, and ends."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.moved: set[Request] = set()  # since `tell`
+        self.tokens_decoded = self.tokens_drafted = self.tokens_accepted = 0
+        self._tokens_prompt = self._tokens_cached = 0
+        self._finished: Counter[str] = Counter()
+        self._scheduler = scheduler
+
+    def note_first_token(self, request: Request, now: float) -> None:
+        """A request has a token at last, if it had none: its prompt has been read."""
+        if request.first_token is None:
+            request.first_token = now
+            self._tokens_prompt += request.n_prompt
+            self._tokens_cached += request.n_cached
+
+    def finish(self, branch: Branch, reason: str, *, keep: bool = True) -> None:
+        """End a branch and free its pages. keep: later requests may find them, as a prefix."""
+        request = branch.request
+        branch.is_finished = True
+        self._scheduler.remove(branch, keep=keep)
+        self.moved.add(request)
+        if all(each.is_finished for each in request.branches):
+            request.finish_reason = reason
+            self._finished[reason] += 1
+
+    def fail(self, request: Request, error: BaseException) -> None:
+        """End a request with an error, which its reader will see; nothing of it is kept."""
+        request.error = error
+        for branch in request.branches:
+            if not branch.is_finished:
+                self.finish(branch, "error", keep=False)
+
+    def tell(self) -> None:
+        """Call `on_news` of the requests that have moved since the last call."""
+        moved, self.moved = self.moved, set()
+        for request in moved:
+            if request.on_news is not None:
+                request.on_news()
+
+    def stats(self) -> EngineStats:
+        """Counts so far."""
+        pool, prefixes = self._scheduler.pool, self._scheduler.prefixes
+        return EngineStats(
+            n_waiting=len(self._scheduler.waiting),
+            n_running=len(self._scheduler.running),
+            n_pages=pool.n_pages,
+            n_held_pages=pool.n_pages - pool.n_free,
+            n_prefix_pages=prefixes.n_pages,
+            tokens_prompt=self._tokens_prompt,
+            tokens_cached=self._tokens_cached,
+            tokens_decoded=self.tokens_decoded,
+            tokens_drafted=self.tokens_drafted,
+            tokens_accepted=self.tokens_accepted,
+            preemptions=self._scheduler.n_preemptions,
+            finished=dict(self._finished),
+        )
