@@ -1,6 +1,7 @@
 """LLM: a loaded model that answers. `submit` queues a request; `generate` waits for it, `stream` yields its pieces.
 
-Called by users, `cli` and `server`; calls `generation`, `engine_thread`, `text` and `checkpoint`.
+Called by users, `cli` and `server`; calls `prompt_ids`, `generation`, `engine_thread` and, for whole texts,
+the model. Loads it, too, with `checkpoint` and `text`.
 """
 
 import logging
@@ -8,9 +9,9 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self
 
 import numpy as np
 
@@ -26,13 +27,14 @@ from deepzig.engine.expert_load import ExpertLoad
 from deepzig.engine.generation import Generation
 from deepzig.engine.memory_need import cache_tokens
 from deepzig.engine.prompt_cache import PromptCache, hash_of_model
+from deepzig.engine.prompt_ids import Prompt, encode_prompt
 from deepzig.engine.results import EngineStats, GenerationResult, StreamChunk
 from deepzig.engine.rows import text_rows
 from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
 from deepzig.engine.scheduler import PREFILL_CHUNK
 from deepzig.engine.trace import Trace, trace_text
 from deepzig.engine.whole_text import read_text, score_text
-from deepzig.errors import ContextLengthError, RequestError, TokenizerError
+from deepzig.errors import ContextLengthError, RequestError
 from deepzig.model.cache import CACHE_DTYPES
 from deepzig.model.deepseek import DeepseekModel
 from deepzig.text.chat import ChatTemplate
@@ -42,8 +44,6 @@ from deepzig.threads import available_threads
 log = logging.getLogger("deepzig.engine")
 
 SHIFTED_CONTEXTS = 16  # texts may be as many contexts long where context_shift cuts them
-
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or chat messages
 
 
 def load(
@@ -268,15 +268,11 @@ class LLM:
                 tokens.
             TokenizerError: the chat template fails, or the tokenizer is another model's.
         """
-        token_ids = self._token_ids(prompt, self.prompt_room)
-        if not len(token_ids):
-            raise RequestError("the prompt has no tokens; give at least one")
-        if token_ids.min() < 0 or token_ids.max() >= self.config.vocab_size:
-            raise RequestError(f"a token id of the prompt is outside the vocabulary of {self.config.vocab_size}")
+        token_ids = self._encode(prompt, self.prompt_room)
         if len(token_ids) >= self.config.max_position_embeddings and not self._thread.engine.shifts_context:
             room = self.config.max_position_embeddings
             raise ContextLengthError(f"the prompt has {len(token_ids)} tokens, but the context holds {room}; cut it")
-        return token_ids.astype(np.int32)
+        return token_ids
 
     def logits(
         self, token_ids: Prompt, *, chunk_size: int = PREFILL_CHUNK, attention: str | None = None
@@ -296,7 +292,7 @@ class LLM:
             raise RequestError(f"attention {attention!r} is unknown; use absorbed or expanded")
         if chunk_size < 1:
             raise RequestError(f"chunk_size {chunk_size} is below 1")
-        ids = self._checked_ids(token_ids)
+        ids = self._encode(token_ids)
         cache = self.model.make_cache(len(ids))
 
         def read() -> np.ndarray:
@@ -319,7 +315,7 @@ class LLM:
         """The same, piece by piece, each computed when it is asked for. Raises as `prompt_logprobs`."""
         if n_top < 0:
             raise RequestError(f"n_top {n_top} is below 0")
-        ids = self._checked_ids(token_ids)
+        ids = self._encode(token_ids)
         scored = score_text(self.model, ids, self.model.make_cache(len(ids)), n_top)
         while piece := self._thread.call(lambda: next(scored, None)):
             yield piece
@@ -332,7 +328,7 @@ class LLM:
         """
         if not self.model.mtp_layers:
             raise RequestError("this checkpoint has no MTP layer")
-        ids = self._checked_ids(token_ids)
+        ids = self._encode(token_ids)
         cache = self.model.make_cache(len(ids))
 
         def read() -> np.ndarray:
@@ -350,45 +346,11 @@ class LLM:
         Raises:
             RequestError: as `encode`.
         """
-        ids = self._checked_ids(prompt)
+        ids = self._encode(prompt)
         return self._thread.call(lambda: trace_text(self.model, ids))
 
-    def _token_ids(self, prompt: Prompt, room: int | None = None) -> np.ndarray:
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise RequestError("this model folder has no tokenizer; give token ids instead of text")
-            if room is not None:
-                self.tokenizer.check_room(prompt, room)
-            return self._known_ids(self.tokenizer.encode(prompt))
-        if len(prompt) and isinstance(prompt[0], Mapping):
-            if self.tokenizer is None or self.chat_template is None:
-                raise RequestError("this model has no chat template; give text instead of messages")
-            messages = cast(Sequence[Mapping[str, Any]], prompt)
-            return self._known_ids(self.chat_template.render_tokens(messages, self.tokenizer, room))
-        try:
-            ids = np.asarray(prompt)
-        except ValueError:  # lists of unequal lengths
-            ids = np.empty((0, 0))
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise RequestError("a prompt must be text, a list of token ids, or a list of messages")
-        return ids.astype(np.int64)
-
-    def _known_ids(self, encoded: list[int]) -> np.ndarray:
-        """Ids i64 (S,) that the tokenizer gives. Raises TokenizerError if it belongs to a larger vocabulary."""
-        if encoded and max(encoded) >= self.config.vocab_size:
-            raise TokenizerError(
-                f"the tokenizer gives token id {max(encoded)}, but the model has {self.config.vocab_size}; "
-                "the two do not belong together, fetch the tokenizer of this model"
-            )
-        return np.array(encoded, np.int64)
-
-    def _checked_ids(self, token_ids: Prompt) -> np.ndarray:
-        ids = self._token_ids(token_ids)
-        if not ids.size or ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            raise RequestError(
-                f"token ids must be at least one, each below the vocabulary size {self.config.vocab_size}"
-            )
-        return ids.astype(np.int32)
+    def _encode(self, prompt: Prompt, room: int | None = None) -> np.ndarray:
+        return encode_prompt(prompt, self.tokenizer, self.chat_template, self.config.vocab_size, room)
 
 
 def _close(thread: EngineThread, prompts: PromptCache | None) -> None:
