@@ -15,7 +15,8 @@ from deepzig import errors
 if TYPE_CHECKING:
     from deepzig.config import ModelConfig
     from deepzig.engine.generation import Generation
-    from deepzig.engine.llm import LLM, load
+    from deepzig.engine.llm import LLM
+    from deepzig.engine.loading import load
     from deepzig.engine.results import Choice, EngineStats, GenerationResult, Progress, StreamChunk, Timings
     from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
     from deepzig.engine.trace import Trace
@@ -36,7 +37,7 @@ _HOME = {
     "TokenConstraint": "deepzig.engine.sampling",
     "TokenLogprob": "deepzig.engine.sampling",
     "Trace": "deepzig.engine.trace",
-    "load": "deepzig.engine.llm",
+    "load": "deepzig.engine.loading",
 }
 
 __all__ = [

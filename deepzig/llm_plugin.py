@@ -1,8 +1,8 @@
 """The plugin for `llm`, the program and library of that name: `llm -m deepzig "Once upon a time"`.
 
 Loaded by `llm` through the entry point in pyproject.toml, and by nobody else, so that deepzig does not need llm; calls
-`engine.llm` and `text`. A model is loaded once for a process and keeps what it read: a conversation is not read again,
-nor in the next process if DEEPZIG_PROMPT_CACHE names a folder. Tools, attachments and schemas are llm's to refuse.
+`engine` and `text`. A model is loaded once for a process and keeps what it read: a conversation is not read again, nor
+in the next process if DEEPZIG_PROMPT_CACHE names a folder. Tools, attachments and schemas are llm's to refuse.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ class Deepzig(llm.Model):  # type: ignore[misc]
 @functools.cache
 def loaded(checkpoint: str) -> "tuple[LLM, list[int]]":
     """A model, and the tokens that it read and said last."""
-    from deepzig.engine.llm import load
+    from deepzig.engine.loading import load
 
     return load(checkpoint, prompt_cache=os.environ.get("DEEPZIG_PROMPT_CACHE") or None), []
 

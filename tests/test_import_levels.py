@@ -90,7 +90,7 @@ def test_names_the_offending_edge(file: str, text: str, expected: str) -> None:
     ("file", "text"),
     [
         ("model/mlp.py", "from deepzig import _kernels\nfrom . import norm\nfrom .norm import RMSNorm\nimport numpy"),
-        ("cli/generate.py", "from deepzig.engine.llm import load\nfrom deepzig import _kernels"),
+        ("cli/generate.py", "from deepzig.engine.loading import load\nfrom deepzig import _kernels"),
         ("engine/llm.py", "from deepzig.model import DeepseekModel"),
     ],
 )

@@ -19,7 +19,7 @@ MAX_BARS = 64  # more experts than that share bars
 
 def expert_load(model: str, text: Path) -> "ExpertLoad":
     """Load the model and run the text. Raises click.UsageError if the file is no text."""
-    from deepzig.engine.llm import load
+    from deepzig.engine.loading import load
     from deepzig.evaluate.expert_load import measure_experts
 
     content = read_text(text)

@@ -82,7 +82,7 @@ def model_folder(model: str, with_weights: bool = True) -> Path:
 
 def load_model(model: str, **loading: Any) -> "LLM":
     """Load a model, downloaded before as `model_folder` does. loading: as of `deepzig.load`."""
-    from deepzig.engine.llm import load
+    from deepzig.engine.loading import load
 
     model_folder(model)
     return load(model, **loading)

@@ -134,7 +134,7 @@ def quantize(
 
 def measure_importance(directory: Path, text_file: Path, n_threads: int) -> "dict[str, np.ndarray]":
     """Run a text through the source; says on stderr which experts it never used."""
-    from deepzig.engine.llm import load
+    from deepzig.engine.loading import load
     from deepzig.evaluate.calibration import calibrate
 
     text = read_text(text_file)

@@ -74,7 +74,7 @@ def serve(
         deepzig serve
         deepzig serve -m ./DeepSeek-V2-Lite-Chat --port 8080
     """
-    from deepzig.engine.llm import load
+    from deepzig.engine.loading import load
     from deepzig.server.listen import Server, bind
     from deepzig.server.service import Service
     from deepzig.server.settings import ServerSettings

@@ -1,4 +1,4 @@
-"""GenerationDefaults: what generation_config.json says where a request is silent. Made by `llm`."""
+"""GenerationDefaults: what generation_config.json says where a request is silent. Made by `loading`."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,6 +1,6 @@
 """What a model needs of memory, and what happens where there is less: loading refuses, or warns that weights stream.
 
-Called by `llm`, `deepzig info`, the bench and the table of docs/big-models.md, so that all do one arithmetic; calls
+Called by `loading`, `deepzig info`, the bench and the table of docs/big-models.md, so that all do one arithmetic; calls
 `model` for the sizes of what it allocates.
 
 Weights are maps of their files: they take memory as far as there is some, and the rest is read again when it is needed.
@@ -76,7 +76,7 @@ def bytes_read_per_token(config: ModelConfig, size: ModelSize, n_tokens: int, ca
 def cache_tokens(
     config: ModelConfig, size: ModelSize, cache_bytes: int | None, cache_dtype: str, *, with_mtp: bool
 ) -> int:
-    """Tokens that the cache of a model to be loaded gets room for, in whole pages; cache_bytes as in `llm.load`.
+    """Tokens that the cache of a model to be loaded gets room for, in whole pages; cache_bytes as in `loading.load`.
 
     Raises:
         RequestError: cache_bytes are fewer than a page takes.

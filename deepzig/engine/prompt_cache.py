@@ -2,7 +2,7 @@
 
 The file holds the pages of the prefix tree of requests without a tenant (those of a server's keys are not for others)
 and says for which model and way of computing they hold. It is made when the model is closed and read when it is loaded,
-strictly: whatever is not right about it is a warning and the file is ignored. Called by `llm`; calls `prefix`, the
+strictly: whatever is not right about it is a warning and the file is ignored. Made by `loading`; calls `prefix`, the
 cache, and reader and writer of safetensors.
 """
 

@@ -86,7 +86,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def run_process() -> Iterator[Callable[[Path, int], tuple[int, int]]]:
     """run_process(destination, kill_at) -> exit code, number of events. Forked from a process without threads."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deepzig.checkpoint.convert", "deepzig.engine.llm"])
+    context.set_forkserver_preload(["deepzig.checkpoint.convert", "deepzig.engine.loading"])
     counted = context.Queue()
 
     def run(destination: Path, kill_at: int) -> tuple[int, int]:

@@ -11,7 +11,8 @@ import httpx2
 import openai
 import pytest
 
-from deepzig.engine.llm import LLM, load
+from deepzig.engine.llm import LLM
+from deepzig.engine.loading import load
 from deepzig.server.listen import Server, bind
 from deepzig.server.served_model import ServedModel
 from deepzig.server.service import Service

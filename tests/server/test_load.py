@@ -12,7 +12,8 @@ import openai
 import psutil
 import pytest
 
-from deepzig.engine.llm import LLM, load
+from deepzig.engine.llm import LLM
+from deepzig.engine.loading import load
 from deepzig.engine.sampling import SamplingParams
 from tests.server.conftest import RunningServer, serving
 from tests.server.test_safety import post_head

@@ -7,7 +7,8 @@ from typing import Any
 import openai
 import pytest
 
-from deepzig.engine.llm import LLM, load
+from deepzig.engine.llm import LLM
+from deepzig.engine.loading import load
 from deepzig.engine.sampling import SamplingParams
 from tests.server.conftest import serving
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deepzig.engine.llm import load
+from deepzig.engine.loading import load
 from tests.server.conftest import RunningServer, serving
 from tests.talkers import TEMPLATES, make_talker
 

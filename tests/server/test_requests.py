@@ -11,7 +11,8 @@ import httpx2
 import pytest
 
 from deepzig.checkpoint.model_names import BUNDLED
-from deepzig.engine.llm import LLM, load
+from deepzig.engine.llm import LLM
+from deepzig.engine.loading import load
 from deepzig.engine.sampling import TokenLogprob
 from deepzig.server.body import decode
 from deepzig.server.failures import ApiError

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from deepzig.checkpoint.directory import open_checkpoint
-from deepzig.engine.llm import load
+from deepzig.engine.loading import load
 from deepzig.server.served_model import ServedModel
 
 TIED = Path(__file__).parents[1] / "golden/v3_sharded"

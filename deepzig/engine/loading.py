@@ -1,0 +1,113 @@
+"""load: a model's folder as an LLM.
+
+Called by users, `cli` and `llm_plugin`; calls `checkpoint`, `text`, `memory_need`, `defaults`, `prompt_cache`, the
+model and `engine` for the parts, and puts them together as an `llm`.
+"""
+
+import logging
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+from deepzig import _kernels
+from deepzig.checkpoint.loader import load_weights
+from deepzig.checkpoint.model_names import find_model
+from deepzig.checkpoint.sizes import stored_size
+from deepzig.config import ModelConfig
+from deepzig.engine.defaults import GenerationDefaults
+from deepzig.engine.engine import Engine
+from deepzig.engine.llm import LLM
+from deepzig.engine.memory_need import cache_tokens
+from deepzig.engine.prompt_cache import PromptCache, hash_of_model
+from deepzig.errors import RequestError
+from deepzig.model.cache import CACHE_DTYPES
+from deepzig.model.deepseek import DeepseekModel
+from deepzig.text.chat import ChatTemplate
+from deepzig.text.tokenizer import load_tokenizer
+from deepzig.threads import available_threads
+
+log = logging.getLogger("deepzig.engine")
+
+
+def load(
+    model: str | Path,
+    n_threads: int | None = None,
+    precision: str = "exact",
+    deterministic: bool = False,
+    strict: bool = False,
+    cache_dtype: str = "f32",
+    cache_bytes: int | None = None,
+    context_shift: bool = False,
+    prompt_cache: str | Path | None = None,
+) -> LLM:
+    """Load a model for inference.
+
+    Args:
+        model: a directory with config.json and safetensors files; "stories", the bundled model; or a name on the
+            Hugging Face hub, "org/name" or "org/name@revision", which is downloaded unless it is here. More than 1 GB
+            only if the environment variable DEEPZIG_YES is 1; none at all if DEEPZIG_OFFLINE is 1.
+        n_threads: compute threads; None takes one for each core that this process may use.
+        precision: "exact", products accurate to about float32; or "fast", activations of prompts rounded to bfloat16
+            or 16-bit whole numbers, whichever the CPU multiplies faster.
+        deterministic: the same bits whatever the batch, threads, chunks and cache hits.
+        strict: tensors that the model does not need are an error, not a warning.
+        cache_dtype: of the latent cache: "f32"; or "int8", a quarter of the memory (docs/quantising.md has its cost).
+        cache_bytes: size of the latent cache; None takes a quarter of the memory that is free, at most what 64 whole
+            contexts need.
+        context_shift: a text that fills the context goes on without its oldest tokens, those at its beginning excepted;
+            `GenerationResult.n_shifted` counts them. Otherwise a longer prompt is an error, and an answer ends there.
+        prompt_cache: a folder that keeps what was computed of prompts and answers from one run to the next. It is
+            written when the model is closed; `with deepzig.load(...) as llm` does that, the end of the program too.
+
+    Raises:
+        ConfigError, CheckpointError, TokenizerError: a file of the model cannot be used; nothing is half-loaded.
+        RequestError: an argument is unknown or out of range, or nobody agreed to a download of more than 1 GB.
+        NetworkError: the model cannot be fetched.
+        ResourceError: the disk has no room for the download, or memory none for cache and work. Weights that exceed
+            memory are a StreamingWarning: they are read from disk again and again.
+    """
+    if precision not in ("exact", "fast"):
+        raise RequestError(f"precision {precision!r} is unknown; use exact or fast")
+    if cache_dtype not in CACHE_DTYPES:
+        raise RequestError(f"cache_dtype {cache_dtype!r} is unknown; use {' or '.join(CACHE_DTYPES)}")
+    if n_threads is not None and n_threads < 1:
+        raise RequestError(f"n_threads {n_threads} is below 1")
+    started = time.perf_counter()
+    directory = find_model(model)
+    config = ModelConfig.from_directory(directory)
+    defaults = GenerationDefaults.from_directory(directory, config)
+    tokenizer = load_tokenizer(directory)
+    chat_template = ChatTemplate.from_directory(directory)
+    weights = load_weights(directory, config, strict=strict)
+    if problem := _kernels.build_report().problem:
+        warnings.warn(
+            f"no compiled kernels, running on Numba (slower; compiling takes about a minute, once): {problem}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    size = stored_size(config, weights)
+    n_tokens = cache_tokens(config, size, cache_bytes, cache_dtype, with_mtp=weights.has_mtp)
+    network = DeepseekModel(
+        config,
+        weights,
+        n_threads=n_threads or available_threads(),
+        precision=precision,
+        deterministic=deterministic,
+        cache_dtype=cache_dtype,
+    )
+    engine = Engine(network, n_tokens, context_shift=context_shift)
+    prompts = None
+    if prompt_cache is not None:
+        prompts = PromptCache(Path(prompt_cache), {"model": hash_of_model(directory), **network.way})
+        engine.restore_prompts(prompts)
+    _log_loaded(directory, network, n_tokens, time.perf_counter() - started)
+    return LLM(str(model), directory, size, network, tokenizer, chat_template, defaults, engine, prompts)
+
+
+def _log_loaded(directory: Path, network: DeepseekModel, n_tokens: int, seconds: float) -> None:
+    kernels = Counter([*_kernels.ACTIVE.values(), *(f"{label} for prompts" for label in _kernels.FOR_PROMPTS.values())])
+    log.info("kernels: %s", ", ".join(f"{count} {label}" for label, count in kernels.most_common()))
+    config = network.config
+    log.info("%s: %s, %d layers", directory, config.model_type, config.num_hidden_layers)
+    log.info("loaded in %.2f s: %d threads, cache of %d tokens", seconds, network.n_threads, n_tokens)
