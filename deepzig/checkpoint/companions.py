@@ -9,8 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from deepzig.checkpoint.directory import is_within
-from deepzig.checkpoint.reader import shown
-from deepzig.errors import CheckpointError
+from deepzig.errors import CheckpointError, shown
 from deepzig.small_files import read_small
 
 _PATTERNS = (

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from deepzig.checkpoint.reader import MAX_HEADER_BYTES, SafetensorsFile, TensorInfo, parse_json_object, shown
-from deepzig.errors import CheckpointError
+from deepzig.checkpoint.reader import MAX_HEADER_BYTES, SafetensorsFile, TensorInfo, parse_json_object
+from deepzig.errors import CheckpointError, shown
 from deepzig.small_files import read_small
 
 SINGLE_FILE = "model.safetensors"

@@ -23,10 +23,10 @@ import ml_dtypes
 import numpy as np
 
 from deepzig._kernels.weight import Weight
-from deepzig.checkpoint.reader import DTYPE_NAMES, DTYPES, TensorInfo, shown
+from deepzig.checkpoint.reader import DTYPE_NAMES, DTYPES, TensorInfo
 from deepzig.checkpoint.rounding import cast, group_size_for, quantize_fp8, quantize_int4, quantize_int8
 from deepzig.checkpoint.schemes import DEFAULT_BLOCK, GROUP_SIZES, SUPPORTED, Declared
-from deepzig.errors import CheckpointError
+from deepzig.errors import CheckpointError, shown
 
 __all__ = [
     "Fault",

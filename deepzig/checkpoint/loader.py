@@ -25,10 +25,10 @@ from deepzig.checkpoint.formats import (
     recognise,
 )
 from deepzig.checkpoint.names import Expected, count_mtp_layers, expected_tensors, is_buffer
-from deepzig.checkpoint.reader import TensorInfo, shown
+from deepzig.checkpoint.reader import TensorInfo
 from deepzig.checkpoint.schemes import declared_scheme
 from deepzig.config import ModelConfig
-from deepzig.errors import CheckpointError
+from deepzig.errors import CheckpointError, shown
 
 N_SHOWN = 10
 

@@ -17,9 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deepzig.checkpoint.reader import shown
 from deepzig.checkpoint.safe_files import replace_file, room_errors
-from deepzig.errors import CheckpointError
+from deepzig.errors import CheckpointError, shown
 from deepzig.small_files import read_small
 
 MANIFEST_FILE = "deepzig-manifest.jsonl"

@@ -13,11 +13,10 @@ from itertools import pairwise
 from typing import Any
 
 from deepzig.checkpoint.names import HEAD
-from deepzig.checkpoint.reader import shown
 from deepzig.checkpoint.recipe import INTEGERS, KEEP, Scheme, is_embedding, is_head, is_routed, is_router
 from deepzig.checkpoint.rounding import FP8_BLOCK
 from deepzig.checkpoint.schemes import CHANNEL, declared_integer
-from deepzig.errors import CheckpointError
+from deepzig.errors import CheckpointError, shown
 
 MAX_PATTERNS, MAX_PATTERN_CHARS = 2000, 500
 MAX_TRIES = 10_000  # of all patterns at one name

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from deepzig.errors import CheckpointError, ResourceError
-from deepzig.errors import shown as shown
+from deepzig.errors import CheckpointError, ResourceError, shown
 from deepzig.small_files import open_regular
 
 MAX_HEADER_BYTES = 100_000_000  # as the safetensors library

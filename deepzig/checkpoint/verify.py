@@ -17,9 +17,9 @@ from deepzig.checkpoint.directory import Checkpoint, open_checkpoint
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.manifest import MANIFEST_FILE, Manifest, fault_of
 from deepzig.checkpoint.quantize import find_non_finite
-from deepzig.checkpoint.reader import TensorInfo, shown
+from deepzig.checkpoint.reader import TensorInfo
 from deepzig.config import ModelConfig
-from deepzig.errors import CheckpointError, ConfigError
+from deepzig.errors import CheckpointError, ConfigError, shown
 
 Advance = Callable[[int], None]  # told of bytes read, hashing and values each
 

@@ -20,9 +20,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from deepzig.checkpoint.reader import DTYPES, MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo, shown
+from deepzig.checkpoint.reader import DTYPES, MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo
 from deepzig.checkpoint.safe_files import NO_ROOM, sync_directory
-from deepzig.errors import CheckpointError, ResourceError
+from deepzig.errors import CheckpointError, ResourceError, shown
 
 ALIGNMENT = 64  # bytes: a cache line and the widest vector register
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from deepzig.checkpoint.directory import open_checkpoint
-from deepzig.checkpoint.reader import SafetensorsFile, shown
+from deepzig.checkpoint.reader import SafetensorsFile
 from deepzig.checkpoint.safe_files import room_errors
 from deepzig.checkpoint.writer import SafetensorsWriter
 from deepzig.config import MAX_CONFIG_BYTES
 from deepzig.engine.prefix import SavedPage
 from deepzig.engine.scheduler import Scheduler
-from deepzig.errors import CheckpointError, ConfigError, DeepzigError
+from deepzig.errors import CheckpointError, ConfigError, DeepzigError, shown
 from deepzig.model.cache import PAGE_SIZE, LatentCache
 from deepzig.small_files import open_regular, read_small
 
