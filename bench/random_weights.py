@@ -1,7 +1,7 @@
 """Random weights in every format, made fast: windows of a few thousand rows, quantised once for each width and format.
 
 Called by `synthetic` and `gguf_file` for checkpoints and by `kernel_cases` for single weights; calls
-`checkpoint.formats`. Knows no models.
+`reference_rounding` and `weight_tensors`. Knows no models.
 """
 
 import functools
@@ -11,16 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.reference_rounding import group_size_for, quantize_fp8, quantize_int4, quantize_int8
+from bench.weight_tensors import tensors_from_weight, weight_from_tensors
 from deepzig._kernels.weight import Weight
-from deepzig.checkpoint.formats import (
-    cast,
-    group_size_for,
-    quantize_fp8,
-    quantize_int4,
-    quantize_int8,
-    tensors_from_weight,
-    weight_from_tensors,
-)
+from deepzig.checkpoint.rounding import cast
 
 N_ROWS = 2048  # random rows of a width; every weight is a window of them, wrapped round
 WINDOW_STEP = 128  # windows start at multiples: fp8 shares a scale among so many rows

@@ -35,7 +35,7 @@ def values_of(weight: Weight, codes: np.ndarray) -> np.ndarray:
             return codes[:, :n_columns].view(ml_dtypes.float8_e4m3fn).astype(np.float32)
         case "int8":
             return (codes[:, :n_columns] - np.uint8(weight.offset)).view(np.int8).astype(np.float32)
-    nibbles = np.stack([codes & 15, codes >> 4], axis=-1).reshape(codes.shape[0], -1)[:, :n_columns]
+    nibbles = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), 2 * codes.shape[1])[:, :n_columns]
     return nibbles.astype(np.float32) - np.float32(8)
 
 

@@ -1,7 +1,7 @@
-"""Weight formats: which tensors of a module make a `Weight`, and back; exact decoding to f32.
+"""Weight formats: which tensors of a module make a `Weight`.
 
-Called by `loader`, the converter and the bench; calls `schemes` and `rounding` (whose quantise functions belong to this
-file's interface). Knows tensors, not files or models. The tensors decide the format, the config must not contradict.
+Called by `loader`; calls `schemes`. Knows tensors, not files or models. The tensors decide the format, the config must
+not contradict.
 
     stored as                                                          Weight
     weight F32, F16, BF16                                              f32, f16, bf16
@@ -19,31 +19,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from deepzig._kernels.weight import Weight
-from deepzig.checkpoint.reader import DTYPE_NAMES, DTYPES, TensorInfo
-from deepzig.checkpoint.rounding import cast, group_size_for, quantize_fp8, quantize_int4, quantize_int8
+from deepzig.checkpoint.reader import DTYPE_NAMES, TensorInfo
 from deepzig.checkpoint.schemes import DEFAULT_BLOCK, GROUP_SIZES, SUPPORTED, Declared
 from deepzig.errors import CheckpointError, shown
-
-__all__ = [
-    "Fault",
-    "Layout",
-    "cast",
-    "decode_vector",
-    "dequantize",
-    "find_faults",
-    "group_size_for",
-    "make_weight",
-    "quantize_fp8",
-    "quantize_int4",
-    "quantize_int8",
-    "recognise",
-    "tensors_from_weight",
-    "weight_from_tensors",
-]
 
 FLOAT_FORMAT = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # stored dtype -> format of Weight or of its scale
 FLOATS = tuple(FLOAT_FORMAT)
@@ -59,7 +40,6 @@ _FOREIGN = {  # suffix of a tensor that gives a scheme away
     "weight_scale_2": "nvfp4",
     "bitmask": "sparse weights",
 }
-_FP8_VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)  # f32 (256,)
 
 
 class Requirement(NamedTuple):
@@ -91,9 +71,6 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         return f"{shown(self.name)} {self.found}, expected {self.expected}"
-
-
-# ---- from tensors to Weight -----------------------------------------------------------------------------------------
 
 
 def recognise(
@@ -161,27 +138,6 @@ def make_weight(module: str, shape: tuple[int, int], layout: Layout, tensors: Ma
         block_rows=layout.block_rows,
         offset=layout.offset,
     )
-
-
-def weight_from_tensors(
-    module: str, shape: tuple[int, int], tensors: Mapping[str, np.ndarray], declared: Declared | None = None
-) -> Weight:
-    """`recognise`, `find_faults` and `make_weight` for one module; `tensors` by suffix, as `tensors_from_weight` gives.
-
-    Raises:
-        CheckpointError: unsupported scheme, or a tensor that is missing or misshapen.
-    """
-    stored = {suffix: TensorInfo(DTYPE_NAMES[a.dtype], a.shape, 0, a.nbytes) for suffix, a in tensors.items()}
-    layout = recognise(module, shape, stored, declared)
-    faults = [str(fault) for fault in find_faults(module, layout, stored)]
-    if faults:
-        raise CheckpointError(f"{'; '.join(faults)}; fetch the checkpoint again")
-    return make_weight(module, shape, layout, tensors)
-
-
-def decode_vector(tensor: np.ndarray) -> np.ndarray:
-    """A norm weight or bias, f32, f16 or bf16, as f32 of the same shape."""
-    return tensor.astype(np.float32)
 
 
 def _plain(shape: tuple[int, int], stored: Mapping[str, TensorInfo]) -> Layout:
@@ -277,66 +233,3 @@ def _described(declared: Declared) -> str:
 
 def _unsupported(module: str, scheme: str) -> CheckpointError:
     return CheckpointError(f"{shown(module)} is stored with {scheme}, not supported; deepzig reads {SUPPORTED}")
-
-
-# ---- from Weight to tensors and values ------------------------------------------------------------------------------
-
-
-def tensors_from_weight(weight: Weight) -> dict[str, np.ndarray]:
-    """The tensors, by suffix, that store `weight`; they share its memory. The inverse of `weight_from_tensors`."""
-    if weight.format in ("f32", "f16", "bf16"):
-        return {"weight": weight.codes.view(DTYPES[weight.format.upper()])}
-    if weight.scale is None:
-        raise ValueError(f"a {weight.format} weight without scales cannot be stored")
-    scale = weight.scale.view(DTYPES[weight.scale_format.upper()])
-    if weight.format == "fp8":
-        return {"weight": weight.codes.view(DTYPES["F8_E4M3"]), "weight_scale_inv": scale}
-    if weight.format == "int8" and weight.offset == 0:
-        scale_name = "weight_scale" if weight.block_rows == 1 else "weight_scale_inv"
-        return {"weight": weight.codes.view(np.int8), scale_name: scale}
-    shape = np.array(weight.shape, dtype=np.int64)
-    return {"weight_packed": weight.codes.view(np.int32), "weight_scale": scale, "weight_shape": shape}
-
-
-def dequantize(weight: Weight, rows: slice | None = None) -> np.ndarray:
-    """W[rows] as f32 (n, K), exact: one rounding, that of value times scale.
-
-    `rows` has step 1; default all. The oracle of the kernels, and how the converter reads quantised sources.
-    """
-    n_rows, n_columns = weight.shape
-    start, stop, step = (rows or slice(None)).indices(n_rows)
-    if step != 1:
-        raise ValueError("rows to dequantise must be contiguous")
-    stop = max(stop, start)
-    values = _values(weight, weight.codes[start:stop])
-    if weight.scale is None:
-        return values
-    blocks = np.arange(start, stop) // weight.block_rows
-    scale = _floats(weight.scale[blocks], weight.scale_format)  # f32 (n, ceil(K / G))
-    values *= np.repeat(scale, weight.group_size, axis=1)[:, :n_columns]
-    return values
-
-
-def _values(weight: Weight, codes: np.ndarray) -> np.ndarray:
-    """f32 (n, K) before scaling, freshly allocated."""
-    n_columns = weight.shape[1]
-    if weight.format == "fp8":
-        return _FP8_VALUES[codes[:, :n_columns]]
-    if weight.format == "int8":
-        signed = codes[:, :n_columns] ^ np.uint8(weight.offset)  # offset 128 flips the sign bit, which subtracts it
-        return signed.view(np.int8).astype(np.float32)
-    if weight.format == "int4":
-        nibbles = np.empty((codes.shape[0], 2 * codes.shape[1]), dtype=np.float32)
-        nibbles[:, 0::2] = codes & 15
-        nibbles[:, 1::2] = codes >> 4
-        return np.ascontiguousarray(nibbles[:, :n_columns]) - np.float32(8)
-    return _floats(codes[:, :n_columns], weight.format)
-
-
-def _floats(stored: np.ndarray, name: str) -> np.ndarray:
-    """f32 of f32 values, or of the bits of f16 or bf16; a copy."""
-    if name == "bf16":
-        bits = stored.astype(np.uint32)
-        bits <<= np.uint32(16)
-        return bits.view(np.float32)
-    return (stored.view(np.float16) if name == "f16" else stored).astype(np.float32)

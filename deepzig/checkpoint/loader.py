@@ -14,16 +14,7 @@ import numpy as np
 
 from deepzig._kernels.weight import Weight
 from deepzig.checkpoint.directory import Checkpoint, open_checkpoint
-from deepzig.checkpoint.formats import (
-    FLOATS,
-    Fault,
-    Layout,
-    decode_vector,
-    find_fault,
-    find_faults,
-    make_weight,
-    recognise,
-)
+from deepzig.checkpoint.formats import FLOATS, Fault, Layout, find_fault, find_faults, make_weight, recognise
 from deepzig.checkpoint.names import Expected, count_mtp_layers, expected_tensors, is_buffer
 from deepzig.checkpoint.reader import TensorInfo
 from deepzig.checkpoint.schemes import declared_scheme
@@ -88,7 +79,7 @@ def load_weights(directory: str | Path, config: ModelConfig, strict: bool = Fals
     weights = {module: _weight(checkpoint, module, expected, layout) for module, layout in layouts.items()}
     return ModelWeights(
         linear={module: weights[source[module]] for module in expected.linear},
-        vector={name: decode_vector(checkpoint.array(name)) for name in expected.vector},
+        vector={name: checkpoint.array(name).astype(np.float32) for name in expected.vector},
         has_mtp=n_mtp_layers > 0,
     )
 

@@ -20,8 +20,7 @@ from deepzig.checkpoint.names import EMBEDDING, HEAD, count_mtp_layers, expected
 from deepzig.checkpoint.quantization_config import converted_config
 from deepzig.checkpoint.reader import DTYPES, parse_json_object
 from deepzig.checkpoint.recipe import INTEGERS, KEEP, Recipe, Scheme
-from deepzig.checkpoint.rounding import FP8_BLOCK
-from deepzig.checkpoint.schemes import CHANNEL, GROUP_SIZES
+from deepzig.checkpoint.schemes import CHANNEL, FP8_BLOCK, GROUP_SIZES
 from deepzig.checkpoint.writer import Entry
 from deepzig.config import MAX_CONFIG_BYTES, ModelConfig
 from deepzig.errors import CheckpointError, RequestError

@@ -14,8 +14,7 @@ from typing import Any
 
 from deepzig.checkpoint.names import HEAD
 from deepzig.checkpoint.recipe import INTEGERS, KEEP, Scheme, is_embedding, is_head, is_routed, is_router
-from deepzig.checkpoint.rounding import FP8_BLOCK
-from deepzig.checkpoint.schemes import CHANNEL, declared_integer
+from deepzig.checkpoint.schemes import CHANNEL, FP8_BLOCK, declared_integer
 from deepzig.errors import CheckpointError, shown
 
 MAX_PATTERNS, MAX_PATTERN_CHARS = 2000, 500

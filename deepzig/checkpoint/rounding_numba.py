@@ -1,8 +1,8 @@
-"""Rounding to int8, int4 and fp8, compiled: what `rounding` does, bit for bit, some ten times as fast.
+"""Rounding to int8, int4 and fp8, compiled, for slabs of rows.
 
-Called by `quantize` on slabs of rows, from several threads at once; a Numba leaf that knows arrays only. Values must be
-finite, which `first_non_finite` tells. Magnitudes are compared as the integers that their bits are: that is a loop of
-vector instructions, since it needs no rule for NaN.
+Called by `quantize`, from several threads at once; calls `scale_search`. Knows arrays only. Values must be finite,
+which `first_non_finite` tells. Bits are those of the reference, `bench/reference_rounding.py`. Magnitudes are compared
+as the integers that their bits are: that is a loop of vector instructions, since it needs no rule for NaN.
 """
 
 import numba
@@ -66,7 +66,10 @@ def _round_int8(values: np.ndarray, group_size: int, amax: np.ndarray, codes: np
 
 
 def round_int8(values: np.ndarray, group_size: int, codes: np.ndarray, scale: np.ndarray) -> None:
-    """`rounding.quantize_int8` of f32 (n, K): writes codes u8 (n, >= K), zeros before, and scale u16 (n, K / G)."""
+    """int8 of f32 (n, K): writes codes u8 (n, >= K), zeros before, and scale u16 (n, K / G), bits of bf16.
+
+    Symmetric, scale = max |w| / 127, code = round(w / scale) + 128; scale and codes as pack-quantized stores them.
+    """
     amax = np.empty(scale.shape, np.float32)
     group_magnitudes(values, group_size, amax)
     _round_int8(values, group_size, amax, codes, scale)
@@ -87,8 +90,9 @@ def _pack_nibbles(signed: np.ndarray, codes: np.ndarray) -> None:
 def round_int4(
     values: np.ndarray, group_size: int, importance: np.ndarray, codes: np.ndarray, scale: np.ndarray
 ) -> None:
-    """`rounding.quantize_int4` of f32 (n, K): writes codes u8 (n, >= K / 2), zeros before, and scale u16 (n, K / G).
+    """int4 of f32 (n, K): writes codes u8 (n, >= K / 2), zeros before, and scale u16 (n, K / G), bits of bf16.
 
+    Symmetric, code in [-8, 7] plus 8, two a byte, the scale of each group searched for the least squared error.
     importance f32 (K,): weight of each column's squared error.
     """
     groups = values.reshape(len(values), scale.shape[1], group_size)
@@ -138,5 +142,8 @@ def _round_fp8(values: np.ndarray, block: int, codes: np.ndarray, scale: np.ndar
 
 
 def round_fp8(values: np.ndarray, block: int, codes: np.ndarray, scale: np.ndarray) -> None:
-    """`rounding.quantize_fp8` of f32 (n, K): writes codes u8 (n, K), scale f32 (ceil(n / block), ceil(K / block))."""
+    """float8 e4m3 of f32 (n, K): writes codes u8 (n, K), scale f32 (ceil(n / block), ceil(K / block)).
+
+    In blocks as DeepSeek's releases: scale = max |w| / 448.
+    """
     _round_fp8(values, block, codes, scale)

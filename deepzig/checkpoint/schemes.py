@@ -13,6 +13,7 @@ from deepzig.errors import CheckpointError, shown
 GROUP_SIZES = (32, 64, 128)
 CHANNEL = 0  # group size that stands for one scale a row
 DEFAULT_BLOCK = (128, 128)
+FP8_BLOCK = 128  # rows and columns that share a scale in what deepzig writes
 SUPPORTED = "fp8 in blocks (DeepSeek), int8 in blocks, and symmetric int4 or int8 of compressed-tensors"
 _BLOCK_METHODS = {"fp8": "fp8", "blockwise_int8": "int8"}  # quant_method -> format of Weight
 _FORMATS = (None, "dense", "pack-quantized", "int-quantized", "naive-quantized", "mixed-precision")

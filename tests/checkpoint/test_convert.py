@@ -13,10 +13,11 @@ import pytest
 import safetensors.numpy
 
 import deepzig
+from bench.reference_rounding import quantize_fp8, quantize_int4, quantize_int8
+from bench.weight_tensors import dequantize
 from deepzig._kernels.weight import Weight
 from deepzig.checkpoint.convert import Options, Progress, convert
 from deepzig.checkpoint.directory import open_checkpoint
-from deepzig.checkpoint.formats import dequantize, quantize_fp8, quantize_int4, quantize_int8
 from deepzig.checkpoint.loader import ModelWeights, load_weights
 from deepzig.checkpoint.plan import Item
 from deepzig.checkpoint.quantize import row_slabs

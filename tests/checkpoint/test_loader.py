@@ -10,20 +10,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from bench.reference_rounding import group_size_for, quantize_fp8, quantize_int4, quantize_int8
+from bench.weight_tensors import dequantize, tensors_from_weight
 from deepzig._kernels.weight import Weight
 from deepzig.checkpoint import loader, reader
-from deepzig.checkpoint.formats import (
-    cast,
-    dequantize,
-    group_size_for,
-    quantize_fp8,
-    quantize_int4,
-    quantize_int8,
-    tensors_from_weight,
-)
 from deepzig.checkpoint.loader import ExtraTensorsWarning, ModelWeights, load_weights
 from deepzig.checkpoint.names import expected_tensors
 from deepzig.checkpoint.reader import DTYPE_NAMES
+from deepzig.checkpoint.rounding import cast
 from deepzig.checkpoint.writer import SafetensorsWriter
 from deepzig.config import ModelConfig
 from deepzig.errors import CheckpointError

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.reference_rounding import quantize_fp8, quantize_int4, quantize_int8
+from bench.weight_tensors import dequantize
 from deepzig._kernels.weight import Weight
-from deepzig.checkpoint.formats import dequantize
-from deepzig.checkpoint.rounding import quantize_fp8, quantize_int4, quantize_int8
 from deepzig.checkpoint.rounding_numba import first_non_finite, round_fp8, round_int4, round_int8
 
 SHAPES = [((130, 256), 128), ((5, 13), 13), ((300, 96), 32), ((257, 300), 300), ((1, 64), 64), ((3, 7), 1)]

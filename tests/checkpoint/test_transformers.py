@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 
+from bench.weight_tensors import dequantize
 from deepzig.checkpoint.convert import Options, convert
-from deepzig.checkpoint.formats import cast, dequantize
 from deepzig.checkpoint.loader import ModelWeights, load_weights
 from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.checkpoint.plan import PLAIN
 from deepzig.checkpoint.recipe import Recipe, is_routed
+from deepzig.checkpoint.rounding import cast
 from deepzig.checkpoint.schemes import CHANNEL
 from deepzig.config import ModelConfig
 from deepzig.engine.whole_text import read_text

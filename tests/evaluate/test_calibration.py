@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import deepzig
-from deepzig.checkpoint.formats import dequantize
+from bench.weight_tensors import dequantize
 from deepzig.checkpoint.names import expected_tensors
 from deepzig.checkpoint.recipe import is_embedding, is_router
 from deepzig.engine.llm import LLM
