@@ -9,7 +9,6 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
 from typing import Any
 
 from deepzig.checkpoint.names import HEAD
@@ -19,7 +18,9 @@ from deepzig.errors import CheckpointError, shown
 
 MAX_PATTERNS, MAX_PATTERN_CHARS = 2000, 500
 MAX_TRIES = 10_000  # of all patterns at one name
-_TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?:?|(?:[*+?]|\{[^}]*\})[?+]?|.", re.DOTALL)
+_REPEAT = r"(?:[*+?]|\{[\d,]*\})[?+]?"
+_REPEATED_DIGITS = rf"(?:\\d|\[0-9\]){_REPEAT}"
+_UNIT = re.compile(rf"({_REPEATED_DIGITS})|\\.|\(\?:|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 _DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
 
@@ -172,22 +173,12 @@ def _tries(pattern: str) -> int:
 
     Raises CheckpointError for a repeated group, whose ways grow exponentially, and for what begins with "(?".
     """
-    tokens = _TOKEN.findall(pattern[: MAX_PATTERN_CHARS + 1])
-    while tokens[-1:] == ["$"] or tokens[-2:] == [".", "*"]:  # an end that is tried once
-        tokens.pop()
-    tries, branches = 1, [1]
-    for before, token in pairwise(["", *tokens]):
-        if len(pattern) > MAX_PATTERN_CHARS or token == "(?" or (before == ")" and token[0] in "*+?{"):
-            raise CheckpointError(
-                f"config.json quantises {shown(pattern)}; of patterns deepzig takes those of {MAX_PATTERN_CHARS} "
-                "characters, without repeated groups and (?...)"
-            )
-        if token[0] in "*+?{":
-            tries *= 4 if before in (r"\d", "[0-9]") else 30  # numbers are short, names are not
-        elif token[0] == "(":
-            branches.append(1)
-        elif token == "|":
-            branches[-1] += 1
-        elif token == ")" and len(branches) > 1:
-            tries *= branches.pop()
-    return tries * math.prod(branches)
+    text = pattern[:MAX_PATTERN_CHARS].rstrip("$").removesuffix(".*")  # an end that is tried once
+    plain = _UNIT.sub(lambda unit: "#" if unit[1] else "x", text)
+    if len(pattern) > MAX_PATTERN_CHARS or re.search(r"\)[*+?{]|\(\?", plain):
+        raise CheckpointError(
+            f"config.json quantises {shown(pattern)}; of patterns deepzig takes those of {MAX_PATTERN_CHARS} "
+            "characters, without repeated groups and (?...)"
+        )
+    branches = math.prod(1 + part.count("|") for part in plain.split(")"))
+    return branches * 4 ** plain.count("#") * 30 ** len(re.findall(_REPEAT, plain))  # numbers are short, names are not

@@ -157,6 +157,22 @@ def test_int4_experts_of_others_are_told_by_class_and_patterns() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*?self_attn.*?\.(q|k|v|o|q_a|q_b|kv_a|kv_b)_proj$",
+        rf".*layers\.({'|'.join(map(str, range(61)))})\.self_attn.*",
+        r"model\.layers\.(?:[0-9]|[1-5][0-9]|60)\.mlp\.experts\.\d{1,3}\..*",
+    ],
+)
+def test_patterns_as_people_write_them(pattern: str) -> None:
+    weights = {"num_bits": 8, "type": "int", "group_size": 64}
+    groups = {str(i): {"targets": [f"re:{pattern}"], "weights": weights} for i in range(2)}
+    quantization = {"quant_method": "compressed-tensors", "config_groups": groups}
+    declared = dataclasses.replace(published("DeepSeek-V3"), quantization_config=quantization)
+    assert any("int8 g64" in formats for formats in declared_size(declared).formats.values())
+
+
 def test_one_scale_a_row_without_groups() -> None:
     config = dataclasses.replace(published("Moonlight-16B-A3B"), quantization_config={"quant_method": "w8a8_int8"})
     formats = declared_size(config).formats
@@ -173,9 +189,12 @@ def test_one_scale_a_row_without_groups() -> None:
         ({"ignore": ["re:(.|.|a)*Z!"]}, "without repeated groups"),
         ({"ignore": ["re:(.|.|a){2,40}+Z!"]}, "without repeated groups"),
         ({"ignore": ["re:(?x)(.|.|a) *Z!"]}, "without repeated groups"),
+        ({"ignore": [r"re:(.|.|\\d+)*Z!"]}, "without repeated groups"),
         ({"ignore": ["re:" + "(.|..)" * 40 + "Z!"]}, "too long to match"),
         ({"ignore": ["re:" + ".?" * 40 + "Z!"]}, "too long to match"),
-        ({"ignore": ["re:[^)]*" * 9 + "Z!"]}, "too long to match"),
+        ({"ignore": ["re:" + "[^)]*" * 9 + "Z!"]}, "too long to match"),
+        ({"ignore": ["re:" + "[^[0-9]*" * 6 + "Z!"]}, "too long to match"),
+        ({"ignore": ["re:{?" + ".*" * 8 + "Z!}?"]}, "too long to match"),
         ({"ignore": ["re:a"] * 2001}, "too long to match"),
         ({"config_groups": {"": {"targets": [3], "weights": {"num_bits": 8, "group_size": 64}}}}, "no list of modules"),
         ({"quant_method": "awq"}, "awq"),
