@@ -21,8 +21,8 @@ from deepzig.checkpoint.names import HEAD
 from deepzig.engine.llm import LLM
 from deepzig.engine.rows import text_rows
 from deepzig.engine.whole_text import read_text
-from deepzig.errors import NonFiniteLogitsError, RequestError
-from deepzig.evaluate.windows import encode_documents, iter_windows, split_documents, window_size
+from deepzig.errors import NonFiniteLogitsError
+from deepzig.evaluate.windows import windows_of
 from deepzig.model.linear import Linear
 from deepzig.model.moe import MoE
 from deepzig.model.workspace import Workspace
@@ -45,14 +45,10 @@ class Calibration:
 
 
 def calibrate(
-    llm: LLM, text: str, *, window: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None
+    llm: LLM, text: str, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Calibration:
     """Run `text` through the model, MTP layers included, and measure. Raises as `perplexity.evaluate`."""
-    window, stride = window_size(llm, window, None)
-    prefix, encoded = encode_documents(llm, split_documents(text))
-    windows = [w.token_ids for token_ids in encoded for w in iter_windows(prefix, token_ids, window, stride)]
-    if not windows:
-        raise RequestError("the text has no token to predict; give more text")
+    windows = [window.token_ids for window in windows_of(llm, text)[0]]
     total = sum(map(len, windows))
     sums = _Sums()
     done = 0

@@ -12,7 +12,7 @@ import numpy as np
 from deepzig.engine.llm import LLM
 from deepzig.engine.whole_text import read_text
 from deepzig.errors import RequestError
-from deepzig.evaluate.windows import encode_documents, iter_windows, split_documents, window_size
+from deepzig.evaluate.windows import windows_of
 from deepzig.model.workspace import Workspace
 
 
@@ -79,9 +79,7 @@ def measure_experts(
             load.tokens[:] += np.bincount(chosen, minlength=config.n_routed_experts)
             load.weight[:] += np.bincount(chosen, space.topk_weight[first:].ravel(), config.n_routed_experts)
 
-    window, stride = window_size(llm, None, None)
-    prefix, encoded = encode_documents(llm, split_documents(text))
-    windows = [w for token_ids in encoded for w in iter_windows(prefix, token_ids, window, stride)]
+    windows, _ = windows_of(llm, text)
     total = sum(w.n_predicted for w in windows)
     done = 0
     for w in windows:

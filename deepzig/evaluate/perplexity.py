@@ -13,7 +13,7 @@ import numpy as np
 from deepzig.engine.llm import LLM
 from deepzig.engine.whole_text import read_text
 from deepzig.errors import NonFiniteLogitsError, RequestError
-from deepzig.evaluate.windows import Window, encode_documents, iter_windows, split_documents, window_size
+from deepzig.evaluate.windows import Window, split_documents, window_size, windows_of
 
 ROWS = 64  # tokens whose logits are held at a time
 MOST_NATS = 700.0  # whose exponential is a float64
@@ -57,11 +57,9 @@ def evaluate(
         NonFiniteLogitsError: a model gives NaN or infinity, or logits so great that no perplexity can be told.
     """
     window, stride = window_size(llm, window, stride)
-    documents = split_documents(text)
-    prefix, encoded = encode_documents(llm, documents)
+    windows, n_documents = windows_of(llm, text, window, stride)
     if reference is not None:
-        _check_reference(llm, reference, documents[0], window)
-    windows = [w for token_ids in encoded for w in iter_windows(prefix, token_ids, window, stride)]
+        _check_reference(llm, reference, split_documents(text)[0], window)
     total = sum(w.n_predicted for w in windows)
     nll: list[np.ndarray] = []
     divergence = _DivergenceSum()
@@ -73,8 +71,6 @@ def evaluate(
                 divergence.add(*logprobs)
             done += len(targets)
             progress(done, total)
-    if not total:
-        raise RequestError("the text has no token to predict; give more text")
     mean = float(np.concatenate(nll).mean(dtype=np.float64))
     if mean > MOST_NATS:
         raise NonFiniteLogitsError(
@@ -85,7 +81,7 @@ def evaluate(
         perplexity=math.exp(mean),
         nll=mean,
         tokens=total,
-        documents=len(encoded),
+        documents=n_documents,
         window=window,
         stride=stride,
         divergence=divergence.result() if reference is not None else None,

@@ -1,6 +1,6 @@
 """Windows: a text as the token sequences that a model is run on, each token to be predicted once.
 
-Called by `perplexity` and `calibration`; calls the tokenizer through an LLM.
+Called by `perplexity`, `calibration` and `expert_load`; calls the tokenizer through an LLM.
 
 Documents. A line that is just `<|endoftext|>` ends one; a text without such lines is one document. White space around a
 document is dropped, and documents without tokens are left out.
@@ -36,6 +36,21 @@ class Window:
     def n_predicted(self) -> int:
         """Tokens that count."""
         return len(self.token_ids) - self.first_predicted
+
+
+def windows_of(
+    llm: LLM, text: str, window: int | None = None, stride: int | None = None
+) -> tuple[list[Window], int]:
+    """The windows of a text, at least one, and the number of its documents.
+
+    Raises RequestError if there is no tokenizer or no token to predict, or if the sizes cannot be.
+    """
+    window, stride = window_size(llm, window, stride)
+    prefix, encoded = encode_documents(llm, split_documents(text))
+    windows = [w for token_ids in encoded for w in iter_windows(prefix, token_ids, window, stride)]
+    if not windows:
+        raise RequestError("the text has no token to predict; give more text")
+    return windows, len(encoded)
 
 
 def split_documents(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from deepzig.checkpoint.recipe import is_embedding, is_router
 from deepzig.engine.llm import LLM
 from deepzig.engine.whole_text import read_text
 from deepzig.evaluate.calibration import LEAST_IMPORTANCE, calibrate
+from deepzig.evaluate.expert_load import measure_experts
 from deepzig.model.linear import Linear
 from deepzig.model.workspace import Workspace
 
@@ -118,6 +119,7 @@ def test_a_model_that_gives_nan_is_refused(stories: LLM, monkeypatch: pytest.Mon
 
 
 def test_a_text_without_a_token_to_predict_is_refused(stories: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepzig.evaluate.calibration.encode_documents", lambda llm, documents: ([], [[5]]))
-    with pytest.raises(deepzig.errors.RequestError, match="no token to predict"):
-        calibrate(stories, "a")
+    monkeypatch.setattr("deepzig.evaluate.windows.encode_documents", lambda llm, documents: ([], [[5]]))
+    for measure in (calibrate, measure_experts):
+        with pytest.raises(deepzig.errors.RequestError, match="no token to predict"):
+            measure(stories, "a")
