@@ -54,13 +54,10 @@ class Figure:
         return {"mean": self.mean, "deviation": self.deviation, **quantiles}
 
     def quantile(self, share: float) -> float:
-        """The value that this share of the samples does not exceed, between two samples on the line from one to the
-        other."""
-        ordered = sorted(self.samples)
-        place = share * (len(ordered) - 1)
-        low = math.floor(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+        """The value that this share of the samples does not exceed; between two samples, interpolated."""
+        import numpy as np
+
+        return float(np.quantile(self.samples, share))
 
 
 @dataclass(frozen=True)
