@@ -239,11 +239,9 @@ class _Conversion:
             return
         for name in item.copied:
             if item.scheme == KEEP or name.rpartition(".")[2].startswith("weight_scale"):
-                info = self._plan.source.info(name)
-                if info.dtype.startswith(("F", "BF")):
-                    position = find_non_finite(self._plan.source.array(name))
-                    if position >= 0:
-                        raise non_finite(name, info.shape, position)
+                index = find_non_finite(self._plan.source.array(name))
+                if index is not None:
+                    raise non_finite(name, index)
 
     def _copy(self, writer: SafetensorsWriter, shard: Shard, item: Item) -> None:
         for name in item.copied:

@@ -67,7 +67,8 @@ class Quantizer:
         _kernels.dequantize(item.weight, np.arange(rows.start, rows.stop, dtype=np.int32), values, n_threads=1)
         found = first_non_finite(values)
         if found >= 0 and not self._allow_nonfinite:
-            raise non_finite(item.copied[0], item.weight.shape, rows.start * item.weight.shape[1] + int(found))
+            row, column = divmod(int(found), item.weight.shape[1])
+            raise non_finite(item.copied[0], (rows.start + row, column))
         if item.scheme.format in PLAIN:
             return Slab(self._cast(item, values), None)
         if found >= 0:
@@ -109,27 +110,31 @@ def row_slabs(item: Item) -> list[slice]:
     return [slice(start, min(start + height, n_rows)) for start in range(0, n_rows, height)]
 
 
-def non_finite(tensor: str, shape: tuple[int, ...], position: int) -> CheckpointError:
-    """The error for NaN or infinity at a flat position of a tensor."""
-    place = ", ".join(str(int(i)) for i in np.unravel_index(position, shape))
+def non_finite(tensor: str, index: tuple[int, ...]) -> CheckpointError:
+    """The error for NaN or infinity in a tensor."""
     return CheckpointError(
-        f"{shown(tensor)} holds NaN or infinity at [{place}]; fetch the checkpoint again, or give --allow-nonfinite"
+        f"{shown(tensor)} holds NaN or infinity at {list(index)}; fetch the checkpoint again, or give --allow-nonfinite"
     )
 
 
-def find_non_finite(tensor: np.ndarray, progress: Callable[[int], None] = lambda nbytes: None) -> int:
-    """Flat position of the first NaN or infinity of a float tensor of any dtype and shape, -1 if there is none.
+def find_non_finite(
+    tensor: np.ndarray, progress: Callable[[int], None] = lambda nbytes: None
+) -> tuple[int, ...] | None:
+    """Index of the first NaN or infinity of a tensor of any dtype and shape, None if there is none.
 
     progress is told of the bytes looked at.
     """
+    if tensor.dtype.kind in "biu":
+        progress(tensor.nbytes)
+        return None
     flat = tensor.reshape(-1)
     for start in range(0, flat.size, SLAB_VALUES):
         part = flat[start : start + SLAB_VALUES]
         found = first_non_finite(_as_f32(part)[None])
         if found >= 0:
-            return start + int(found)
+            return tuple(int(i) for i in np.unravel_index(start + int(found), tensor.shape))
         progress(part.nbytes)
-    return -1
+    return None
 
 
 def _as_f32(part: np.ndarray) -> np.ndarray:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from deepzig.checkpoint.directory import Checkpoint, open_checkpoint
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.manifest import MANIFEST_FILE, Manifest, fault_of
@@ -115,11 +113,7 @@ def _check_model(directory: Path, report: Report) -> None:
 
 
 def _value_problems(checkpoint: Checkpoint, advance: Advance) -> Iterator[str]:
-    for name, info in checkpoint.infos.items():
-        if not info.dtype.startswith(("F", "BF")):
-            advance(info.nbytes)
-            continue
-        position = find_non_finite(checkpoint.array(name), advance)
-        if position >= 0:
-            place = ", ".join(str(int(i)) for i in np.unravel_index(position, info.shape))
-            yield f"{shown(name)} holds NaN or infinity at [{place}]"
+    for name in checkpoint.infos:
+        index = find_non_finite(checkpoint.array(name), advance)
+        if index is not None:
+            yield f"{shown(name)} holds NaN or infinity at {list(index)}"

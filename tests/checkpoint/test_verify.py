@@ -157,15 +157,16 @@ def test_no_folder_is_an_error(tmp_path: Path) -> None:
 def test_non_finite_values_of_any_dtype_have_a_position(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepzig.checkpoint.quantize.SLAB_VALUES", 100)
     values = np.ones((30, 11), np.float32).astype(DTYPES[dtype])
-    assert find_non_finite(values) == -1
+    assert find_non_finite(values) is None
     values[25, 7] = np.nan
-    assert find_non_finite(values) == 25 * 11 + 7
+    assert find_non_finite(values) == (25, 7)
 
 
 def test_greatest_values_are_finite() -> None:
+    assert find_non_finite(np.array([0, 255], np.uint8)) is None
     for dtype in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn):
         greatest = ml_dtypes.finfo(dtype).max
-        assert find_non_finite(np.array([greatest, -greatest]).astype(dtype)) == -1
+        assert find_non_finite(np.array([greatest, -greatest]).astype(dtype)) is None
 
 
 # ---- manifest --------------------------------------------------------------------------------------------------------
