@@ -42,11 +42,6 @@ class Checkpoint:
         )
 
     @property
-    def names(self) -> list[str]:
-        """Names of all tensors, file by file."""
-        return list(self.infos)
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(info.nbytes for info in self.infos.values())

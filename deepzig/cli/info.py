@@ -7,7 +7,6 @@ that one can ask before a long download. `info_lines` prints.
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from deepzig.checkpoint.sizes import ModelSize
     from deepzig.config import ModelConfig
 
-SLAB = 1 << 22  # elements that are looked at together
 CONTEXT = 4096  # tokens, unless the model's context is shorter
 CONVERSIONS = ("int8", "int4")  # formats of `deepzig quantize` that are compared
 COMPARED_UP_TO = 1.05  # times the bytes it has now; int8 of a model in fp8 is a little larger
@@ -91,7 +89,7 @@ def info(
             "mtp_stored": with_mtp,
         }
         if check_tensors:
-            described["non_finite"] = list(non_finite_tensors(checkpoint))
+            described["non_finite"] = non_finite_tensors(checkpoint)
     else:
         size, with_mtp = declared_size(config), True
         described["bytes"] = size.nbytes
@@ -108,7 +106,8 @@ def info(
             click.echo(line)
     if bad := described.get("non_finite"):
         raise CheckpointError(
-            f"NaN or infinity in {plural(len(bad), 'tensor')}, the first {bad[0]!r:.120}; fetch the files again"
+            f"NaN or infinity in {plural(len(bad), 'tensor')}, the first {bad[0]!r:.120}; "
+            "`deepzig verify` tells where; fetch the files again"
         )
 
 
@@ -191,15 +190,11 @@ def needs(
     }
 
 
-def non_finite_tensors(checkpoint: "Checkpoint") -> Iterator[str]:
-    """Names of the floating-point tensors that hold NaN or infinity."""
-    import numpy as np
+def non_finite_tensors(checkpoint: "Checkpoint") -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    from deepzig.checkpoint.quantize import find_non_finite
 
-    for name in checkpoint.names:
-        if checkpoint.info(name).dtype.startswith(("F", "BF")):
-            flat = checkpoint.array(name).reshape(-1)
-            if not all(np.isfinite(flat[start : start + SLAB]).all() for start in range(0, flat.size, SLAB)):
-                yield name
+    return [name for name in checkpoint.infos if find_non_finite(checkpoint.array(name)) is not None]
 
 
 def texts(directory: Path) -> dict[str, Any]:

@@ -310,6 +310,4 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 def check_finite(greatest: float) -> None:
     """Raises NonFiniteLogitsError if the greatest logit, as argmax finds it, is NaN or infinite."""
     if not math.isfinite(greatest):
-        raise NonFiniteLogitsError(
-            "the model gave NaN or infinite logits; check its files with `deepzig info --check-tensors`"
-        )
+        raise NonFiniteLogitsError("the model gave NaN or infinite logits; look at its files with `deepzig verify`")

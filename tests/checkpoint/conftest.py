@@ -80,7 +80,7 @@ def edited() -> Edit:
     def edit(source: Path, destination: Path, changes: dict[str, np.ndarray | None]) -> Path:
         shutil.copytree(source, destination)
         stored = open_checkpoint(source)
-        tensors = {name: stored.array(name) for name in stored.names} | changes
+        tensors = {name: stored.array(name) for name in stored.infos} | changes
         raw_config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         return write_model(destination, raw_config, {name: t for name, t in tensors.items() if t is not None})
 

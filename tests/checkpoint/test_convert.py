@@ -125,7 +125,7 @@ def test_integers_of_the_wanted_groups_keep_every_byte(small_model: Path, tmp_pa
     again = dataclasses.replace(recipe, include=(("*.0.self_attn.o_proj", recipe.format),))
     weights = converted(tmp_path / "once", tmp_path / "twice", again)
     once, twice = open_checkpoint(tmp_path / "once"), open_checkpoint(tmp_path / "twice")
-    for name in once.names:
+    for name in once.infos:
         if ".0.self_attn.o_proj." not in name:
             assert once.array(name).tobytes() == twice.array(name).tobytes(), name
     assert weights.linear["model.layers.0.self_attn.o_proj"].format == recipe.format
@@ -235,7 +235,7 @@ def test_links_of_a_hub_cache_are_followed(small_model: Path, tmp_path: Path) ->
 def test_copies_of_embedding_and_head_are_dropped(small_model: Path, tmp_path: Path) -> None:
     assert f"{HEAD_COPY}.weight" in open_checkpoint(small_model).infos
     weights = converted(small_model, tmp_path / "out", Recipe("int8"))
-    names = open_checkpoint(tmp_path / "out").names
+    names = list(open_checkpoint(tmp_path / "out").infos)
     assert not [name for name in names if name.startswith((HEAD_COPY, "model.layers.2.embed_tokens"))]
     assert weights.has_mtp and weights.linear[HEAD_COPY] is weights.linear["lm_head"]
 
@@ -262,8 +262,8 @@ def test_shards(small_model: Path, tmp_path: Path, shard_bytes: int) -> None:
     files = sorted(path.name for path in (tmp_path / "shards").glob("*.safetensors"))
     assert files == [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
     whole, shards = open_checkpoint(tmp_path / "whole"), open_checkpoint(tmp_path / "shards")
-    assert sorted(whole.names) == sorted(shards.names)
-    for name in whole.names:
+    assert sorted(whole.infos) == sorted(shards.infos)
+    for name in whole.infos:
         assert whole.array(name).tobytes() == shards.array(name).tobytes()
         if name.endswith("_packed"):  # a matrix and its scales lie together
             assert shards.path_of(name) == shards.path_of(name.replace("_packed", "_scale"))

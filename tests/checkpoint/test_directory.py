@@ -31,7 +31,7 @@ def sharded(tmp_path: Path) -> Path:
 def test_single_file(tmp_path: Path) -> None:
     save(tmp_path / "model.safetensors", a=1, b=2)
     checkpoint = open_checkpoint(str(tmp_path))
-    assert sorted(checkpoint.names) == ["a", "b"]
+    assert sorted(checkpoint.infos) == ["a", "b"]
     assert checkpoint.nbytes == 32
     assert checkpoint.files == [tmp_path / "model.safetensors"]
     assert checkpoint.info("b").shape == (2, 2) and checkpoint.info("b").dtype == "F32"
@@ -40,7 +40,7 @@ def test_single_file(tmp_path: Path) -> None:
 
 def test_shards(sharded: Path) -> None:
     checkpoint = open_checkpoint(sharded)
-    assert sorted(checkpoint.names) == ["a", "b", "c"]
+    assert sorted(checkpoint.infos) == ["a", "b", "c"]
     assert checkpoint.files == [sharded / "one.safetensors", sharded / "two.safetensors"]
     assert [checkpoint.array(name)[0, 0] for name in "abc"] == [1, 2, 3]
     assert not checkpoint.array("c").flags.writeable
@@ -49,17 +49,17 @@ def test_shards(sharded: Path) -> None:
 def test_lone_file_of_another_name(tmp_path: Path) -> None:
     save(tmp_path / "weights.safetensors", a=1)
     save(tmp_path / ".hidden.safetensors", b=1)
-    assert open_checkpoint(tmp_path).names == ["a"]
+    assert list(open_checkpoint(tmp_path).infos) == ["a"]
 
 
 def test_model_safetensors_wins_over_an_index(sharded: Path) -> None:
     save(sharded / "model.safetensors", d=4)
-    assert open_checkpoint(sharded).names == ["d"]
+    assert list(open_checkpoint(sharded).infos) == ["d"]
 
 
 def test_tensor_that_the_index_leaves_out_is_still_there(sharded: Path) -> None:
     write_index(sharded, {"a": "one.safetensors", "c": "two.safetensors"})
-    assert sorted(open_checkpoint(sharded).names) == ["a", "b", "c"]
+    assert sorted(open_checkpoint(sharded).infos) == ["a", "b", "c"]
 
 
 def test_several_files_without_index(sharded: Path) -> None:
@@ -139,7 +139,7 @@ def test_links_within_the_folder_and_into_the_hub_cache(tmp_path: Path) -> None:
     (snapshot / "two.safetensors").symlink_to("two-really.safetensors")
     write_index(snapshot, {"a": "one.safetensors", "c": "two.safetensors"})
     (tmp_path / "link").symlink_to(snapshot)
-    assert open_checkpoint(snapshot).names == open_checkpoint(tmp_path / "link").names == ["a", "c"]
+    assert list(open_checkpoint(snapshot).infos) == list(open_checkpoint(tmp_path / "link").infos) == ["a", "c"]
 
 
 def test_link_to_itself(sharded: Path) -> None:

@@ -182,7 +182,7 @@ def test_a_nan_is_found_and_named(run: Run, tmp_path: Path, name: str) -> None:
     result = run("info", "-m", str(tmp_path), "--check-tensors", "--json")
     assert result.exit_code == 3
     assert json.loads(result.stdout)["non_finite"] == [name]
-    assert result.stderr.startswith("Error: ") and repr(name) in result.stderr
+    assert result.stderr.startswith("Error: ") and repr(name) in result.stderr and "`deepzig verify`" in result.stderr
 
 
 def test_checking_without_weights_is_an_error(run: Run, bare_config: Path) -> None:
