@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepzig.engine.llm import LLM
-from deepzig.engine.whole_text import read_text
+from deepzig.engine.whole_text import SCORED_ROWS, read_text
 from deepzig.errors import NonFiniteLogitsError, RequestError
 from deepzig.evaluate.windows import Window, split_documents, window_size, windows_of
 
-ROWS = 64  # tokens whose logits are held at a time
 MOST_NATS = 700.0  # whose exponential is a float64
 
 
@@ -122,8 +121,8 @@ def _rows(window: Window, models: list[LLM]) -> Iterator[list[np.ndarray]]:
     """For a few tokens at a time: the tokens i32 (n,), and each model's log-probabilities of them, f32 (n, vocab)."""
     hidden = [_hidden(llm, window) for llm in models]
     targets = window.token_ids[window.first_predicted :]
-    for first in range(0, len(targets), ROWS):
-        rows = slice(first, first + ROWS)
+    for first in range(0, len(targets), SCORED_ROWS):
+        rows = slice(first, first + SCORED_ROWS)
         parts = [log_softmax(llm.model.logits(h[rows])) for llm, h in zip(models, hidden, strict=True)]
         yield [targets[rows], *parts]
 

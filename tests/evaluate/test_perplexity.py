@@ -82,7 +82,7 @@ def test_a_model_does_not_diverge_from_itself(stories: LLM) -> None:
 
 def test_few_rows_at_a_time_give_the_same(stories: LLM, int4: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate(int4, TEXT, reference=stories)
-    monkeypatch.setattr(perplexity, "ROWS", 3)
+    monkeypatch.setattr(perplexity, "SCORED_ROWS", 3)
     parts = evaluate(int4, TEXT, reference=stories)
     assert parts.perplexity == pytest.approx(whole.perplexity, rel=1e-6)
     assert parts.divergence is not None and whole.divergence is not None
@@ -107,7 +107,7 @@ def test_logits_of_a_large_vocabulary_are_not_held_together(stories: LLM, monkey
     original = log_softmax
     monkeypatch.setattr(perplexity, "log_softmax", lambda logits: rows.append(len(logits)) or original(logits))
     evaluate(stories, " ".join(STORIES * 3))
-    assert max(rows) == perplexity.ROWS and len(rows) > 1
+    assert max(rows) == perplexity.SCORED_ROWS and len(rows) > 1
 
 
 def test_reference_must_be_of_the_same_vocabulary(stories: LLM) -> None:
