@@ -8,7 +8,7 @@ as the integers that their bits are: that is a loop of vector instructions, sinc
 import numba
 import numpy as np
 
-from deepzig.checkpoint.scale_search import search_int4
+from deepzig.checkpoint.scale_search import bf16_bits, search_int4
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = np.uint32(0x7F800000)
@@ -52,8 +52,7 @@ def _round_int8(values: np.ndarray, group_size: int, amax: np.ndarray, codes: np
     for row in range(values.shape[0]):
         for group in range(scale.shape[1]):
             stored[0] = amax[row, group] / np.float32(127)
-            odd = (word[0] >> np.uint32(16)) & np.uint32(1)  # rounded to bf16, nearest even
-            word[0] = (word[0] + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+            word[0] = np.uint32(bf16_bits(word[0])) << np.uint32(16)
             if word[0] == 0:
                 stored[0] = 1
             scale[row, group] = word[0] >> np.uint32(16)
@@ -116,7 +115,11 @@ def _fp8_code(value: np.float32, bits: np.uint32) -> np.uint8:
 
 
 @_jit
-def _round_fp8(values: np.ndarray, block: int, codes: np.ndarray, scale: np.ndarray) -> None:
+def round_fp8(values: np.ndarray, block: int, codes: np.ndarray, scale: np.ndarray) -> None:
+    """float8 e4m3 of f32 (n, K): writes codes u8 (n, K), scale f32 (ceil(n / block), ceil(K / block)).
+
+    In blocks as DeepSeek's releases: scale = max |w| / 448.
+    """
     bits = values.view(np.uint32)
     n_rows, n_columns = values.shape
     factor = np.empty(1, np.float32)
@@ -139,11 +142,3 @@ def _round_fp8(values: np.ndarray, block: int, codes: np.ndarray, scale: np.ndar
                     scaled[k] = part[k] / factor[0]
                 for k in range(end - first):
                     out[k] = _fp8_code(scaled[k], scaled_bits[k])
-
-
-def round_fp8(values: np.ndarray, block: int, codes: np.ndarray, scale: np.ndarray) -> None:
-    """float8 e4m3 of f32 (n, K): writes codes u8 (n, K), scale f32 (ceil(n / block), ceil(K / block)).
-
-    In blocks as DeepSeek's releases: scale = max |w| / 448.
-    """
-    _round_fp8(values, block, codes, scale)

@@ -12,7 +12,17 @@ import numpy as np
 DIVISORS = np.linspace(6.8, 9.6, 24, dtype=np.float32)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
+@_jit
+def bf16_bits(word: np.uint32) -> np.uint16:
+    """The bits of the bf16 nearest to a finite f32 of these bits, halves to even."""
+    odd = (word >> np.uint32(16)) & np.uint32(1)
+    return np.uint16((word + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+
+@_jit
 def search_int4(
     groups: np.ndarray, amax: np.ndarray, importance: np.ndarray, scale: np.ndarray, codes: np.ndarray
 ) -> None:
@@ -28,18 +38,17 @@ def search_int4(
     candidates = np.empty(n_candidates, dtype=np.float32)
     inverse = np.empty(n_candidates, dtype=np.float32)
     bits = np.empty(1, dtype=np.float32)
+    word = bits.view(np.uint32)
     error = np.empty(n_candidates, dtype=np.float32)
     for row in range(groups.shape[0]):
         for group in range(groups.shape[1]):
             bits[0] = amax[row, group]
-            exponent = bits.view(np.uint32)[0] >> np.uint32(23)
-            bits.view(np.uint32)[0] = (np.uint32(254) - min(exponent, np.uint32(253))) << np.uint32(23)
+            exponent = word[0] >> np.uint32(23)
+            word[0] = (np.uint32(254) - min(exponent, np.uint32(253))) << np.uint32(23)
             per_unit = bits[0]  # takes the greatest magnitude to [1, 2), as far as a float can
             for c in range(n_candidates):
                 bits[0] = amax[row, group] / DIVISORS[c]
-                word = bits.view(np.uint32)  # rounded to bf16, nearest even
-                odd = (word[0] >> np.uint32(16)) & np.uint32(1)
-                word[0] = (word[0] + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+                word[0] = np.uint32(bf16_bits(word[0])) << np.uint32(16)
                 candidates[c] = per_unit * (bits[0] if bits[0] > 0 else np.float32(1))
                 inverse[c] = np.float32(1) / candidates[c]
                 error[c] = 0
@@ -51,7 +60,7 @@ def search_int4(
                     error[c] += counts * (difference * difference)
             best = np.argmin(error)
             bits[0] = candidates[best] / per_unit
-            scale[row, group] = bits.view(np.uint32)[0] >> np.uint32(16)
+            scale[row, group] = word[0] >> np.uint32(16)
             for k in range(groups.shape[2]):
                 value = per_unit * groups[row, group, k]
                 code = min(max(np.rint(value * inverse[best]), np.float32(-8)), np.float32(7))
