@@ -23,7 +23,7 @@ import numpy as np
 
 from deepzig._kernels.weight import Weight
 from deepzig.checkpoint.reader import DTYPE_NAMES, TensorInfo
-from deepzig.checkpoint.schemes import DEFAULT_BLOCK, GROUP_SIZES, SUPPORTED, Declared
+from deepzig.checkpoint.schemes import DEFAULT_BLOCK, GROUP_SIZES, SUPPORTED, Declared, packed_words
 from deepzig.errors import CheckpointError, shown
 
 FLOAT_FORMAT = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # stored dtype -> format of Weight or of its scale
@@ -154,13 +154,12 @@ def _recognise_packed(
     if packed is not None and packed.dtype == "U8":
         raise _unsupported(module, "4-bit floats (weight_packed of bytes: nvfp4 or mxfp4)")
     width = packed.shape[-1] if packed is not None and packed.shape else 0
-    words = {bits: -(-n_columns // (32 // bits)) for bits in (4, 8)}
-    fitting = [bits for bits in (4, 8) if words[bits] == width]
+    fitting = [bits for bits in (4, 8) if packed_words(n_columns, bits) == width]
     expected = {bits for bits, _ in declared.integers} if declared else set()
     bits = next((bits for bits in fitting if bits in expected), (fitting or sorted(expected) or [4])[0])
     group_size, scale_shape = _groups(module, shape, stored)
     tensors = {
-        "weight_packed": Requirement(("I32",), (n_rows, words[bits])),
+        "weight_packed": Requirement(("I32",), (n_rows, packed_words(n_columns, bits))),
         "weight_scale": Requirement(FLOATS, scale_shape),
         "weight_shape": Requirement(("I64", "I32"), (2,)),
     }

@@ -20,7 +20,7 @@ from deepzig.checkpoint.names import EMBEDDING, HEAD, count_mtp_layers, expected
 from deepzig.checkpoint.quantization_config import converted_config
 from deepzig.checkpoint.reader import DTYPES, parse_json_object
 from deepzig.checkpoint.recipe import INTEGERS, KEEP, Recipe, Scheme
-from deepzig.checkpoint.schemes import CHANNEL, FP8_BLOCK, GROUP_SIZES
+from deepzig.checkpoint.schemes import CHANNEL, FP8_BLOCK, GROUP_SIZES, packed_words
 from deepzig.checkpoint.writer import Entry
 from deepzig.config import MAX_CONFIG_BYTES, ModelConfig
 from deepzig.errors import CheckpointError, RequestError
@@ -181,7 +181,7 @@ def stored_tensors(shape: tuple[int, int], scheme: Scheme) -> Iterator[tuple[str
         yield "weight_scale_inv", "F32", (-(-n_rows // FP8_BLOCK), -(-n_columns // FP8_BLOCK))
     else:
         n_groups = 1 if scheme.group_size == CHANNEL else n_columns // scheme.group_size
-        yield "weight_packed", "I32", (n_rows, -(-n_columns // (32 // int(scheme.format.removeprefix("int")))))
+        yield "weight_packed", "I32", (n_rows, packed_words(n_columns, scheme.bits))
         yield "weight_scale", "BF16", (n_rows, n_groups)
         yield "weight_shape", "I64", (2,)
 

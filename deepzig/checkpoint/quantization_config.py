@@ -95,7 +95,7 @@ def _plain_beside_fp8(schemes: Mapping[str, Scheme]) -> list[str]:
 def _config_group(scheme: Scheme, matched: list[str]) -> dict[str, Any]:
     by_row = scheme.group_size == CHANNEL
     weights = {
-        "num_bits": int(scheme.format.removeprefix("int")), "type": "int", "symmetric": True, "dynamic": False,
+        "num_bits": scheme.bits, "type": "int", "symmetric": True, "dynamic": False,
         "strategy": "channel" if by_row else "group", "group_size": None if by_row else scheme.group_size,
     }  # fmt: skip
     return {"targets": matched, "weights": weights, "input_activations": None, "format": "pack-quantized"}

@@ -17,7 +17,7 @@ from deepzig.checkpoint.plan import PLAIN, Item
 from deepzig.checkpoint.recipe import Scheme
 from deepzig.checkpoint.rounding import cast
 from deepzig.checkpoint.rounding_numba import first_non_finite, round_fp8, round_int4, round_int8
-from deepzig.checkpoint.schemes import CHANNEL, FP8_BLOCK
+from deepzig.checkpoint.schemes import CHANNEL, FP8_BLOCK, packed_words
 from deepzig.errors import CheckpointError, shown
 
 SLAB_VALUES = 1 << 20  # 4 MB as f32, so that decoded values are still in the cache when they are rounded
@@ -90,7 +90,7 @@ class Quantizer:
             round_fp8(values, FP8_BLOCK, codes, scale)
             return Slab(codes, scale)
         scale = np.empty((n_rows, n_columns // size), np.uint16)
-        codes = np.zeros((n_rows, _packed_bytes(item.scheme, n_columns)), np.uint8)
+        codes = np.zeros((n_rows, 4 * packed_words(n_columns, item.scheme.bits)), np.uint8)
         if item.scheme.format == "int8":
             round_int8(values, size, codes, scale)
         else:
@@ -150,11 +150,6 @@ def _as_f32(part: np.ndarray) -> np.ndarray:
 
 def _group_size(scheme: Scheme, n_columns: int) -> int:
     return FP8_BLOCK if scheme.format == "fp8" else n_columns if scheme.group_size == CHANNEL else scheme.group_size
-
-
-def _packed_bytes(scheme: Scheme, n_columns: int) -> int:
-    """Bytes of a row of whole 32-bit words."""
-    return -(-n_columns // (32 // int(scheme.format.removeprefix("int")))) * 4
 
 
 def _make_finite(values: np.ndarray, size: int) -> None:

@@ -29,6 +29,11 @@ class Scheme(NamedTuple):
     format: str  # of Weight, or "" to leave the matrix as it is
     group_size: int = CHANNEL  # columns that share a scale in int8 and int4; CHANNEL: one scale a row
 
+    @property
+    def bits(self) -> int:
+        """Of an integer in int8 or int4."""
+        return int(self.format.removeprefix("int"))
+
 
 KEEP = Scheme("")
 

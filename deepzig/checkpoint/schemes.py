@@ -58,6 +58,11 @@ def declared_scheme(quantization_config: Mapping[str, Any] | None) -> Declared |
     raise _refused(f"quant_method {shown(method)}")
 
 
+def packed_words(n_columns: int, bits: int) -> int:
+    """32-bit words of a row of integers in weight_packed."""
+    return -(-n_columns // (32 // bits))
+
+
 def _refused(scheme: str) -> CheckpointError:
     return CheckpointError(f"config.json declares {scheme}, which is not supported; deepzig reads {SUPPORTED}")
 
