@@ -129,21 +129,23 @@ cache_dtype_option = shared_option(
 )
 
 
-def _as_bytes(_ctx: click.Context, param: click.Parameter, size: str | None) -> int | None:
+def as_bytes(_ctx: click.Context, param: click.Parameter, size: str | None) -> int | None:
+    """Bytes of "4GB", "500 M" or "1000000", decimal, or of "4GiB", binary. Raises click.BadParameter."""
     if size is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", size.strip().upper())
-    if match is None:
-        raise click.BadParameter(f"{size!r} is no size such as 512M or 4G", param=param)
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*(?:([KMGT])(I)?)?B?", size.strip().upper())
+    nbytes = int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ")) if match else 0
+    if nbytes < 1:
+        raise click.BadParameter(f"{size!r} is no size such as 512MB or 4GiB", param=param)
+    return nbytes
 
 
 cache_bytes_option = shared_option(
     "--cache-bytes",
     heading=COMPUTING,
-    callback=_as_bytes,
+    callback=as_bytes,
     metavar="SIZE",
-    help="Memory for the latent cache, as 512M or 4G. Without it: a quarter of what is free.",
+    help="Memory for the latent cache, as 512MB or 4GiB. Without it: a quarter of what is free.",
 )
 
 

@@ -5,7 +5,6 @@ weights are rounded.
 """
 
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ import click
 from deepzig.cli.command import command
 from deepzig.cli.completion import complete_model
 from deepzig.cli.messages import note
-from deepzig.cli.options import hub_options, json_option, model_folder, threads_option
+from deepzig.cli.options import as_bytes, hub_options, json_option, model_folder, threads_option
 from deepzig.cli.progress import byte_progress, plural, scaled, token_progress
 from deepzig.cli.text_files import read_text
 
@@ -28,16 +27,6 @@ FORMATS = ("int8", "int4", "fp8", "fp16", "bf16")
 GROUP_SIZES = {"32": 32, "64": 64, "128": 128, "channel": 0}
 SHARD_SIZE = "4GB"
 Pairs = tuple[tuple[str, str], ...]
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*(k|M|G|T)?B?", re.IGNORECASE)
-
-
-def parse_size(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
-    """Bytes of "4GB", "500 MB" or "1000000"; decimal prefixes. Raises click.BadParameter."""
-    match = _SIZE.fullmatch(value.strip())
-    nbytes = int(float(match[1]) * 1000 ** "-kmgt".index((match[2] or "-").lower())) if match else 0
-    if nbytes < 1:
-        raise click.BadParameter(f"{value!r} is no size such as 4GB or 500MB")
-    return nbytes
 
 
 def parse_includes(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> Pairs:
@@ -72,7 +61,7 @@ def parse_includes(_ctx: click.Context, _param: click.Parameter, values: tuple[s
 )
 @click.option("--resume", is_flag=True, help="Go on with a conversion that was interrupted.")
 @click.option("--allow-nonfinite", is_flag=True, help="Go on when weights hold NaN or infinity.")
-@click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", callback=parse_size,
+@click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", callback=as_bytes,
               help="Of a file of weights.")  # fmt: skip
 @json_option
 @hub_options

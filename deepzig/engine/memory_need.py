@@ -99,7 +99,7 @@ def cache_tokens(
 def _refuse_beyond(room: int, need: MemoryNeed) -> None:
     if need.own <= room:
         return
-    left = (room - need.work) >> 20
+    left = (room - need.work) // 10**6
     advice = f"take a smaller cache, --cache-bytes {left}M" if left > 0 else "stop others, or take a smaller model"
     raise ResourceError(
         f"the model needs {_shown(need.own)} beside its weights: cache {_shown(need.cache)} + work "

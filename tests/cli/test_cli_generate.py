@@ -230,11 +230,20 @@ def test_interrupted_answer_exits_with_130() -> None:
     assert b"Traceback" not in rest
 
 
-@pytest.mark.parametrize(("size", "fits"), [("1M", True), ("0.5g", True), ("2kB", False)])
-def test_cache_size_has_units(run: Run, size: str, fits: bool) -> None:
+@pytest.mark.parametrize("size", ["1M", "0.5g", "1 GiB"])
+def test_cache_size_has_units(run: Run, size: str) -> None:
+    assert run("generate", "Once", "--cache-bytes", size, *GREEDY).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "nbytes"), [("2kB", 2000), ("2 K", 2000), ("2KiB", 2048), ("0.002mib", 2097), ("1999", 1999)]
+)
+def test_units_are_decimal_unless_they_say_binary(run: Run, size: str, nbytes: int) -> None:
     result = run("generate", "Once", "--cache-bytes", size, *GREEDY)
-    assert (result.exit_code, "cache_bytes 2048" in result.stderr) == ((0, False) if fits else (2, True))
+    assert result.exit_code == 2 and f"cache_bytes {nbytes} is below" in result.stderr
 
 
-def test_a_cache_size_without_meaning_is_refused(run: Run) -> None:
-    assert "512M" in run("generate", "Once", "--cache-bytes", "much", *GREEDY).stderr
+@pytest.mark.parametrize("size", ["much", "0", "4iB", "1e3", "4GG"])
+def test_a_cache_size_without_meaning_is_refused(run: Run, size: str) -> None:
+    error = run("generate", "Once", "--cache-bytes", size, *GREEDY).stderr
+    assert "no size such as 512MB or 4GiB" in " ".join(error.split())

@@ -87,7 +87,7 @@ def test_bundled_model_by_name_in_the_mix_that_calibration_makes(run: Run, tmp_p
 
 def test_group_size_patterns_and_shards_are_passed_on(run: Run, tmp_path: Path) -> None:
     result = run("quantize", "stories", str(tmp_path / "out"), "--format", "int8", "--group-size", "32",
-                 "--include", "*.experts.*=int4", "--exclude", "lm_head", "--shard-size", "4MB")  # fmt: skip
+                 "--include", "*.experts.*=int4", "--exclude", "lm_head", "--shard-size", "4 MiB")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(shards) > 2

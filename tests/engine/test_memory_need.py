@@ -73,7 +73,7 @@ def test_a_cache_beyond_memory_is_refused_with_the_sum(monkeypatch: pytest.Monke
         str(caught.value),
     )
     assert found is not None, str(caught.value)
-    assert deepzig.load("stories", cache_bytes=int(found[1]) << 20).stats().n_pages > 0
+    assert deepzig.load("stories", cache_bytes=int(found[1]) * 10**6).stats().n_pages > 0
 
 
 def test_without_room_for_work_nothing_goes(monkeypatch: pytest.MonkeyPatch) -> None:
