@@ -1,4 +1,4 @@
-"""How much memory there is for us. Called by `engine` and `deepzig info`; knows nothing of what it is for."""
+"""How much memory there is for us. Called by `engine`, `evaluate` and `deepzig info`; knows not what for."""
 
 import resource
 

@@ -1,8 +1,9 @@
 """Models of the Hugging Face hub, `org/name` or `org/name@revision`: what of them is on this machine, and the rest.
 
-Called by `model_names` only, so that nothing is downloaded unless somebody gives such a name; calls huggingface_hub,
-which keeps the files (HF_HOME), takes up connections that break off, and has its address from HF_ENDPOINT and its token
-from HF_TOKEN. What an interrupted run has fetched stays, file by file. Code and files in subfolders are never fetched.
+Called by `model_names`, so that nothing is downloaded unless somebody gives such a name, and by `cli.options` once a
+user has agreed; calls huggingface_hub, which keeps the files (HF_HOME), takes up connections that break off, and has
+its address from HF_ENDPOINT and its token from HF_TOKEN. What an interrupted run has fetched stays, file by file. Code
+and files in subfolders are never fetched.
 """
 
 import json

@@ -1,8 +1,8 @@
 """load_weights: a checkpoint folder and its config in, the weights out, or one error that says all that is wrong.
 
-Called by `engine`; calls `directory`, `names` and `formats`. Names, dtypes and shapes of all tensors are checked before
-the first byte of data is touched. The weights stay where they lie in the page cache; vectors are small and decoded.
-Knows nothing of the forward pass.
+Called by `engine`, `plan`, `verify` and `deepzig info`; calls `directory`, `names` and `formats`. Names, dtypes and
+shapes of all tensors are checked before the first byte of data is touched. The weights stay where they lie in the page
+cache; vectors are small and decoded. Knows nothing of the forward pass.
 """
 
 import warnings

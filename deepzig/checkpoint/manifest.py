@@ -1,6 +1,6 @@
 """Manifest: what a conversion is made from and which of its files are finished, so that it can be resumed and verified.
 
-Called by `convert` and `verify`; calls the errors only. deepzig-manifest.jsonl lies beside the files that it lists. Its
+Called by `convert` and `verify`; calls `safe_files`. deepzig-manifest.jsonl lies beside the files that it lists. Its
 first line says how they are made, every other line names one file:
 
     {"deepzig_manifest": 1, "options": {...}, "source": {...}}

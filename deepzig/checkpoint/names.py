@@ -1,7 +1,7 @@
 """The tensors that a config asks for, by their names in the checkpoint.
 
-Called by `loader`, the converter and the bench (which writes synthetic checkpoints); calls `config`. Knows the modules
-of HF's `DeepseekV2ForCausalLM` and `DeepseekV3ForCausalLM` and DeepSeek's MTP layer, no files and no weight formats.
+Called by `loader`, `sizes`, the converter and the bench (which writes synthetic checkpoints); calls `config`. Knows the
+modules of HF's `DeepseekV2ForCausalLM` and `DeepseekV3ForCausalLM` and DeepSeek's MTP layer, no files and no formats.
 Experts have their published names, one module each; HF's fused `experts.gate_up_proj` exists in memory only.
 """
 

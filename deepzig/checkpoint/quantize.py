@@ -1,7 +1,8 @@
 """Quantising matrices that need not fit in memory: slabs of rows are decoded and rounded by several threads, in order.
 
-Called by `convert`, which writes what comes out; calls the kernel `dequantize` and `rounding_numba`. Knows weights and
-their names in messages, no files. What it holds at a time is a few slabs, whatever the size of the matrices.
+Called by `convert`, which writes what comes out, and by `verify` and `deepzig info` to find NaN; calls the kernel
+`dequantize`, `rounding` and `rounding_numba`. Knows weights and their names in messages, no files. What it holds at a
+time is a few slabs, whatever the size of the matrices.
 """
 
 from collections import deque

@@ -1,6 +1,8 @@
 """SafetensorsFile: one weight file, its header checked in full, its tensors handed out as views of a memory map.
 
-Called by `directory` (a checkpoint is one or more such files); calls the errors only. Knows no models.
+Called by `directory` (a checkpoint is one or more such files) and by the engine's prompt cache; calls `small_files`.
+Its table of dtypes serves all of `checkpoint`. Knows no models.
+
 Stricter than the safetensors library: duplicate names, unknown keys and unknown dtypes are errors. No byte of tensor
 data is read here, so opening costs the same whatever the size.
 

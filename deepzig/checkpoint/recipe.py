@@ -1,6 +1,7 @@
 """Recipe: the format that each matrix of a model gets when it is quantised.
 
-Made by the command line, asked by `plan`; calls `names`. Knows module paths and sizes, no values and no files.
+Made by the command line, asked by `plan` and `sizes`; calls `names`. Knows module paths and sizes, no values and no
+files.
 
 What stays as it is in every recipe: norms, biases, the router, and unless all is cast to a plain float, the embedding.
 The head has a scale for each group of columns even where all else has one a row: on V2-Lite one scale a row for

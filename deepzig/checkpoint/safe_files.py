@@ -1,7 +1,7 @@
 """Files and folders that are whole or not there: replacing a small file, locking a folder, room on the disk.
 
-Called by `convert`, `manifest`, the prompt cache and the chat; calls the errors only. Large files of tensors are
-`writer`'s, by the same rule: written under a temporary name, brought to the disk, then renamed.
+Called by `convert`, `manifest`, `writer`, `hub`, the prompt cache and the chat; calls the errors only. Large files of
+tensors are `writer`'s, by the same rule: written under a temporary name, brought to the disk, then renamed.
 """
 
 import errno

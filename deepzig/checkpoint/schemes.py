@@ -1,7 +1,7 @@
 """What `quantization_config` of config.json declares about weights; refuses schemes that deepzig does not compute.
 
-Called by `formats`, `loader` and `sizes`; calls nothing but the errors. Knows no tensors: `formats` reads from them how
-each weight is stored, and asks here only whether that contradicts the config.
+Called by `formats`, `loader`, `sizes` and the converter; calls nothing but the errors. Knows no tensors: `formats`
+reads from them how each weight is stored, and asks here only whether that contradicts the config.
 """
 
 from collections.abc import Mapping

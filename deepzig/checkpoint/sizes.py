@@ -1,7 +1,8 @@
 """How large a model is: its parameters, the formats of its matrices, their bytes, and those that a token reads.
 
-Called by `engine.loading`, `deepzig info` and the bench; calls `names`, `recipe` and, where there are no weights yet,
-`quantization_config`. Config and headers are enough: it reads no values. Knows nothing of memory and speed.
+Called by `engine`, `server`, `evaluate`, `deepzig info` and the bench; calls `names`, `recipe`, `plan` and, where there
+are no weights yet, `quantization_config`. Config and headers are enough: it reads no values. Knows nothing of memory
+and speed.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """SafetensorsWriter: writes one safetensors file tensor by tensor, in row slabs if need be, and all or nothing.
 
-Called by the converter and the bench; calls `reader` for the dtypes and `safe_files`. Knows no models. The file gets
-its name when it is whole and on the disk; until then it is `<name>.tmp-<pid>` beside it.
+Called by the converter, the engine's prompt cache and the bench; calls `reader` for the dtypes and `safe_files`. Knows
+no models. The file gets its name when it is whole and on the disk; until then it is `<name>.tmp-<pid>` beside it.
 
 Alignment. The format allows no holes, so only the header can be padded: with spaces, until the data starts at a
 multiple of 64. Tensors whose size is a multiple of 64 come first, and each starts at a multiple of 64. The others

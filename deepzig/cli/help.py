@@ -1,6 +1,6 @@
 """How the help of deepzig and of its commands looks: sections, examples, narrow terminals.
 
-Called by `command` and by the command line as a whole, whose classes begin with `Helpful`, by `chat_output` for lists
+Called by `command` and by the command line as a whole, whose classes begin with Helpful, by `chat_output` for lists
 and by tools/cli_reference.py. Knows no command.
 """
 

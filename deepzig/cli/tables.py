@@ -1,5 +1,5 @@
 """Tables, for people, for documents and for spreadsheets, and lines that begin with a name. Called by `bench_output`,
-`info_lines` and the developers' `python -m bench`. Knows nothing of what stands in them.
+`info_lines`, `kernels` and the developers' bench. Knows nothing of what stands in them.
 
 Lines are wrapped on terminals only, so that other programs can read them.
 """

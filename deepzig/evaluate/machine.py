@@ -1,4 +1,4 @@
-"""What this machine is: the label of every measurement. Called by `reports` and the developers' bench."""
+"""What this machine is: the label of every measurement. Called by `reports`, `cli` and bench."""
 
 import os
 import platform

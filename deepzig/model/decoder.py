@@ -1,4 +1,5 @@
-"""One decoder layer (HF DeepseekV3DecoderLayer). Called by `deepseek` and `mtp`; calls `attention`, `mlp`, `moe`."""
+"""One decoder layer (HF DeepseekV3DecoderLayer). Made by `assemble`, called by `deepseek` and `mtp`; calls
+`attention`, `mlp`, `moe`."""
 
 import numpy as np
 

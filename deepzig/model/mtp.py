@@ -1,4 +1,5 @@
-"""The multi-token prediction layer (DeepSeek-V3 report, section 2.2; HF MtpLayer). Called by `deepseek`."""
+"""The multi-token prediction layer (DeepSeek-V3 report, section 2.2; HF MtpLayer). Made by `assemble`, called by
+`deepseek`."""
 
 import numpy as np
 

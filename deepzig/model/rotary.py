@@ -1,6 +1,6 @@
 """Rotary position embedding: cos and sin of every position, with YaRN (HF modeling_rope_utils, arXiv 2309.00071).
 
-Called by `deepseek`, which hands slices of the tables to `attention`. Knows only the config.
+Called by `deepseek`; `attention` gets slices of the tables. Knows only the config.
 """
 
 import math

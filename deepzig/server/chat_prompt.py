@@ -1,6 +1,6 @@
 """From the messages of a chat to token ids: template variables, tools, thinking switches, the prefix to continue.
 
-Called by `chat`, `responses` and the tokenize route; calls `text.chat`. Knows nothing of sampling or streams.
+Called by `chat` and `tokens`; calls `text.chat`. Knows nothing of sampling or streams.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """What clients send, as msgspec structs: decoding one checks types and ranges, and `openapi` shows the same structs.
 
-Called by the endpoints through `body.decode`. Unknown fields are ignored and null stands for "not given", as OpenAI's
+Decoded by `body` for the endpoints. Unknown fields are ignored and null stands for "not given", as OpenAI's
 clients expect. Knows nothing of models: what depends on one is checked by the endpoints.
 """
 

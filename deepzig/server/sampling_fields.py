@@ -1,4 +1,4 @@
-"""From the fields of a request to SamplingParams. Called by `chat`, `completions` and `responses`."""
+"""From the fields of a request to SamplingParams. Called by `chat` and `completions`."""
 
 from typing import Any
 

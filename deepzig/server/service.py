@@ -1,4 +1,4 @@
-"""Service: what all routes share: settings, the model once it is loaded, the runs, the metrics. Made by `app`."""
+"""Service: what all routes share: settings, the model once it is loaded, the runs, the metrics. Made by `cli.serve`."""
 
 import threading
 from collections.abc import Callable

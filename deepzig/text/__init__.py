@@ -1,7 +1,7 @@
 """Text: token ids from text and back, chat templates, stop strings.
 
-Called by engine, evaluate, cli and server; calls nothing of deepzig but errors. Tokenizer libraries and Jinja are
-imported where they are used, so importing this package is cheap.
+Called by engine, cli and server; calls nothing of deepzig but errors and `small_files`. Tokenizer libraries and Jinja
+are imported where they are used, so importing this package is cheap.
 """
 
 from deepzig.text.chat import ChatTemplate

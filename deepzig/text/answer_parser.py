@@ -1,6 +1,7 @@
 """AnswerParser: splits an answer, while it streams, into thoughts, content and tool calls.
 
-Called by the server with the text of each token. Knows neither tokens nor JSON: arguments are passed on as written.
+Called by `server`, `llm_plugin` and the chat in the terminal with the text of each token. Knows neither tokens nor
+JSON: arguments are passed on as written.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Finds control tokens, such as `<think>`, in text.
 
-Called by the SentencePiece and tiktoken backends, which have no such search of their own, and by `chat`, which must
-know where a template wrote one.
+Called by the three backends; SentencePiece and tiktoken have no such search of their own, and `chat` must know where a
+template wrote one.
 """
 
 import re

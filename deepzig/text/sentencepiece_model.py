@@ -1,6 +1,6 @@
 """Backend for tokenizer.model, SentencePiece's protobuf, through the `sentencepiece` library.
 
-Called by `tokenizer.load_tokenizer`. Special tokens beyond the model's own come from tokenizer_config.json.
+Called by `tokenizer`. Special tokens beyond the model's own come from tokenizer_config.json.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Cuts streamed text at the first stop string.
 
-Called by `engine.generation` with what `StreamDecoder` emits. Knows nothing of tokens.
+Called by `engine.generation` with what its decoder emits. Knows nothing of tokens.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Token ids to text, one by one or as they come, for streaming.
 
-Called by `engine.generation` for the generated tokens; calls only `Tokenizer.token_bytes`. Knows nothing of stop
-strings.
+Called by `engine.generation` for the generated tokens and by `server.logprobs`; calls only `Tokenizer.token_bytes`.
+Knows nothing of stop strings.
 """
 
 import codecs

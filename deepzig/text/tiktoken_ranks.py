@@ -1,6 +1,6 @@
 """Backend for tiktoken.model as Kimi-K2 and Moonlight ship it: a vocabulary of bytes, ranked, and no rules beside it.
 
-Called by `tokenizer.load_tokenizer`. Each line of the file is a token in base64, a space and its rank, which is its id.
+Called by `tokenizer`. Each line of the file is a token in base64, a space and its rank, which is its id.
 The pattern that splits text and the names of unnamed special tokens live in Python code beside the published files;
 they are constants here, for code from a model folder is never run. The `tokenizers` library does the merging.
 """

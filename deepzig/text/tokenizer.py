@@ -1,6 +1,6 @@
 """Tokenizer: text to token ids and back, over whichever tokenizer file a model folder has.
 
-Called by engine, cli, server and evaluate; calls one of three backends (`tokenizer_json`, `sentencepiece_model`,
+Called by engine, cli and server; calls one of three backends (`tokenizer_json`, `sentencepiece_model`,
 `tiktoken_ranks`). Knows nothing of models and chat templates.
 """
 

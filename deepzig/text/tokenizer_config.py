@@ -1,6 +1,6 @@
 """What tokenizer_config.json says, checked once.
 
-Called by `tokenizer`, its backends and `chat`. Knows nothing of vocabularies or templates.
+Called by `tokenizer`, its backends, `chat` and `cli.chat_file`. Knows nothing of vocabularies or templates.
 """
 
 from dataclasses import dataclass, field

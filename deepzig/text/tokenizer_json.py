@@ -1,6 +1,6 @@
 """Backend for tokenizer.json, HF's format, through the `tokenizers` library.
 
-Called by `tokenizer.load_tokenizer`. Encoding is the library's own; bytes of tokens are worked out here, because the
+Called by `tokenizer`. Encoding is the library's own; bytes of tokens are worked out here, because the
 library decodes to text only.
 """
 
