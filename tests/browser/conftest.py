@@ -48,8 +48,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 
 @pytest.fixture
-def page(browser: webdriver.Chrome) -> Iterator[Page]:
-    """A new tab. At the end of the test nothing may have been logged as an error, and nothing blocked."""
+def page(browser: webdriver.Chrome, scripted: Callable[..., ScriptedServer]) -> Iterator[Page]:
+    """A new tab. At the end of the test nothing may have been logged as an error, and nothing blocked.
+
+    Closed before the servers of `scripted`: one that ends first resets what the page is asking it for.
+    """
     page = Page(browser)
     yield page
     page.close()
