@@ -1,7 +1,6 @@
 /**
- * Colours for code: comments, strings, numbers, keywords, names of functions and types. Called by markdown.js; knows
- * nothing of the page. A scanner with one pattern a family of languages, not a parser: it may be wrong, but never loses
- * text.
+ * Colours for code. Called by markdown.js; knows nothing of the page. A scanner with one pattern a family of languages,
+ * not a parser: it may be wrong, but never loses text.
  */
 
 const MAX_CHARS = 60_000; // longer code stays plain
@@ -25,23 +24,24 @@ const SQL = words(`
   exists foreign from full group having in index inner insert into is join key left like limit not null offset on or
   order outer primary references right select set table then union unique update using values view when where with`);
 const DATA = words("true false null yes no on off");
-const NONE = new Set();
 
 // `(?![^])` is the end of the code; `$` is that of a line.
-const HASH = /#[^\n]*/;
-const SLASHES = /\/\/[^\n]*|\/\*[\s\S]*?(?:\*\/|(?![^]))/;
+const STARS = /\/\*[\s\S]*?(?:\*\/|(?![^]))/;
+const SLASHES = new RegExp(`//[^\\n]*|${STARS.source}`);
 const QUOTED = /"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?/;
 const TRIPLE = new RegExp(`"""[\\s\\S]*?(?:"""|(?![^]))|'''[\\s\\S]*?(?:'''|(?![^]))|${QUOTED.source}`);
 const BACKTICK = new RegExp("`(?:[^`\\\\]|\\\\[\\s\\S])*`?|" + QUOTED.source);
 const NUMBER = /\b(?:0[xXbB][\da-fA-F_]+|\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)\w*/;
 const WORD = /[\p{L}_$][\p{L}\p{N}_$]*/;
 
-/** Keywords and the patterns of comments, strings and names of their own; `key` comes before strings, `extra` after. */
+const GROUPS = ["comment", "key", "string", "extra"]; // which is looked for first
+
+/** Keywords and the patterns of comments, strings and names of their own. */
 const FAMILIES = {
   hash: {
     names: "py python python3 pyx rb ruby elixir r perl",
     keywords: CODE,
-    comment: HASH,
+    comment: /#[^\n]*/,
     string: TRIPLE,
     extra: /@[\w.]+/,
   },
@@ -70,7 +70,7 @@ const FAMILIES = {
   sql: {
     names: "sql sqlite postgres mysql",
     keywords: SQL,
-    comment: /--[^\n]*|\/\*[\s\S]*?(?:\*\/|(?![^]))/,
+    comment: new RegExp(`--[^\\n]*|${STARS.source}`),
     string: QUOTED,
     ignoreCase: true,
   },
@@ -83,21 +83,18 @@ const FAMILIES = {
   },
   css: {
     names: "css scss less",
-    keywords: NONE,
-    comment: /\/\*[\s\S]*?(?:\*\/|(?![^]))/,
+    comment: STARS,
     string: QUOTED,
     extra: /[.#@][a-zA-Z][\w-]*|(?<![\w-])[\w-]+(?=\s*:)/,
   },
   markup: {
     names: "html xml svg vue",
-    keywords: NONE,
     comment: /<!--[\s\S]*?(?:-->|(?![^]))/,
     string: /"[^"]*"?|'[^'<]*'/,
     key: /<\/?[\w:-]+|\/?>|(?<![\w:-])[\w:-]+(?==)/,
   },
   diff: {
     names: "diff patch",
-    keywords: NONE,
     comment: /^@@[^\n]*|^(?:diff|index|---|\+\+\+)[^\n]*/,
     string: /^\+[^\n]*/,
     key: /^-[^\n]*/,
@@ -111,7 +108,7 @@ const FAMILY_OF = new Map(
 /** One pattern for a family, made when it is first needed. */
 function scannerOf(family) {
   const part = (group) => (family[group] ? `(?<${group}>${family[group].source})|` : "");
-  const source = ["comment", "key", "string", "extra"].map(part).join("");
+  const source = GROUPS.map(part).join("");
   return (family.scanner ??= new RegExp(`${source}(?<number>${NUMBER.source})|(?<word>${WORD.source})`, "gmu"));
 }
 
@@ -133,8 +130,9 @@ export function highlight(code, language) {
 }
 
 function kindOf({ groups, index, 0: text }, code, { keywords, ignoreCase }) {
-  for (const kind of ["comment", "key", "string", "extra", "number"]) if (groups[kind] !== undefined) return kind;
-  if (keywords.has(ignoreCase ? text.toLowerCase() : text)) return "keyword";
+  const kind = [...GROUPS, "number"].find((group) => groups[group] !== undefined);
+  if (kind) return kind;
+  if (keywords?.has(ignoreCase ? text.toLowerCase() : text)) return "keyword";
   if (code[index + text.length] === "(") return "function";
   return /^[A-Z][a-z]/.test(text) ? "type" : null;
 }

@@ -1,17 +1,19 @@
 /**
  * What stands inside a paragraph: emphasis, code, links, formulas. Called by markdown.js; calls math.js.
  *
- * One pass from left to right. Runs of `*`, `_` and `~` are paired afterwards, by CommonMark's rules. Links lead to
- * http, https and mailto only; everything else stays text.
+ * One pass from left to right; runs of `*`, `_` and `~` are paired afterwards. Links lead to http, https and mailto
+ * only; everything else stays text.
  */
 
 import { mathTree } from "./math.js";
 
-const PUNCTUATION = /[!-/:-@[-`{-~]/;
+const PUNCTUATION = /[!-/:-@[-`{-~]/; // of ASCII: what a backslash can escape
+const MARK = /[\p{P}\p{S}]/u;
 const ADDRESS = /https?:\/\/[^\s<>"`]+/y;
 const AUTOLINK = /<((?:https?:\/\/|mailto:)[^\s<>]+)>/y;
 const LINK =
   /!?\[((?:[^[\]\\]|\\.|\[[^[\]]{0,200}\]){0,1000})\]\( *<?((?:[^\s()<>]|\([^\s()]{0,200}\)){1,2000})>?(?: +"[^"]{0,300}")? *\)/y;
+const ENTITY = /&#?\w{2,4};/y;
 const ENTITIES = { "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&nbsp;": "\u00a0" };
 const MAX_DEPTH = 6; // of links in each other
 const MAX_EMPHASIS = 16; // of emphasis in emphasis: the nodes that come of it are walked recursively
@@ -21,87 +23,63 @@ export function parseInline(text, depth = 0) {
   if (depth > MAX_DEPTH) return [text];
   const pieces = []; // strings, trees, and runs {mark, count, opens, closes} that may become emphasis
   const missing = new Set(); // closing marks that are not to be found any more: they are searched for once
-  let plain = "";
-  const add = (piece) => {
-    if (plain) pieces.push(plain);
-    plain = "";
-    if (piece) pieces.push(piece);
-  };
   for (let at = 0; at < text.length;) {
-    const found = special(text, at, depth, missing);
-    if (!found) {
-      plain += text[at++];
-    } else if (typeof found.piece === "string") {
-      plain += found.piece;
-      at = found.end;
-    } else {
-      add(found.piece);
-      at = found.end;
-    }
+    const found = READERS[text[at]]?.(text, at, missing, depth);
+    const piece = found?.piece ?? text[at];
+    if (typeof piece === "string" && typeof pieces.at(-1) === "string") pieces[pieces.length - 1] += piece;
+    else pieces.push(piece);
+    at = found?.end ?? at + 1;
   }
-  add(null);
   return pairEmphasis(pieces);
 }
 
-/** What begins at `at`: `{piece, end}`, or null for an ordinary character. */
-function special(text, at, depth, missing) {
-  switch (text[at]) {
-    case "\\":
-      return escaped(text, at, missing);
-    case "`":
-      return code(text, at, missing);
-    case "$":
-      return dollars(text, at, missing);
-    case "\n":
-      return { piece: ["br", {}], end: at + 1 };
-    case "*":
-    case "_":
-    case "~":
-      return run(text, at);
-    case "!":
-    case "[":
-      return link(text, at, depth);
-    case "<":
-      return autolink(text, at);
-    case "h":
-      return bareAddress(text, at);
-    case "&":
-      return entity(text, at);
-    default:
-      return null;
-  }
-}
+/** What can begin with a character: `{piece, end}`, or null where it stays an ordinary one. */
+const READERS = {
+  "\\": escaped,
+  "`": code,
+  $: dollars,
+  "\n": (text, at) => ({ piece: ["br", {}], end: at + 1 }),
+  "*": run,
+  _: run,
+  "~": run,
+  "!": link,
+  "[": link,
+  "<": autolink,
+  h: bareAddress,
+  "&": entity,
+};
 
 function escaped(text, at, missing) {
   const next = text[at + 1];
   if (next === "(" || next === "[") {
     const close = next === "(" ? "\\)" : "\\]";
     const end = missing.has(close) ? -1 : text.indexOf(close, at + 2);
-    if (end < 0) missing.add(close);
-    else return { piece: mathTree(text.slice(at + 2, end), next === "["), end: end + 2 };
+    if (end >= 0) return { piece: mathTree(text.slice(at + 2, end), next === "["), end: end + 2 };
+    missing.add(close);
   }
   if (next === "\n") return { piece: ["br", {}], end: at + 2 };
   return next !== undefined && PUNCTUATION.test(next) ? { piece: next, end: at + 2 } : null;
 }
 
 function code(text, at, missing) {
-  let length = 1;
-  while (text[at + length] === "`") length++;
-  const mark = "`".repeat(length);
-  if (!missing.has(mark)) {
-    for (let end = text.indexOf(mark, at + length); end >= 0; end = text.indexOf(mark, end)) {
-      let found = length;
-      while (text[end + found] === "`") found++;
-      if (found === length) {
-        const inside = text.slice(at + length, end).replaceAll("\n", " ");
-        const isPadded = /^ .* $/.test(inside) && inside.trim();
-        return { piece: ["code", {}, isPadded ? inside.slice(1, -1) : inside], end: end + length };
-      }
-      end += found;
-    }
+  const mark = text.slice(at, endOfRun(text, at));
+  const start = at + mark.length;
+  let end = missing.has(mark) ? -1 : text.indexOf(mark, start);
+  while (end >= 0 && endOfRun(text, end) - end > mark.length) end = text.indexOf(mark, endOfRun(text, end));
+  if (end < 0) {
     missing.add(mark);
+    return { piece: mark, end: start };
   }
-  return { piece: mark, end: at + length };
+  const inside = text.slice(start, end).replaceAll("\n", " ");
+  const isPadded = /^ .* $/.test(inside) && inside.trim();
+  return { piece: ["code", {}, isPadded ? inside.slice(1, -1) : inside], end: end + mark.length };
+}
+
+/** Where the run of one and the same character that begins at `at` ends. */
+function endOfRun(text, at) {
+  let end = at + 1;
+  while (text[end] === text[at]) end++;
+  return end;
 }
 
 /** `$x$`, unless it looks like prices: no blank inside the dollars, no digit after them. */
@@ -121,45 +99,44 @@ function dollars(text, at, missing) {
 
 function run(text, at) {
   const mark = text[at];
-  let count = 1;
-  while (text[at + count] === mark) count++;
-  const [before, after] = [text[at - 1] ?? " ", text[at + count] ?? " "];
-  const leftFlanking = !/\s/.test(after) && (!isPunctuation(after) || /\s/.test(before) || isPunctuation(before));
-  const rightFlanking = !/\s/.test(before) && (!isPunctuation(before) || /\s/.test(after) || isPunctuation(after));
-  const isWordBound = mark === "_";
-  const opens = leftFlanking && (!isWordBound || !rightFlanking || isPunctuation(before));
-  const closes = rightFlanking && (!isWordBound || !leftFlanking || isPunctuation(after));
-  if ((!opens && !closes) || (mark === "~" && count !== 2)) return { piece: mark.repeat(count), end: at + count };
-  return { piece: { mark, count, opens, closes }, end: at + count };
+  const end = endOfRun(text, at);
+  const count = end - at;
+  const [before, after] = [text[at - 1] ?? " ", text[end] ?? " "];
+  const [isLeft, isRight] = [flanks(before, after), flanks(after, before)];
+  const opens = isLeft && (mark !== "_" || !isRight || MARK.test(before));
+  const closes = isRight && (mark !== "_" || !isLeft || MARK.test(after));
+  if ((!opens && !closes) || (mark === "~" && count !== 2)) return { piece: mark.repeat(count), end };
+  return { piece: { mark, count, opens, closes }, end };
 }
 
-function isPunctuation(character) {
-  return /[\p{P}\p{S}]/u.test(character);
+/** Whether a run belongs to the text on its `inner` side. */
+function flanks(outer, inner) {
+  return /\S/.test(inner) && (!MARK.test(inner) || /\s/.test(outer) || MARK.test(outer));
 }
 
-function link(text, at, depth) {
+function link(text, at, _, depth) {
   if (text[at] === "!" && text[at + 1] !== "[") return null;
-  LINK.lastIndex = at;
-  const found = LINK.exec(text);
+  const found = matchAt(LINK, text, at);
   if (!found) return null;
-  const end = LINK.lastIndex; // the pattern is used again for what is inside
-  const isImage = text[at] === "!";
-  const inside = parseInline(isImage ? `image: ${found[1] || found[2]}` : found[1], depth + 1);
-  return { piece: linkTree(found[2], inside), end };
+  const [all, label, address] = found;
+  const inside = parseInline(all[0] === "!" ? `image: ${label || address}` : label, depth + 1);
+  return { piece: linkTree(address, inside), end: at + all.length };
+}
+
+function matchAt(pattern, text, at) {
+  pattern.lastIndex = at;
+  return pattern.exec(text);
 }
 
 function autolink(text, at) {
-  AUTOLINK.lastIndex = at;
-  const found = AUTOLINK.exec(text);
-  return found && { piece: linkTree(found[1], [found[1]]), end: AUTOLINK.lastIndex };
+  const found = matchAt(AUTOLINK, text, at);
+  return found && { piece: linkTree(found[1], [found[1]]), end: at + found[0].length };
 }
 
 function bareAddress(text, at) {
   if (/\w/.test(text[at - 1] ?? "")) return null;
-  ADDRESS.lastIndex = at;
-  const found = ADDRESS.exec(text);
-  if (!found) return null;
-  let address = found[0];
+  let address = matchAt(ADDRESS, text, at)?.[0];
+  if (!address) return null;
   while (/[.,;:!?*_~'"]$/.test(address) || (address.endsWith(")") && !address.includes("(")))
     address = address.slice(0, -1);
   return { piece: linkTree(address, [address]), end: at + address.length };
@@ -171,24 +148,22 @@ function linkTree(address, children) {
 }
 
 function entity(text, at) {
-  const end = text.indexOf(";", at);
-  const found = end > at && end - at < 7 ? ENTITIES[text.slice(at, end + 1)] : undefined;
-  return found ? { piece: found, end: end + 1 } : null;
+  const found = matchAt(ENTITY, text, at);
+  const piece = ENTITIES[found?.[0]];
+  return piece ? { piece, end: at + found[0].length } : null;
 }
 
 /** CommonMark's "process emphasis": each closing run takes the nearest run that can open it. */
-function pairEmphasis(pieces) {
-  const nodes = [...pieces];
-  const isRun = (node) => node?.mark !== undefined;
+function pairEmphasis(nodes) {
   const floor = {}; // for each kind of closing run: no opener is to be found below
   const depths = new Map(); // of the emphasis made so far
   for (let at = 0; at < nodes.length; at++) {
     const closer = nodes[at];
-    if (!isRun(closer) || !closer.closes) continue;
+    if (!closer.closes) continue; // or no run
     const kind = `${closer.mark}${closer.opens}${closer.count % 3}`;
     let from = at - 1;
     const lowest = floor[kind] ?? 0;
-    while (from >= lowest && !(isRun(nodes[from]) && canPair(nodes[from], closer))) from--;
+    while (from >= lowest && !canPair(nodes[from], closer)) from--;
     if (from < lowest) {
       floor[kind] = at;
       if (!closer.opens) nodes[at] = closer.mark.repeat(closer.count);

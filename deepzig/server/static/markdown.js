@@ -1,6 +1,6 @@
 /**
- * Markdown to trees, block by block: paragraphs, headings, lists, quotes, tables, code and formulas. inline.js reads
- * what is inside them; prose.js turns trees into nodes. HTML is text here, and images are links: nothing is loaded.
+ * Markdown to trees, block by block. inline.js reads what is inside the blocks; prose.js turns trees into nodes. HTML is
+ * text here, and images are links: nothing is loaded.
  *
  * Reads what models write rather than all of CommonMark: a single line break stays one, and nested lists may be
  * indented by less than the marker. A tree is `[tag, attributes, ...children]`.
@@ -13,6 +13,7 @@ import { mathTree } from "./math.js";
 const MAX_DEPTH = 12; // of lists and quotes; deeper ones are text
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^`\n]*)$/;
+const CLOSING_FENCE = /^\s{0,3}(`+|~+)\s*$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/;
 const RULE = /^ {0,3}(?:(?:-[ \t]*){3,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,})$/;
 const QUOTE = /^ {0,3}> ?/;
@@ -37,16 +38,15 @@ function treesOf(lines, depth) {
 /** Where each block starts and ends, and how to read it: `read(depth)`. */
 function blocksOf(lines) {
   const blocks = [];
-  for (let start = 0; start < lines.length;) {
-    if (!lines[start].trim()) {
-      start++;
-      continue;
-    }
-    const block = blockAt(lines, start);
-    blocks.push({ start, ...block });
-    start = block.end;
-  }
+  for (let start = nextText(lines, 0); start < lines.length; start = nextText(lines, blocks.at(-1).end))
+    blocks.push({ start, ...blockAt(lines, start) });
   return blocks;
+}
+
+/** The first line from `at` on that is not blank. */
+function nextText(lines, at) {
+  while (at < lines.length && !lines[at].trim()) at++;
+  return at;
 }
 
 function blockAt(lines, start) {
@@ -54,10 +54,10 @@ function blockAt(lines, start) {
   return (
     fenceAt(lines, start) ??
     mathAt(lines, start) ??
-    headingAt(line, start) ??
+    headingAt(lines, start) ??
     (RULE.test(line) ? { end: start + 1, read: () => ["hr", {}] } : null) ??
-    (QUOTE.test(line) ? quoteAt(lines, start) : null) ??
-    (ITEM.test(line) ? listAt(lines, start) : null) ??
+    quoteAt(lines, start) ??
+    listAt(lines, start) ??
     tableAt(lines, start) ??
     paragraphAt(lines, start)
   );
@@ -69,31 +69,19 @@ function interrupts(lines, at) {
   if (FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line)) return true;
   if (MATH_OPEN.test(line)) return mathAt(lines, at) !== null;
   const item = ITEM.exec(line);
-  if (item) return Boolean(item[4]) && (!/^\d/.test(item[2]) || parseInt(item[2], 10) === 1);
+  if (item) return Boolean(item[4]) && /^(?:\D|0*1\D)/.test(item[2]);
   return tableAt(lines, at) !== null;
 }
 
 function fenceAt(lines, start) {
   const open = FENCE.exec(lines[start]);
   if (!open) return null;
-  const [mark, length] = [open[1][0], open[1].length];
   let close = start + 1;
-  while (close < lines.length && !isClosingFence(lines[close], mark, length)) close++;
+  while (close < lines.length && !CLOSING_FENCE.exec(lines[close])?.[1].startsWith(open[1])) close++;
   const indent = lines[start].search(/\S/);
-  const read = () =>
-    codeTree(
-      lines
-        .slice(start + 1, close)
-        .map((line) => dedent(line, indent))
-        .join("\n"),
-      open[2].trim().split(/\s/)[0],
-    );
+  const code = () => lines.slice(start + 1, close).map((line) => dedent(line, indent));
+  const read = () => codeTree(code().join("\n"), open[2].trim().split(/\s/)[0]);
   return { end: Math.min(close + 1, lines.length), read };
-}
-
-function isClosingFence(line, mark, length) {
-  const text = line.trim();
-  return text.length >= length && line.search(/\S/) <= 3 && text.split(mark).join("") === "";
 }
 
 function codeTree(code, language) {
@@ -111,28 +99,20 @@ function mathAt(lines, start) {
   const open = MATH_OPEN.exec(lines[start]);
   if (!open) return null;
   const close = open[1] === "$$" ? "$$" : "\\]";
-  let text = lines[start].slice(open[0].length);
-  for (let at = start; ; text = lines[at]) {
-    const found = text.indexOf(close);
-    if (found >= 0) {
-      if (
-        text
-          .slice(found + close.length)
-          .replace(/[.,;]/, "")
-          .trim()
-      )
-        return null; // text goes on: inline.js reads it
-      const first = lines[start].slice(open[0].length);
-      const inside =
-        at === start ? first.slice(0, found) : [first, ...lines.slice(start + 1, at), text.slice(0, found)].join("\n");
-      return { end: at + 1, read: () => ["div", { class: "formula" }, mathTree(inside, true)] };
-    }
-    if (++at >= lines.length) return null;
+  const inside = [lines[start].slice(open[0].length)];
+  let end = start + 1;
+  while (!inside.at(-1).includes(close)) {
+    if (end === lines.length) return null;
+    inside.push(lines[end++]);
   }
+  const [last, ...after] = inside.pop().split(close);
+  if (/[^\s.,;]|[.,;]\s*[.,;]/.test(after.join(close))) return null; // text goes on: inline.js reads it
+  const source = [...inside, last].join("\n");
+  return { end, read: () => ["div", { class: "formula" }, mathTree(source, true)] };
 }
 
-function headingAt(line, start) {
-  const found = HEADING.exec(line);
+function headingAt(lines, start) {
+  const found = HEADING.exec(lines[start]);
   if (!found) return null;
   const text = (found[2] ?? "").trim().replace(/(^|[^#\s])[ ]?#+$/, "$1");
   return { end: start + 1, read: () => [`h${found[1].length}`, {}, ...parseInline(text)] };
@@ -141,55 +121,52 @@ function headingAt(line, start) {
 function quoteAt(lines, start) {
   let end = start;
   while (end < lines.length && QUOTE.test(lines[end])) end++;
+  if (end === start) return null;
   const inside = lines.slice(start, end).map((line) => line.replace(QUOTE, ""));
   return { end, read: (depth) => ["blockquote", {}, ...treesOf(inside, depth + 1)] };
 }
 
 function listAt(lines, start) {
-  const first = ITEM.exec(lines[start]);
-  const isOrdered = /^\d/.test(first[2]);
-  const mark = first[2].at(-1);
+  const first = ITEM.exec(lines[start])?.[2];
+  if (!first) return null;
+  const number = parseInt(first, 10);
   const items = [];
   let isLoose = false;
-  let at = start;
-  while (at < lines.length) {
+  let end = start;
+  for (let at = start; at < lines.length; at = nextText(lines, end)) {
     const item = ITEM.exec(lines[at]);
-    if (!item || item[2].at(-1) !== mark || RULE.test(lines[at])) break;
-    const { inside, end, hasGap } = itemAt(lines, at, item);
+    if (item?.[2].at(-1) !== first.at(-1)) break;
+    isLoose ||= at > end;
+    if (RULE.test(lines[at])) break;
+    const { inside, end: itemEnd, hasGap } = itemAt(lines, at, item);
     items.push(inside);
     isLoose ||= hasGap;
-    at = end;
-    let next = at;
-    while (next < lines.length && !lines[next].trim()) next++;
-    const follows = next < lines.length ? ITEM.exec(lines[next]) : null;
-    if (next === at || !follows || follows[2].at(-1) !== mark) continue;
-    isLoose = true;
-    at = next;
+    end = itemEnd;
   }
-  const tag = isOrdered ? "ol" : "ul";
-  const attributes = isOrdered && parseInt(first[2], 10) !== 1 ? { start: String(parseInt(first[2], 10)) } : {};
-  return { end: at, read: (depth) => [tag, attributes, ...items.map((inside) => itemTree(inside, isLoose, depth))] };
+  const tag = Number.isNaN(number) ? "ul" : "ol";
+  const attributes = number >= 0 && number !== 1 ? { start: String(number) } : {};
+  return { end, read: (depth) => [tag, attributes, ...items.map((inside) => itemTree(inside, isLoose, depth))] };
 }
 
 /** The lines of one item without their indentation, and where it ends. */
 function itemAt(lines, start, item) {
-  const gap = item[3] && item[3].length <= 4 ? item[3].length : 1;
-  const indent = item[1].length + item[2].length + gap;
-  const inside = [item[4] === undefined ? "" : (item[3].length > 4 ? item[3].slice(1) : "") + item[4]];
+  const [, before, mark, blanks = "", text = ""] = item;
+  const isCode = blanks.length > 4;
+  const indent = before.length + mark.length + (isCode ? 1 : blanks.length || 1);
+  const inside = [(isCode ? blanks.slice(1) : "") + text];
   let hasGap = false;
   let at = start + 1;
   for (; at < lines.length; at++) {
     const line = lines[at];
     if (!line.trim()) {
-      let next = at + 1;
-      while (next < lines.length && !lines[next].trim()) next++;
+      const next = nextText(lines, at);
       if (next >= lines.length || indentOf(lines[next]) < Math.min(indent, 2)) break;
       hasGap = true;
       inside.push("");
       continue;
     }
     const depth = indentOf(line);
-    if (depth >= Math.min(indent, 2) && depth > item[1].length) inside.push(dedent(line, indent));
+    if (depth >= Math.min(indent, 2) && depth > before.length) inside.push(dedent(line, indent));
     else if (lines[at - 1].trim() && !interrupts(lines, at) && !ITEM.test(line)) inside.push(line.trimStart());
     else break;
   }
@@ -233,19 +210,15 @@ function tableAt(lines, start) {
 
 /** Cells of a table's row; a bar that is escaped or in code does not end one. */
 function cellsOf(line) {
-  const text = line
-    .trim()
-    .replace(/^\|/, "")
-    .replace(/(^|[^\\])\|$/, "$1");
+  const text = line.trim().replace(/^\||(?<!\\)\|$/g, "");
   const cells = [""];
   let inCode = false;
   for (let at = 0; at < text.length; at++) {
-    if (text[at] === "\\" && text[at + 1] === "|") cells[cells.length - 1] += text[++at];
-    else if (text[at] === "|" && !inCode) cells.push("");
-    else {
-      if (text[at] === "`") inCode = !inCode;
-      cells[cells.length - 1] += text[at];
-    }
+    const isEscaped = text.startsWith("\\|", at);
+    if (isEscaped) at++;
+    if (text[at] === "`") inCode = !inCode;
+    if (text[at] === "|" && !inCode && !isEscaped) cells.push("");
+    else cells[cells.length - 1] += text[at];
   }
   return cells.map((cell) => cell.trim());
 }
@@ -253,12 +226,8 @@ function cellsOf(line) {
 function paragraphAt(lines, start) {
   let end = start + 1;
   while (end < lines.length && lines[end].trim() && !interrupts(lines, end)) end++;
-  const text = lines
-    .slice(start, end)
-    .map((line) => line.trimStart())
-    .join("\n")
-    .trimEnd();
-  return { end, read: () => ["p", {}, ...parseInline(text)] };
+  const text = lines.slice(start, end).map((line) => line.trimStart());
+  return { end, read: () => ["p", {}, ...parseInline(text.join("\n").trimEnd())] };
 }
 
 /** Columns before the first character; a tab counts for four. */

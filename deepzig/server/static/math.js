@@ -1,6 +1,5 @@
 /**
- * A subset of TeX's formulas as MathML, which browsers draw themselves. Called by markdown.js and inline.js; reads
- * math_symbols.js.
+ * A subset of TeX's formulas as MathML, which browsers draw themselves. Called by markdown.js and inline.js.
  *
  * A command that is not known is shown as it was written. No macros can be defined, so the result is never larger than
  * a constant times the source; nesting is limited.
@@ -81,8 +80,9 @@ class Parser {
     return atom;
   }
 
-  #group() {
-    const row = this.#row((token) => token === "}");
+  /** A row up to the token that ends it, which is passed. */
+  #rowTo(end) {
+    const row = this.#row((token) => token === end);
     this.#next();
     return row;
   }
@@ -130,7 +130,7 @@ class Parser {
 
   #atom() {
     const token = this.#next();
-    if (token === "{") return this.#group();
+    if (token === "{") return this.#rowTo("}");
     if (token === "}" || token === "&") throw new TexError(`a ${token} out of place`);
     if (token === "~") return ["mspace", { width: "0.25em" }];
     if (/^\d$/.test(token)) return ["mn", {}, token + this.#digits()];
@@ -173,50 +173,32 @@ class Parser {
   /** Commands that build something of their arguments. */
   #structure(name) {
     if (/^[dtc]?frac$/.test(name)) return ["mfrac", {}, this.#argument(), this.#argument()];
-    if (/^[%$#_]$/.test(name) || name === "&") return ["mo", {}, name];
-    switch (name) {
-      case "binom":
-        return fenced("(", ["mfrac", { linethickness: "0" }, this.#argument(), this.#argument()], ")");
-      case "sqrt":
-        return this.#root();
-      case "left":
-        return this.#leftRight();
-      case "begin":
-        return this.#environment();
-      case "overset":
-      case "underset": {
-        const mark = this.#argument();
-        return [name === "overset" ? "mover" : "munder", {}, this.#argument(), mark];
-      }
-      case "boxed":
-        return ["mrow", { class: "tex-boxed" }, this.#argument()];
-      case "phantom":
-        return ["mphantom", {}, this.#argument()];
-      case "not":
-        return negated(this.#argument());
-      case "pmod":
-        return fenced("(", ["mrow", {}, ["mo", { rspace: "0.3em" }, "mod"], this.#argument()], ")");
-      case "bmod":
-        return ["mo", { lspace: "0.3em", rspace: "0.3em" }, "mod"];
-      case "tag":
-      case "label":
-        this.#rawArgument();
-        return null;
-      case "\\":
-      case "right":
-      case "end":
-        throw new TexError(`\\${name} out of place`);
-      default:
-        return ["mtext", { class: "tex-unknown" }, `\\${name}`];
+    if (/^[%$#_&]$/.test(name)) return ["mo", {}, name];
+    if (name === "binom")
+      return fenced("(", ["mfrac", { linethickness: "0" }, this.#argument(), this.#argument()], ")");
+    if (name === "sqrt") return this.#root();
+    if (name === "left") return this.#leftRight();
+    if (name === "begin") return this.#environment();
+    if (name === "overset" || name === "underset") {
+      const mark = this.#argument();
+      return [name === "overset" ? "mover" : "munder", {}, this.#argument(), mark];
     }
+    if (name === "boxed") return ["mrow", { class: "tex-boxed" }, this.#argument()];
+    if (name === "phantom") return ["mphantom", {}, this.#argument()];
+    if (name === "not") return negated(this.#argument());
+    if (name === "pmod") return fenced("(", ["mrow", {}, ["mo", { rspace: "0.3em" }, "mod"], this.#argument()], ")");
+    if (name === "bmod") return ["mo", { lspace: "0.3em", rspace: "0.3em" }, "mod"];
+    if (/^(?:\\|right|end)$/.test(name)) throw new TexError(`\\${name} out of place`);
+    if (!/^(?:tag|label)$/.test(name)) return ["mtext", { class: "tex-unknown" }, `\\${name}`];
+    this.#rawArgument();
+    return null;
   }
 
   #root() {
     this.#skipBlanks();
     if (this.#peek() !== "[") return ["msqrt", {}, this.#argument()];
     this.#next();
-    const degree = this.#row((token) => token === "]");
-    this.#next();
+    const degree = this.#rowTo("]");
     return ["mroot", {}, this.#argument(), degree];
   }
 
@@ -269,8 +251,8 @@ class Parser {
     if (rows.length > 1 && isEmpty(rows.at(-1))) rows.pop();
     if (rows.length === 1 && rows[0].length === 1 && !open) return rows[0][0];
     const lines = rows.map((row) => ["mtr", {}, ...row.map((cell) => ["mtd", {}, cell])]);
-    const attributes =
-      style === "aligned" ? { class: "tex-aligned", displaystyle: "true" } : style ? { class: "tex-cases" } : {};
+    const attributes = style ? { class: `tex-${style}` } : {};
+    if (style === "aligned") attributes.displaystyle = "true";
     return fenced(open, ["mtable", attributes, ...lines], close);
   }
 }

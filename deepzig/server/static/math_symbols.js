@@ -1,12 +1,6 @@
 /** What TeX's commands look like in Unicode. Read by math.js. */
 
-const pairs = (text) =>
-  new Map(
-    text
-      .trim()
-      .split(/\s+/)
-      .map((pair) => pair.split("=")),
-  );
+const pairs = (text) => new Map(text.match(/\S+/g).map((pair) => pair.split("=")));
 
 /** Names that stand for a letter. */
 export const LETTERS = pairs(`
@@ -61,21 +55,12 @@ export const ALPHABETS = new Map(
 );
 
 /** Environments of rows and columns: the brackets around them, and how columns are set. */
-export const ENVIRONMENTS = new Map(
-  Object.entries({
-    ...{
-      matrix: ["", "", ""],
-      array: ["", "", ""],
-
-      gathered: ["", "", ""],
-      equation: ["", "", ""],
-    },
-    ...{ pmatrix: ["(", ")", ""], bmatrix: ["[", "]", ""], vmatrix: ["|", "|", ""], Vmatrix: ["‖", "‖", ""] },
-    ...{
-      cases: ["{", "", "cases"],
-      aligned: ["", "", "aligned"],
-      align: ["", "", "aligned"],
-      split: ["", "", "aligned"],
-    },
-  }),
-);
+export const ENVIRONMENTS = new Map([
+  ...["matrix", "array", "gathered", "equation"].map((name) => [name, ["", "", ""]]),
+  ...["aligned", "align", "split"].map((name) => [name, ["", "", "aligned"]]),
+  ["cases", ["{", "", "cases"]],
+  ["pmatrix", ["(", ")", ""]],
+  ["bmatrix", ["[", "]", ""]],
+  ["vmatrix", ["|", "|", ""]],
+  ["Vmatrix", ["‖", "‖", ""]],
+]);
