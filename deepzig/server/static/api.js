@@ -1,8 +1,8 @@
 /**
  * Talks to the server: JSON requests, streams of server-sent events, errors, the API key.
  *
- * Called by generation.js, status.js and app.js. Knows nothing of conversations or of the page. The key lives in
- * sessionStorage: it ends with the tab and is in no export.
+ * Knows nothing of conversations or of the page. The key lives in sessionStorage: it ends with the tab and is in no
+ * export.
  */
 
 const BASE = new URL("../", import.meta.url); // works below a path too
@@ -11,23 +11,22 @@ const keys = sessionOrPage();
 
 /** A request that failed, with what a person needs to report it. */
 export class ApiError extends Error {
-  constructor(message, { status = 0, code = null, requestId = null, retryAfter = null } = {}) {
+  status = 0; // the server could not be reached
+  requestId = null;
+  retryAfter = null; // seconds, if the server says when to try again
+
+  constructor(message, details) {
     super(message);
-    this.name = "ApiError";
-    this.status = status; // 0: the server could not be reached
-    this.code = code;
-    this.requestId = requestId;
-    this.retryAfter = retryAfter; // seconds, if the server says when to try again
+    Object.assign(this, details);
   }
 }
 
-/** sessionStorage or, where the browser forbids it, a place that lasts as long as the page. */
+/** sessionStorage or, where it is forbidden, a place that lasts as long as the page. */
 function sessionOrPage() {
   try {
     return sessionStorage;
   } catch {
-    const kept = new Map();
-    return { getItem: (k) => kept.get(k), setItem: (k, value) => kept.set(k, value), removeItem: (k) => kept.delete(k) };
+    return {};
   }
 }
 
@@ -46,28 +45,24 @@ async function send(path, { body, signal } = {}) {
     if (response.ok) return response;
     const error = await errorOf(response);
     if (error.status !== 401) throw error;
-    keys.removeItem(KEY);
+    delete keys[KEY];
     asking ??= askForKey(attempt > 0).finally(() => (asking = null));
     const key = await asking;
     if (!key) throw error;
-    keys.setItem(KEY, key);
+    keys[KEY] = key;
   }
 }
 
 async function fetchOnce(path, body, signal) {
-  const headers = {};
-  const key = keys.getItem(KEY);
-  if (key) headers.authorization = `Bearer ${key}`;
-  if (body !== undefined) headers["content-type"] = "application/json";
+  const key = keys[KEY];
+  const headers = key ? { authorization: `Bearer ${key}` } : {};
+  const options = { headers, signal, cache: "no-store", credentials: "omit" };
+  if (body) {
+    headers["content-type"] = "application/json";
+    Object.assign(options, { method: "POST", body: JSON.stringify(body) });
+  }
   try {
-    return await fetch(new URL(path, BASE), {
-      method: body === undefined ? "GET" : "POST",
-      headers,
-      body: body === undefined ? undefined : JSON.stringify(body),
-      signal,
-      cache: "no-store",
-      credentials: "omit",
-    });
+    return await fetch(new URL(path, BASE), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("The server cannot be reached. Is deepzig still running?");
@@ -75,17 +70,11 @@ async function fetchOnce(path, body, signal) {
 }
 
 async function errorOf(response) {
-  const details = {
-    status: response.status,
-    requestId: response.headers.get("x-request-id"),
-    retryAfter: Number(response.headers.get("retry-after")) || null,
-  };
-  try {
-    const { error } = await response.json();
-    return new ApiError(error.message, { ...details, code: error.code });
-  } catch {
-    return new ApiError(`The server answered with status ${response.status}.`, details);
-  }
+  const { status, headers } = response;
+  const retryAfter = Number(headers.get("retry-after")) || null;
+  const body = await response.json().catch(() => null);
+  const message = body?.error?.message ?? `The server answered with status ${status}.`;
+  return new ApiError(message, { status, requestId: headers.get("x-request-id"), retryAfter });
 }
 
 /** A JSON reply. Raises ApiError, also when the server cannot be reached. */
@@ -96,20 +85,14 @@ export async function getJson(path, options) {
 /** The chunks of a streamed reply, in order. Raises ApiError, also for an error in mid-stream; aborts with `signal`. */
 export async function* stream(path, body, signal) {
   const response = await send(path, { body, signal });
-  let isComplete = false;
   for await (const data of events(response.body)) {
-    if (data === "[DONE]") {
-      isComplete = true;
-      break;
-    }
+    if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
-    if (chunk.error) {
-      const { message, code } = chunk.error;
-      throw new ApiError(message, { status: 500, code, requestId: response.headers.get("x-request-id") });
-    }
+    if (chunk.error)
+      throw new ApiError(chunk.error.message, { status: 500, requestId: response.headers.get("x-request-id") });
     yield chunk;
   }
-  if (!isComplete) brokenOff();
+  brokenOff();
 }
 
 /** Raises what a stream without an end means, or AbortError if the page has ended it. */
@@ -118,7 +101,7 @@ function brokenOff(error) {
 }
 
 /** The data of each event of a stream of bytes; comments, such as keep-alives, are left out. */
-export async function* events(bytes) {
+async function* events(bytes) {
   const reader = bytes.pipeThrough(new TextDecoderStream()).getReader();
   const data = [];
   let rest = "";

@@ -26,11 +26,12 @@ export function formatRate(perSecond) {
 
 /** The line below an answer. */
 export function statisticsLine(stats) {
-  const parts = [];
-  if (stats.tokens) parts.push(`${formatNumber(stats.tokens)} token${stats.tokens === 1 ? "" : "s"}`);
-  if (stats.tokensPerSecond) parts.push(`${formatRate(stats.tokensPerSecond)} tokens/s`);
-  if (stats.firstTokenS !== undefined) parts.push(`first after ${formatSeconds(stats.firstTokenS)}`);
-  if (stats.cachedTokens)
-    parts.push(`${formatNumber(stats.cachedTokens)} of ${formatNumber(stats.promptTokens)} prompt tokens cached`);
-  return parts.join(" · ");
+  const { tokens, tokensPerSecond, firstTokenS, cachedTokens, promptTokens } = stats;
+  const parts = [
+    tokens && `${formatNumber(tokens)} token${tokens === 1 ? "" : "s"}`,
+    tokensPerSecond && `${formatRate(tokensPerSecond)} tokens/s`,
+    firstTokenS !== undefined && `first after ${formatSeconds(firstTokenS)}`,
+    cachedTokens && `${formatNumber(cachedTokens)} of ${formatNumber(promptTokens)} prompt tokens cached`,
+  ];
+  return parts.filter(Boolean).join(" · ");
 }

@@ -8,14 +8,16 @@ export async function readModel() {
   const { data } = await getJson("v1/models");
   const { id, max_model_len: contextLength, meta } = data[0];
   const contextText = `${formatNumber(contextLength)} tokens of context`;
-  const model = {
+  const facts = [`${formatCount(meta.n_params)} parameters`, `${meta.format} weights`, contextText].join(" · ");
+  const { has_chat_template: hasChatTemplate, has_thinking: hasThinking } = meta;
+  return {
     id,
     contextLength,
-    facts: [`${formatCount(meta.n_params)} parameters`, `${meta.format} weights`, contextText].join(" · "),
-    hasChatTemplate: meta.has_chat_template,
-    hasThinking: meta.has_thinking,
+    facts,
+    hasChatTemplate,
+    hasThinking,
+    tellsRoles: hasChatTemplate && (await tellsRoles()),
   };
-  return { ...model, tellsRoles: model.hasChatTemplate && (await tellsRoles()) };
 }
 
 /** Whether the chat template writes down who speaks. If not, the model only goes on with texts. */

@@ -1,8 +1,7 @@
 /**
  * Shows Markdown in an element and keeps it up to date while text streams in. Called by chat.js; calls markdown.js.
  *
- * Blocks whose source is unchanged keep their nodes, so that a growing answer costs one block a frame, and what the
- * reader has selected stays selected.
+ * Blocks whose source is unchanged keep their nodes: a growing answer costs one block a frame, and a selection stays.
  */
 
 import { copyButton, toDom } from "./dom.js";

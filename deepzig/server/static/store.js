@@ -1,6 +1,6 @@
 /**
- * Keeps conversations in the browser: an IndexedDB database, read once and written behind. Called by app.js and the
- * views; knows nothing of what a conversation holds but `id` and `updated`: conversations.js joins two tabs' work.
+ * Keeps conversations in the browser: an IndexedDB database, read once and written behind. Knows nothing of what a
+ * conversation holds but `id` and `updated`: conversations.js joins two tabs' work.
  *
  * Where the browser forbids storage (some private windows), conversations last as long as the page.
  */
@@ -42,27 +42,24 @@ export class Store {
   }
 
   get(id) {
-    return this.#all.get(id) ?? null;
+    return this.#all.get(id);
   }
 
   /** Keeps a conversation; written within WRITE_DELAY_MS, however often this is called. */
   put(conversation) {
-    this.#all.set(conversation.id, conversation);
-    if (this.#waiting.has(conversation.id)) return;
-    this.#waiting.set(
-      conversation.id,
-      setTimeout(() => this.#write(conversation.id), WRITE_DELAY_MS),
-    );
+    const { id } = conversation;
+    this.#all.set(id, conversation);
+    const write = () => this.#write(id);
+    if (!this.#waiting.has(id)) this.#waiting.set(id, setTimeout(write, WRITE_DELAY_MS));
   }
 
-  /** Writes what waits, now. `isLast`: the page is being left, so that nothing can be done after a first request. */
+  /** Writes what waits, now. `isLast`: the page is being left, and only a first request is made. */
   flush(isLast = false) {
     return Promise.all([...this.#waiting.keys()].map((id) => this.#write(id, isLast)));
   }
 
+  /** Deletes a conversation; a write that waits finds none. */
   async remove(id) {
-    clearTimeout(this.#waiting.get(id));
-    this.#waiting.delete(id);
     this.#all.delete(id);
     await this.#request("readwrite", (table) => table.delete(id));
     this.#channel?.postMessage(id);

@@ -5,6 +5,7 @@
  */
 
 import { ROOT, newId } from "./conversations.js";
+import { h } from "./dom.js";
 
 const FORMAT = "deepzig-conversations";
 const VERSION = 1;
@@ -22,21 +23,24 @@ export function readExport(text) {
   try {
     content = JSON.parse(text);
   } catch {
-    throw new Error("The file is no JSON.");
+    check(false, "is no JSON");
   }
-  if (content?.format !== FORMAT) throw new Error("The file was not exported by deepzig.");
-  if (content.version !== VERSION)
-    throw new Error(`The file has version ${content.version}; this page reads ${VERSION}.`);
-  if (!Array.isArray(content.conversations)) throw new Error("The file has no list of conversations.");
+  check(content?.format === FORMAT, "was not exported by deepzig");
+  check(content.version === VERSION, `has version ${content.version}; this page reads ${VERSION}`);
+  check(Array.isArray(content.conversations), "has no list of conversations");
   return content.conversations.map(readConversation);
+}
+
+function check(isRight, problem) {
+  if (!isRight) throw new Error(`The file ${problem}.`);
 }
 
 function readConversation(given) {
   const ids = new Map([[ROOT, ROOT]]); // old -> new; a parent comes before its children, so there are no circles
   const nodes = {};
-  for (const [id, node] of Object.entries(object(given.nodes, "nodes"))) {
-    if (!ids.has(node?.parent)) throw new Error("The file has a message whose predecessor is missing.");
-    if (ids.has(id)) throw new Error("The file has a message twice.");
+  for (const [id, node] of Object.entries(object(given?.nodes, "nodes"))) {
+    check(ids.has(node?.parent), "has a message whose predecessor is missing");
+    check(!ids.has(id), "has a message twice");
     const fresh = readNode(node, ids.get(node.parent));
     ids.set(id, fresh.id);
     nodes[fresh.id] = fresh;
@@ -44,8 +48,7 @@ function readConversation(given) {
   const chosen = {};
   for (const [parent, child] of Object.entries(object(given.chosen, "chosen"))) {
     const [above, below] = [ids.get(parent), ids.get(child)];
-    if (!above || !below || nodes[below]?.parent !== above)
-      throw new Error("The file shows a message that is not there.");
+    check(above && nodes[below]?.parent === above, "shows a message that is not there");
     chosen[above] = below;
   }
   return {
@@ -61,7 +64,7 @@ function readConversation(given) {
 }
 
 function readNode(node, parent) {
-  if (node.role !== "user" && node.role !== "assistant") throw new Error("The file has a message of an unknown role.");
+  check(["user", "assistant"].includes(node.role), "has a message of an unknown role");
   const fresh = {
     id: newId("n"),
     parent,
@@ -73,23 +76,17 @@ function readNode(node, parent) {
   };
   if (node.finish === "stop" || node.finish === "length") fresh.finish = node.finish;
   if (fresh.state === "failed") fresh.error = { message: string(node.error?.message, "error") };
-  if (node.stats) fresh.stats = readStats(object(node.stats, "stats"));
-  return fresh;
-}
-
-function readStats(stats) {
-  return Object.fromEntries(Object.entries(stats).filter(([, value]) => Number.isFinite(value)));
+  const stats = Object.entries(object(node.stats ?? {}, "stats"));
+  return { ...fresh, stats: Object.fromEntries(stats.filter(([, value]) => Number.isFinite(value))) };
 }
 
 function object(value, name) {
-  if (value === null || typeof value !== "object" || Array.isArray(value))
-    throw new Error(`The file's ${name} are missing.`);
+  check(value && typeof value === "object" && !Array.isArray(value), `has no ${name}`);
   return value;
 }
 
 function string(value, name) {
-  if (typeof value !== "string" || value.length > MAX_TEXT)
-    throw new Error(`The file has no text where its ${name} should be.`);
+  check(typeof value === "string" && value.length <= MAX_TEXT, `has no text where its ${name} should be`);
   return value;
 }
 
@@ -99,10 +96,7 @@ function time(value) {
 
 /** Lets the browser save a text as a file. */
 export function download(name, text, type = "application/json") {
-  const address = URL.createObjectURL(new Blob([text], { type }));
-  const link = document.createElement("a");
-  link.href = address;
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(address), 1000);
+  const href = URL.createObjectURL(new Blob([text], { type }));
+  h("a", { href, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 1000);
 }
