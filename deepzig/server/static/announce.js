@@ -4,7 +4,7 @@
  * An answer is read out in whole sentences, at most every two seconds: word by word would drown the listener.
  */
 
-import { h, iconButton } from "./dom.js";
+import { h, iconButton, textButton } from "./dom.js";
 
 const SENTENCE_INTERVAL_MS = 2000;
 const TOAST_MS = 6000;
@@ -53,7 +53,7 @@ export function toast(text, action) {
   const box = h(
     "div.toast",
     h("span", text),
-    action && h("button.text-button", { onclick: () => (close(), action.run()) }, action.label),
+    action && textButton(action.label, () => (close(), action.run())),
     iconButton("close", "Dismiss", close),
   );
   document.getElementById("toasts").append(box);

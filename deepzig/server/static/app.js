@@ -1,15 +1,15 @@
 /**
  * The page's start and its switchboard: which place is shown, which answers are running, what a click leads to.
  *
- * Calls the views, the store and generation.js; the views call back here. A place is the part of the address after `#`:
- * nothing for a new conversation, `c=ID` for one that is kept, `status`.
+ * The views call back here. A place is the part of the address after `#`: nothing for a new conversation, `c=ID` for
+ * one that is kept, `status`.
  */
 
 import { onKeyNeeded } from "./api.js";
 import { announce, Narrator, toast } from "./announce.js";
 import { ChatView } from "./chat.js";
 import { Composer } from "./composer.js";
-import { addNode, choose, lastNode, newConversation, ROOT, shownPath, titleOf } from "./conversations.js";
+import { addNode, isEmpty, lastNode, newConversation, ROOT, shownPath, titleOf } from "./conversations.js";
 import { iconButton, isComposing } from "./dom.js";
 import { follow, requestFor, Run } from "./generation.js";
 import { askForKey } from "./key_prompt.js";
@@ -29,16 +29,16 @@ class App {
   model = null; // as of model.js
   condition = "loading"; // ready, loading, offline, locked
   conversation = newConversation("chat", null);
-  place = "conversation"; // or status
+  isStatus = false; // which is shown instead of the conversation
   #runs = new Map(); // id of a message -> Run
-  #main = document.getElementById("main");
+  #main = byId("main");
   #view = null;
-  #sidebar = new Sidebar(this, document.getElementById("sidebar"));
-  #topbar = new Topbar(this, document.getElementById("topbar"));
-  #composer = new Composer(document.getElementById("composer"));
+  #sidebar = new Sidebar(this, byId("sidebar"));
+  #topbar = new Topbar(this, byId("topbar"));
+  #composer = new Composer(this, byId("composer"));
   #toEnd = iconButton("down", "To the end", () => this.#scrollToEnd(), ".to-end", { hidden: true });
   #isFollowing = true;
-  #isConnecting = false;
+  #connecting = null; // the promise of `connect`
 
   async start() {
     onKeyNeeded(async (wasWrong) => {
@@ -47,16 +47,13 @@ class App {
       if (key && this.model) this.#setCondition("ready");
       return key;
     });
-    this.#composer.onSubmit = (text) => this.submit(text);
-    this.#composer.onStop = () => this.stop();
-    this.#composer.onEditLast = () => this.#view.editLast();
-    document.getElementById("composer").prepend(this.#toEnd);
+    byId("composer").prepend(this.#toEnd);
     document.querySelector(".skip-link").addEventListener("click", (event) => {
       event.preventDefault(); // its address would be taken for a place
       this.#composer.focus();
     });
-    document.getElementById("scrim").addEventListener("click", () => this.toggleSidebar(false));
-    document.getElementById("sidebar").addEventListener("focusout", ({ relatedTarget }) => {
+    byId("scrim").addEventListener("click", () => this.toggleSidebar(false));
+    byId("sidebar").addEventListener("focusout", ({ relatedTarget }) => {
       if (relatedTarget?.closest(".stage")) this.toggleSidebar(false); // it would lie over what has the focus
     });
     document.addEventListener("keydown", (event) => this.#key(event));
@@ -75,9 +72,9 @@ class App {
   #route() {
     this.toggleSidebar(false);
     const place = location.hash.slice(1);
-    this.place = place === "status" ? "status" : "conversation";
+    this.isStatus = place === "status";
     const id = place.startsWith("c=") ? place.slice(2) : null;
-    if (this.place === "conversation")
+    if (!this.isStatus)
       this.conversation = this.store.get(id) ?? (this.conversation.id === id ? this.conversation : this.#fresh());
     this.#mount();
   }
@@ -86,15 +83,10 @@ class App {
     return newConversation(this.model && !this.model.tellsRoles ? "story" : "chat", this.model?.id ?? null);
   }
 
-  /** Goes to a conversation; null: to a new one. */
-  open(id) {
-    const hash = id ? `#c=${id}` : "";
-    if (location.hash === hash || (!hash && !location.hash)) this.#route();
-    else if (hash) location.hash = hash;
-    else {
-      history.pushState(null, "", location.pathname + location.search);
-      this.#route();
-    }
+  /** Goes to a new conversation. */
+  openNew() {
+    if (location.hash) history.pushState(null, "", location.pathname + location.search);
+    this.#route();
     this.#composer.focus();
   }
 
@@ -107,14 +99,14 @@ class App {
   rename(title) {
     this.conversation.title = title.slice(0, 200);
     this.store.put(this.conversation);
-    this.#sidebar.show();
     this.#showTitle();
+    this.showList();
   }
 
   /** Shows what another tab has changed; what the reader is writing stays. */
   #refresh(id) {
-    this.#sidebar.show();
-    if (id !== this.conversation.id || this.place === "status") return;
+    this.showList();
+    if (id !== this.conversation.id || this.isStatus) return;
     this.#view.show();
     this.#showContext();
     this.#followText();
@@ -127,10 +119,10 @@ class App {
 
   #mount() {
     this.#view?.stop?.();
-    if (this.place === "status") this.#view = new StatusView(this);
+    if (this.isStatus) this.#view = new StatusView(this);
     else this.#view = this.conversation.mode === "story" ? new StoryView(this) : new ChatView(this);
     this.#main.replaceChildren(this.#view.element);
-    document.body.dataset.place = this.place;
+    document.body.classList.toggle("shows-status", this.isStatus);
     this.#view.show();
     this.#showAround();
     this.#scrollToEnd();
@@ -143,27 +135,27 @@ class App {
   }
 
   #showAround() {
-    this.#sidebar.show();
+    this.showList();
     this.#topbar.show();
     this.#showComposer();
     this.#showTitle();
   }
 
   #showTitle() {
-    const title = this.place === "status" ? "Status" : this.conversation.title;
+    const title = this.isStatus ? "Status" : this.conversation.title;
     document.title = title ? `${title} · deepzig` : "deepzig";
   }
 
   #showComposer() {
     const isStory = this.conversation.mode === "story";
-    const last = lastNode(this.conversation);
+    const hasBegun = isStory && Boolean(lastNode(this.conversation));
     this.#composer.set({
       label: isStory ? "Your part of the story" : "Your message",
-      placeholder: !isStory ? "Ask something" : last ? "Add a sentence of your own" : "It was a dark night…",
-      hint: isStory && last ? "Enter lets the model go on" : "Enter sends, Shift Enter breaks the line",
-      action: isStory ? (last ? "Go on" : "Begin") : "Send",
-      mayBeEmpty: isStory && last !== null,
-      isRunning: this.isRunning(this.conversation),
+      placeholder: hasBegun ? "Add a sentence of your own" : isStory ? "It was a dark night…" : "Ask something",
+      hint: hasBegun ? "Enter lets the model go on" : "Enter sends, Shift Enter breaks the line",
+      action: hasBegun ? "Go on" : isStory ? "Begin" : "Send",
+      mayBeEmpty: hasBegun,
+      isRunning: Boolean(this.runIn(this.conversation)),
       isDisabled: this.condition !== "ready",
     });
     this.#showContext();
@@ -171,15 +163,15 @@ class App {
 
   #showContext() {
     const withStats = shownPath(this.conversation).findLast((node) => node.stats?.contextTokens);
-    const run = this.#runOfConversation(this.conversation);
-    const running = run?.progress ? run.progress.total + run.tokens : null;
-    this.#composer.showContext(running ?? withStats?.stats.contextTokens ?? null, this.model?.contextLength);
+    const run = this.runIn(this.conversation);
+    const running = run?.progress && run.progress.total + run.tokens;
+    this.#composer.showContext(running ?? withStats?.stats.contextTokens, this.model?.contextLength);
   }
 
   toggleSidebar(isOpen) {
     const isLeft = isScrimShown() && document.activeElement.closest("#sidebar");
     document.body.classList.toggle("sidebar-open", isOpen);
-    document.getElementById("scrim").hidden = !isOpen;
+    byId("scrim").hidden = !isOpen;
     if (isOpen) document.querySelector("#sidebar .new-button").focus();
     else if (isLeft) document.querySelector("#topbar .only-narrow").focus();
   }
@@ -187,14 +179,8 @@ class App {
   // The server
 
   /** Waits for the server and its model, which may be another one than before; asks for a key if one is needed. */
-  async connect() {
-    if (this.#isConnecting) return;
-    this.#isConnecting = true;
-    try {
-      await this.#connect();
-    } finally {
-      this.#isConnecting = false;
-    }
+  connect() {
+    return (this.#connecting ??= this.#connect().finally(() => (this.#connecting = null)));
   }
 
   async #connect() {
@@ -210,12 +196,12 @@ class App {
       }
     }
     this.condition = "ready";
-    if (Object.keys(this.conversation.nodes).length || this.place === "status") {
-      this.#view.show();
-      this.#showAround();
-    } else {
+    if (isEmpty(this.conversation) && !this.isStatus) {
       this.conversation = this.#fresh();
       this.#mount();
+    } else {
+      this.#view.show();
+      this.#showAround();
     }
     if ([document.body, this.#main].includes(document.activeElement)) this.#composer.focus();
   }
@@ -229,21 +215,18 @@ class App {
   // Answers
 
   runOf(node) {
-    return this.#runs.get(node.id) ?? null;
+    return this.#runs.get(node.id);
   }
 
-  isRunning(conversation) {
-    return this.#runOfConversation(conversation) !== null;
-  }
-
-  #runOfConversation(conversation) {
-    return [...this.#runs.values()].find((run) => run.conversation === conversation) ?? null;
+  /** What is being written in a conversation, if anything. */
+  runIn(conversation) {
+    return [...this.#runs.values()].find((run) => run.conversation === conversation);
   }
 
   /** The reader's words, then the model's. In a story either may be missing. */
   submit(text) {
     const { conversation } = this;
-    if (this.condition !== "ready" || this.isRunning(conversation)) return;
+    if (this.condition !== "ready" || this.runIn(conversation)) return;
     let parent = lastNode(conversation)?.id ?? ROOT;
     const words = conversation.mode === "story" ? joined(conversation, text) : text.trim();
     if (words) parent = addNode(conversation, parent, "user", words).id;
@@ -252,10 +235,10 @@ class App {
 
   /** Whether an answer may begin now; says why not. */
   #mayAnswer() {
-    const isRunning = this.isRunning(this.conversation);
-    if (isRunning) toast("An answer is being written. Stop it first.");
+    if (this.runIn(this.conversation)) toast("An answer is being written. Stop it first.");
     else if (this.condition !== "ready") toast(`${CONDITIONS[this.condition]}.`);
-    return !isRunning && this.condition === "ready";
+    else return true;
+    return false;
   }
 
   /** Another version of an answer. */
@@ -263,11 +246,15 @@ class App {
     if (this.#mayAnswer()) this.#answer(this.conversation, node.parent);
   }
 
+  /** Opens what the reader wrote last for editing. */
+  editLast() {
+    this.#view.editLast();
+  }
+
   /** Another version of what the reader said, and an answer to it. */
   edit(node, text) {
     if (!this.#mayAnswer()) return;
-    const fresh = addNode(this.conversation, node.parent, "user", text);
-    this.#answer(this.conversation, fresh.id);
+    this.#answer(this.conversation, addNode(this.conversation, node.parent, "user", text).id);
   }
 
   /** Another version of the whole story; the model does not go on by itself. */
@@ -294,7 +281,7 @@ class App {
 
   /** Shows another version. */
   show(node) {
-    choose(this.conversation, node);
+    this.conversation.chosen[node.parent] = node.id; // below it stands what was shown last
     this.store.put(this.conversation);
     this.#view.show();
     this.#showAround();
@@ -303,7 +290,7 @@ class App {
 
   /** Stops the answer of the conversation that is shown. */
   stop() {
-    const run = this.#runOfConversation(this.conversation);
+    const run = this.runIn(this.conversation);
     if (!run) return;
     run.stop();
     announce("Stopped");
@@ -324,22 +311,23 @@ class App {
     const run = new Run(conversation, node);
     const narrator = new Narrator();
     const given = node.content.length;
+    const isShown = () => conversation === this.conversation;
     this.#runs.set(node.id, run);
     this.store.put(conversation);
     this.#isFollowing = true;
-    if (conversation === this.conversation) this.#view.show();
+    if (isShown()) this.#view.show();
     this.#showAround();
     this.#keepFocus();
     announce("The answer is being written");
     await follow(run, requestFor(conversation, node, this.model), () => {
-      if (conversation === this.conversation) narrator.update(node.content.slice(given));
+      if (isShown()) narrator.update(node.content.slice(given));
       this.#changed(conversation, node);
     });
     this.#runs.delete(node.id);
     this.#waiting.delete(node); // else the next frame would replace what can be clicked by now
     conversation.updated = Date.now();
     this.#keep(conversation);
-    if (conversation === this.conversation) {
+    if (isShown()) {
       narrator.finish(node.content.slice(given));
       this.#view.update?.(node);
     }
@@ -357,7 +345,7 @@ class App {
 
   #changed(conversation, node) {
     this.#keep(conversation);
-    if (conversation !== this.conversation || this.place === "status" || this.#waiting.has(node)) return;
+    if (conversation !== this.conversation || this.isStatus || this.#waiting.has(node)) return;
     this.#waiting.add(node);
     requestAnimationFrame(() => {
       if (!this.#waiting.delete(node) || conversation !== this.conversation) return;
@@ -376,34 +364,38 @@ class App {
   }
 
   #followText() {
-    if (this.#isFollowing && this.place !== "status") this.#scrollToEnd();
+    if (this.#isFollowing && !this.isStatus) this.#scrollToEnd();
   }
 
   #scrollToEnd() {
-    this.#main.scrollTop = this.place === "status" ? 0 : this.#main.scrollHeight;
+    this.#main.scrollTop = this.isStatus ? 0 : this.#main.scrollHeight;
     this.#isFollowing = true;
     this.#toEnd.hidden = true;
   }
 
   #key(event) {
     const withControl = event.ctrlKey || event.metaKey;
+    const key = event.key.toLowerCase();
     if (document.querySelector("dialog[open]") || isComposing(event)) return;
-    if (event.key === "Escape" && isScrimShown()) this.toggleSidebar(false);
-    else if (event.key === "Escape") this.stop();
-    else if (withControl && event.shiftKey && event.key.toLowerCase() === "o") this.open(null);
-    else if (withControl && !event.shiftKey && event.key.toLowerCase() === "k")
-      (this.toggleSidebar(true), this.#sidebar.focusSearch());
+    if (key === "escape" && isScrimShown()) this.toggleSidebar(false);
+    else if (key === "escape") this.stop();
+    else if (withControl && event.shiftKey && key === "o") this.openNew();
+    else if (withControl && !event.shiftKey && key === "k") (this.toggleSidebar(true), this.#sidebar.focusSearch());
     else return;
     event.preventDefault();
   }
 }
 
-/** Whether the list of conversations lies over the rest; in a wide window it stands beside it. */
-function isScrimShown() {
-  return document.getElementById("scrim").checkVisibility();
+function byId(id) {
+  return document.getElementById(id);
 }
 
-/** The reader's words for a story: set off from what stands before, unless they begin with a blank or a mark. */
+/** Whether the list of conversations lies over the rest, not beside it. */
+function isScrimShown() {
+  return byId("scrim").checkVisibility();
+}
+
+/** The reader's words for a story: set off from what stands before, unless they begin with a mark. */
 function joined(conversation, text) {
   if (!text.trim()) return "";
   const last = lastNode(conversation);

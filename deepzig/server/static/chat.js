@@ -1,10 +1,10 @@
 /**
- * A conversation as a chat: what the reader said, and the answers with their thinking. Made by app.js, which does what
- * the buttons ask for; calls prose.js for the text of answers.
+ * A conversation as a chat: questions, and answers with their thinking. Made by app.js, which does what the buttons ask
+ * for; calls prose.js for the text of answers.
  */
 
 import { allVersions, shownPath } from "./conversations.js";
-import { copyButton, h, iconButton } from "./dom.js";
+import { copyButton, h, iconButton, setChildren } from "./dom.js";
 import { formatSeconds } from "./figures.js";
 import { editInPlace, problemLine, progressLine, statisticsText, versionSwitch } from "./message_parts.js";
 import { showMarkdown } from "./prose.js";
@@ -21,8 +21,9 @@ export class ChatView {
   /** Shows the path; messages that stay keep their nodes, and a path that stays keeps the focus. */
   show() {
     const path = shownPath(this.#app.conversation);
+    const make = (node) => (node.role === "user" ? this.#makeQuestion(node) : this.#makeAnswer(node));
     const kept = new Map();
-    for (const node of path) kept.set(node.id, this.#parts.get(node.id) ?? this.#make(node));
+    for (const node of path) kept.set(node.id, this.#parts.get(node.id) ?? make(node));
     this.#parts = kept;
     const shown = path.length ? [...kept.values()].map((parts) => parts.article) : [emptyChat(this.#app)];
     const { children } = this.element;
@@ -31,16 +32,14 @@ export class ChatView {
     const versions = allVersions(this.#app.conversation);
     for (const node of path) {
       this.update(node);
-      const choice = versionSwitch(this.#app, node, versions.get(node.parent));
-      kept.get(node.id).versions.replaceChildren(...[choice].filter(Boolean));
+      setChildren(kept.get(node.id).versions, versionSwitch(this.#app, node, versions.get(node.parent)));
     }
   }
 
   /** Shows what has changed in one message. */
   update(node) {
     const parts = this.#parts.get(node.id);
-    if (!parts) return;
-    if (node.role === "assistant") this.#updateAnswer(node, parts);
+    if (parts && node.role === "assistant") this.#updateAnswer(node, parts);
   }
 
   /** Opens the last thing that the reader said for editing. */
@@ -49,69 +48,36 @@ export class ChatView {
     this.#parts.get(node?.id)?.edit();
   }
 
-  #make(node) {
-    return node.role === "user" ? this.#makeQuestion(node) : this.#makeAnswer(node);
-  }
-
   #makeQuestion(node) {
     const bubble = h("div.bubble", node.content);
     const versions = h("span");
     const edit = () => editInPlace(bubble, node.content, "Edit your message", (text) => this.#app.edit(node, text));
-    const article = h(
-      "article.message.question",
-      { "aria-label": "You" },
-      bubble,
-      h(
-        "div.message-foot",
-        versions,
-        h(
-          "span.actions",
-          iconButton("edit", "Edit", edit),
-          copyButton(() => node.content),
-        ),
-      ),
-    );
-    return { article, versions, edit };
+    const copy = copyButton(() => node.content);
+    const foot = h("div.message-foot", versions, h("span.actions", iconButton("edit", "Edit", edit), copy));
+    return { article: h("article.message.question", { "aria-label": "You" }, bubble, foot), versions, edit };
   }
 
   #makeAnswer(node) {
+    const summary = h("summary", { onclick: () => (parts.isToggled = true) });
     const thinkingText = h("div.prose.thinking-text");
-    const summary = h("summary", "Thinking");
-    const thinking = h("details.thinking", { hidden: true }, summary, thinkingText);
-    summary.addEventListener("click", () => (parts.isToggled = true));
+    const thinking = h("details.thinking", summary, thinkingText);
     const [progress, prose, problem, versions] = [h("div"), h("div.prose"), h("div"), h("span")];
     const statistics = h("span.statistics");
     const again = iconButton("again", "Answer again", () => this.#app.regenerate(node));
     const copy = copyButton(() => node.content);
-    const actions = h("span.actions", copy, again);
-    const foot = h("div.message-foot", versions, actions, statistics);
+    const foot = h("div.message-foot", versions, h("span.actions", copy, again), statistics);
     const article = h("article.message.answer", { "aria-label": "Answer" }, thinking, progress, prose, problem, foot);
-    const parts = {
-      article,
-      thinking,
-      summary,
-      thinkingText,
-      progress,
-      prose,
-      problem,
-      foot,
-      copy,
-      versions,
-      statistics,
-    };
+    const parts = { article, thinking, summary, thinkingText, progress, prose, problem, copy, versions, statistics };
     return parts;
   }
 
   #updateAnswer(node, parts) {
     const run = this.#app.runOf(node);
-    const isBefore = run && (run.phase === "waiting" || run.phase === "reading") && !node.content;
     parts.article.setAttribute("aria-busy", Boolean(run));
-    parts.article.classList.toggle("running", Boolean(run));
     this.#updateThinking(node, run, parts);
-    parts.progress.replaceChildren(...(isBefore ? [progressLine(run)] : []));
+    setChildren(parts.progress, run?.firstToken === null && !node.content && progressLine(run));
     showMarkdown(parts.prose, node.content);
-    parts.problem.replaceChildren(...[run ? null : problemLine(this.#app, node)].filter(Boolean));
-    parts.foot.classList.toggle("quiet", Boolean(run));
+    setChildren(parts.problem, !run && problemLine(this.#app, node));
     parts.copy.hidden = !node.content;
     parts.statistics.textContent = statisticsText(node, run);
   }
@@ -119,16 +85,12 @@ export class ChatView {
   #updateThinking(node, run, parts) {
     parts.thinking.hidden = !node.reasoning;
     if (!node.reasoning) return;
-    const isThinking = run?.phase === "thinking";
+    const isThinking = run?.isThinking ?? false;
     const seconds = isThinking ? (performance.now() - run.firstToken) / 1000 : node.stats?.thoughtS;
-    const name = isThinking ? "Thinking" : "Thought";
-    parts.summary.textContent = seconds
-      ? `${name} for ${formatSeconds(seconds)}`
-      : isThinking
-        ? "Thinking"
-        : "Thoughts";
+    const [name, plainName] = isThinking ? ["Thinking", "Thinking"] : ["Thought", "Thoughts"];
+    parts.summary.textContent = seconds ? `${name} for ${formatSeconds(seconds)}` : plainName;
     parts.summary.classList.toggle("active", isThinking);
-    if (!parts.isToggled) parts.thinking.open = Boolean(isThinking); // open while it lasts, unless the reader chose
+    if (!parts.isToggled) parts.thinking.open = isThinking; // open while it lasts, unless the reader chose
     showMarkdown(parts.thinkingText, node.reasoning);
   }
 }

@@ -1,34 +1,32 @@
 /**
- * Where the reader writes: a field that grows, the button that sends or stops, and how much of the context is used.
- * Called by app.js; knows nothing of conversations.
+ * Where the reader writes: a field, the button that sends or stops, and how much of the context is used. Made by app.js;
+ * knows nothing of conversations.
  */
 
-import { h, icon, isComposing } from "./dom.js";
+import { fitHeight, h, icon, isComposing, setChildren } from "./dom.js";
 import { formatNumber } from "./figures.js";
 
-const MOST_HEIGHT = 240; // px, then the field scrolls
-
 export class Composer {
-  #input = h("textarea", { id: "composer-input", rows: 1, enterkeyhint: "send", spellcheck: "true" });
+  #input = h("textarea", {
+    id: "composer-input",
+    rows: 1,
+    enterkeyhint: "send",
+    spellcheck: "true",
+    oninput: () => this.#changed(),
+    onkeydown: (event) => this.#key(event),
+  });
   #label = h("label.visually-hidden", { for: "composer-input" });
   #button = h("button.send-button", { type: "submit" });
-  #meter = h("div.context-meter", { hidden: true });
+  #meter = h("div.context-meter", { hidden: true, title: "How much of the model's context this conversation fills" });
   #hint = h("p.composer-hint");
   #isRunning = false;
   #mayBeEmpty = false;
+  #app;
 
-  onSubmit = () => {};
-  onStop = () => {};
-  onEditLast = () => {};
-
-  constructor(dock) {
-    const form = h("form.composer", this.#label, this.#input, this.#button);
-    form.addEventListener("submit", (event) => {
-      event.preventDefault();
-      this.#submit();
-    });
-    this.#input.addEventListener("keydown", (event) => this.#key(event));
-    this.#input.addEventListener("input", () => this.#changed());
+  constructor(app, dock) {
+    this.#app = app;
+    const onsubmit = (event) => (event.preventDefault(), this.#submit());
+    const form = h("form.composer", { onsubmit }, this.#label, this.#input, this.#button);
     dock.append(form, h("div.composer-foot", this.#hint, this.#meter));
   }
 
@@ -41,39 +39,24 @@ export class Composer {
     this.#isRunning = isRunning;
     this.#input.disabled = isDisabled;
     const name = isRunning ? "Stop" : action;
+    const isWide = mayBeEmpty && !isRunning;
     this.#button.setAttribute("aria-label", name);
     this.#button.title = isRunning ? "Stop (Esc)" : name;
     this.#button.classList.toggle("running", isRunning);
-    this.#button.classList.toggle("wide", mayBeEmpty && !isRunning);
-    this.#button.replaceChildren(
-      icon(isRunning ? "stop" : mayBeEmpty ? "quill" : "send"),
-      ...(mayBeEmpty && !isRunning ? [name] : []),
-    );
+    this.#button.classList.toggle("wide", isWide);
+    setChildren(this.#button, icon(isRunning ? "stop" : mayBeEmpty ? "quill" : "send"), isWide && name);
     this.#changed();
   }
 
-  /** Tokens of the context that the conversation takes; null hides the meter. */
+  /** Tokens of the context that the conversation takes; none hides the meter. */
   showContext(used, total) {
     this.#meter.hidden = !used || !total;
     if (this.#meter.hidden) return;
     const share = Math.min(1, used / total);
-    const bar = h(
-      "span.meter-bar",
-      { "aria-hidden": "true" },
-      h(share > 0.85 ? "span.meter-fill.full" : "span.meter-fill"),
-    );
-    bar.firstChild.style.setProperty("--share", share);
-    this.#meter.replaceChildren(bar, `${formatNumber(used)} of ${formatNumber(total)} tokens`);
-    this.#meter.title = "How much of the model's context this conversation fills";
-  }
-
-  get text() {
-    return this.#input.value;
-  }
-
-  set text(value) {
-    this.#input.value = value;
-    this.#changed();
+    const fill = h(share > 0.85 ? "span.meter-fill.full" : "span.meter-fill");
+    fill.style.setProperty("--share", share);
+    const bar = h("span.meter-bar", { "aria-hidden": "true" }, fill);
+    setChildren(this.#meter, bar, `${formatNumber(used)} of ${formatNumber(total)} tokens`);
   }
 
   focus() {
@@ -81,11 +64,12 @@ export class Composer {
   }
 
   #submit() {
-    if (this.#isRunning) return this.onStop();
-    if (this.#input.disabled || (!this.#mayBeEmpty && !this.text.trim())) return;
-    const { text } = this;
-    this.text = "";
-    this.onSubmit(text);
+    if (this.#isRunning) return this.#app.stop();
+    if (this.#button.disabled) return;
+    const text = this.#input.value;
+    this.#input.value = "";
+    this.#changed();
+    this.#app.submit(text);
   }
 
   #key(event) {
@@ -93,15 +77,15 @@ export class Composer {
     if (event.key === "Enter" && !event.shiftKey && !event.altKey) {
       event.preventDefault();
       if (!this.#isRunning) this.#submit();
-    } else if (event.key === "ArrowUp" && !this.text) {
+    } else if (event.key === "ArrowUp" && !this.#input.value) {
       event.preventDefault();
-      this.onEditLast();
+      this.#app.editLast();
     }
   }
 
   #changed() {
-    this.#button.disabled = !this.#isRunning && (this.#input.disabled || (!this.#mayBeEmpty && !this.text.trim()));
-    this.#input.style.height = "auto";
-    this.#input.style.height = `${Math.min(this.#input.scrollHeight, MOST_HEIGHT)}px`;
+    const canSend = !this.#input.disabled && (this.#mayBeEmpty || this.#input.value.trim());
+    this.#button.disabled = !this.#isRunning && !canSend;
+    fitHeight(this.#input);
   }
 }

@@ -1,9 +1,8 @@
 /**
- * A conversation as data: a tree of messages, of which one path is shown. Pure functions, called by the views,
- * generation.js and transfer.js; knows nothing of the page or of storage.
+ * A conversation as data: a tree of messages, of which one path is shown. Knows nothing of the page or of storage.
  *
- * Asking again or editing never loses text: it adds a sibling, and `chosen` says which child of each message is shown.
- * A story is the same tree: passages by the reader ("user") and by the model ("assistant"), read without gaps.
+ * Asking again or editing adds a sibling; `chosen` says which child of each message is shown. A story is the same tree:
+ * passages by the reader ("user") and by the model ("assistant"), read without gaps.
  */
 
 export const ROOT = "root";
@@ -14,7 +13,7 @@ export function newConversation(mode, model) {
   return { id: newId("c"), mode, model, title: "", created: now, updated: now, nodes: {}, chosen: {} };
 }
 
-/** A name that no other has; a letter first, so that objects keep the order in which nodes came. */
+/** A new name; a letter first, so that objects keep the order in which nodes came. */
 export function newId(prefix) {
   const bytes = crypto.getRandomValues(new Uint8Array(9));
   return prefix + Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -28,6 +27,11 @@ export function addNode(conversation, parent, role, content, state = "done") {
   conversation.updated = node.created;
   if (!conversation.title && role === "user") conversation.title = titleOf(content);
   return node;
+}
+
+/** Whether nothing has been written yet. */
+export function isEmpty(conversation) {
+  return !Object.keys(conversation.nodes).length;
 }
 
 /** The messages that are shown, first one first. */
@@ -44,24 +48,14 @@ export function pathTo(conversation, node) {
   return path;
 }
 
-/** The versions of a message, in the order in which they were made. */
-export function siblings(conversation, node) {
-  return Object.values(conversation.nodes).filter((other) => other.parent === node.parent);
-}
-
-/** The same for all messages: a map from the id of their parent. */
+/** The versions of all messages, in the order in which they were made: a map from the id of their parent. */
 export function allVersions(conversation) {
   return Map.groupBy(Object.values(conversation.nodes), (node) => node.parent);
 }
 
-/** Shows another version of a message, and below it what was shown last. */
-export function choose(conversation, node) {
-  conversation.chosen[node.parent] = node.id;
-}
-
-/** The last message that is shown, or null. */
+/** The last message that is shown, if there is one. */
 export function lastNode(conversation) {
-  return shownPath(conversation).at(-1) ?? null;
+  return shownPath(conversation).at(-1);
 }
 
 /** What /v1/chat/completions is sent: thinking is left out, as DeepSeek asks for. */
@@ -88,7 +82,7 @@ export function titleOf(text) {
   const line = text.trim().replace(/\s+/g, " ");
   if (line.length <= 48) return line;
   const cut = line.slice(0, 48).replace(/[\ud800-\udbff]$/, ""); // half of a character
-  return `${cut.slice(0, cut.lastIndexOf(" ") > 20 ? cut.lastIndexOf(" ") : 48)}…`;
+  return `${cut.replace(/^(.{21,}) .*/, "$1")}…`;
 }
 
 /**
@@ -114,7 +108,7 @@ export function adopt(ours, theirs) {
   [ours.title, ours.updated] = [theirs.title, theirs.updated];
 }
 
-/** Messages that were being written when the page was closed: says so instead of waiting for ever. */
+/** Says of messages that were being written when the page was closed that nothing more will come. */
 export function markInterrupted(conversation) {
   for (const node of Object.values(conversation.nodes)) if (node.state === "streaming") node.state = "interrupted";
 }

@@ -1,8 +1,7 @@
 /**
  * One answer: sends the request, follows the stream, and fills the message. Called by app.js; calls api.js.
  *
- * A `Run` is what is known while the answer is made; the message keeps what is worth keeping after it. Knows nothing of
- * how either is shown.
+ * A `Run` is what is known while the answer is made; the message keeps what is worth keeping after it.
  */
 
 import { ApiError, stream } from "./api.js";
@@ -18,7 +17,7 @@ export class Run {
   started = performance.now();
   firstToken = null; // ms, as performance.now()
   lastToken = null;
-  thoughtUntil = null; // when thinking ended
+  thoughtUntil = null; // when text began after thoughts
   tokens = 0;
   progress = null; // of the prompt: {total, cache, processed, time_ms, queue_position}
   usage = null;
@@ -29,10 +28,8 @@ export class Run {
     this.node = node;
   }
 
-  /** waiting, reading (the prompt), thinking or writing. */
-  get phase() {
-    if (this.firstToken === null) return this.progress && !this.progress.queue_position ? "reading" : "waiting";
-    return this.node.reasoning && this.thoughtUntil === null ? "thinking" : "writing";
+  get isThinking() {
+    return this.firstToken !== null && this.node.reasoning !== "" && this.thoughtUntil === null;
   }
 
   /** Tokens a second since the first one, or null. */
@@ -48,13 +45,8 @@ export class Run {
 
 /** The address and body of the request for `node`, an answer with an empty or, to be continued, unfinished text. */
 export function requestFor(conversation, node, model) {
-  const fields = {
-    model: model.id,
-    ...samplingFields(),
-    stream: true,
-    stream_options: { include_usage: true },
-    return_progress: true,
-  };
+  const streaming = { stream: true, stream_options: { include_usage: true }, return_progress: true };
+  const fields = { model: model.id, ...samplingFields(), ...streaming };
   const path = pathTo(conversation, node);
   if (conversation.mode === "story") {
     const prompt = fitting(path, model.contextLength);
@@ -69,12 +61,10 @@ export function requestFor(conversation, node, model) {
   return { path: "v1/chat/completions", body };
 }
 
-/**
- * The story so far, or its second half, from the start of a sentence, if there is no room for another passage. How many
- * characters a token has is known from the last answer.
- */
+/** The story so far or, if there is no room for another passage, its second half from the start of a sentence. */
 export function fitting(path, contextLength) {
   const text = asText(path);
+  // Of the last answer, if there is one.
   const charsPerToken = path.findLast((node) => node.stats?.charsPerToken)?.stats.charsPerToken ?? CHARS_PER_TOKEN;
   if (text.length / charsPerToken + STORY_TOKENS <= contextLength) return text;
   const cut = text.slice(-Math.floor((contextLength / 2) * charsPerToken));
@@ -124,20 +114,17 @@ function take(run, chunk) {
 }
 
 function fail(node, error) {
-  if (error.name === "AbortError") {
-    node.state = "stopped";
-    return;
-  }
+  node.state = error.name === "AbortError" ? "stopped" : "failed";
+  if (node.state === "stopped") return;
   if (!(error instanceof ApiError)) console.error(error);
-  const { message, status, code, requestId, retryAfter } = error;
-  node.state = "failed";
-  node.error = { message, status, code, requestId, retryAfter };
+  const { message, status, requestId, retryAfter } = error;
+  node.error = { message, status, requestId, retryAfter };
 }
 
-/** What the line below an answer tells: the server's figures where it gave them, else what was seen from here. */
+/** What the line below an answer tells: the server's figures if it gave them, else what was seen from here. */
 function statistics(run, prompt) {
   const { usage, timings } = run;
-  const stats = { seconds: (performance.now() - run.started) / 1000, tokens: usage?.completion_tokens ?? run.tokens };
+  const stats = { tokens: usage?.completion_tokens ?? run.tokens };
   if (run.firstToken !== null) stats.firstTokenS = (run.firstToken - run.started) / 1000;
   if (run.thoughtUntil !== null) stats.thoughtS = (run.thoughtUntil - run.firstToken) / 1000;
   const speed = timings?.predicted_per_second ?? run.speed;

@@ -1,17 +1,13 @@
-/**
- * What chats and stories show alike: which version is shown, how far the prompt is, what went wrong. Called by chat.js
- * and story.js; what happens on a click is app.js's business.
- */
+/** What chats and stories show alike. Called by chat.js and story.js; what happens on a click is app.js's business. */
 
 import { asCurl } from "./api.js";
 import { announce, toast } from "./announce.js";
-import { siblings } from "./conversations.js";
-import { button, copyText, h, iconButton, isComposing } from "./dom.js";
+import { button, copyText, fitHeight, h, iconButton, isComposing, textButton } from "./dom.js";
 import { formatNumber, formatSeconds, statisticsLine } from "./figures.js";
 import { requestFor } from "./generation.js";
 
 /** ‹ 2 / 3 ›, if a message has several versions. */
-export function versionSwitch(app, node, versions = siblings(app.conversation, node)) {
+export function versionSwitch(app, node, versions) {
   if (versions.length < 2) return null;
   const index = versions.indexOf(node);
   const step = (by, name, label) => {
@@ -37,40 +33,30 @@ export function progressLine(run) {
   const { progress } = run;
   if (progress?.queue_position) return waitingLine(`Waiting: ${progress.queue_position} ahead of this one`);
   if (!progress?.total) return waitingLine("Waiting for the first token");
-  const done = Math.min(progress.processed, progress.total);
-  const read = done - progress.cache;
-  const left =
-    read > 0 && progress.time_ms > 2000 ? ((progress.total - done) / read) * (progress.time_ms / 1000) : null;
-  const text = `Reading the prompt: ${formatNumber(done)} of ${formatNumber(progress.total)} tokens`;
-  const line = waitingLine(left ? `${text}, about ${formatSeconds(left)} left` : text);
-  line.append(h("progress", { max: progress.total, value: done, "aria-label": "Prompt read" }));
-  return line;
+  const { total, processed, cache, time_ms: time } = progress;
+  const done = Math.min(processed, total);
+  const left = done > cache && time > 2000 ? ((total - done) / (done - cache)) * (time / 1000) : 0;
+  const text = `Reading the prompt: ${formatNumber(done)} of ${formatNumber(total)} tokens`;
+  return waitingLine(
+    left ? `${text}, about ${formatSeconds(left)} left` : text,
+    h("progress", { max: total, value: done, "aria-label": "Prompt read" }),
+  );
 }
 
-function waitingLine(text) {
-  return h("div.progress-line", h("span.pulse", { "aria-hidden": "true" }), h("span", text));
+function waitingLine(text, bar) {
+  return h("div.progress-line", h("span.pulse", { "aria-hidden": "true" }), h("span", text), bar);
 }
 
 /** Why an answer is not whole, and what can be done; null if it is. */
 export function problemLine(app, node) {
+  const isChat = app.conversation.mode === "chat";
   if (node.state === "failed") return failureLine(app, node);
-  if (node.state === "interrupted")
-    return noteLine("Interrupted: the page was closed before the end.", goOn(app, node));
-  if (node.state === "stopped")
-    return noteLine(node.content || node.reasoning ? "Stopped." : "Stopped before it began.", goOn(app, node));
-  if (node.state === "done" && node.finish === "length" && app.conversation.mode === "chat") {
-    return noteLine("Cut off at the longest length.", goOn(app, node));
-  }
-  return null;
-}
-
-function goOn(app, node) {
-  if (app.conversation.mode === "story" || !node.content) return null;
-  return h("button.text-button", { onclick: () => app.goOn(node) }, "Go on");
-}
-
-function noteLine(text, action) {
-  return h("p.note-line", text, action ? " " : null, action);
+  let text = null;
+  if (node.state === "interrupted") text = "Interrupted: the page was closed before the end.";
+  if (node.state === "stopped") text = node.content || node.reasoning ? "Stopped." : "Stopped before it began.";
+  if (node.state === "done" && node.finish === "length" && isChat) text = "Cut off at the longest length.";
+  const goOn = () => app.goOn(node);
+  return text && h("p.note-line", `${text} `, isChat && node.content && textButton("Go on", goOn));
 }
 
 function failureLine(app, node) {
@@ -95,18 +81,19 @@ function failureLine(app, node) {
 
 /** Speed and size, or nothing yet. */
 export function statisticsText(node, run) {
-  if (run) return run.speed ? statisticsLine({ tokens: run.tokens, tokensPerSecond: run.speed }) : "";
-  return node.stats ? statisticsLine(node.stats) : "";
+  const current = run?.speed ? { tokens: run.tokens, tokensPerSecond: run.speed } : {};
+  return statisticsLine(run ? current : (node.stats ?? {}));
 }
 
 /** Replaces `element` by a field with its text until it is saved or left. */
 export function editInPlace(element, text, label, onSave) {
-  const area = h("textarea.edit-area", { "aria-label": label });
-  area.value = text;
-  const grow = () => {
-    area.style.height = "auto";
-    area.style.height = `${area.scrollHeight + 2}px`;
+  const onkeydown = (event) => {
+    if (isComposing(event)) return;
+    if (event.key === "Escape") (event.stopPropagation(), leave());
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) save();
   };
+  const oninput = () => fitHeight(area);
+  const area = h("textarea.edit-area", { "aria-label": label, value: text, oninput, onkeydown });
   const save = () => (area.value.trim() && area.value !== text ? onSave(area.value) : leave());
   const before = document.activeElement;
   const leave = () => (box.replaceWith(element), before.focus());
@@ -120,13 +107,7 @@ export function editInPlace(element, text, label, onSave) {
       button("Save", save, ".primary"),
     ),
   );
-  area.addEventListener("input", grow);
-  area.addEventListener("keydown", (event) => {
-    if (isComposing(event)) return;
-    if (event.key === "Escape") (event.stopPropagation(), leave());
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) save();
-  });
   element.replaceWith(box);
-  grow();
+  fitHeight(area);
   area.focus();
 }

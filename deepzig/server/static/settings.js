@@ -1,9 +1,9 @@
 /**
- * The settings and their dialog: how to sample, how the page looks, what is kept. Called by sidebar.js; generation.js
- * reads `samplingFields`. Kept in localStorage; an empty field means "as the model says" and is not sent.
+ * The settings and their dialog. Called by sidebar.js; generation.js reads them. Kept in localStorage; an empty field
+ * means "as the model says" and is not sent.
  */
 
-import { button, h, iconButton } from "./dom.js";
+import { button, field, h, iconButton, openDialog } from "./dom.js";
 import { download, readExport, writeExport } from "./transfer.js";
 import { toast } from "./announce.js";
 
@@ -41,13 +41,13 @@ export function readSettings() {
 /** Changes some settings and keeps them. */
 function changeSettings(changes) {
   const settings = { ...readSettings(), ...changes };
-  for (const [name, value] of Object.entries(settings)) if (value === null || value === "") delete settings[name];
+  for (const [name, value] of Object.entries(settings)) if (value === "") delete settings[name];
   try {
     localStorage.setItem(NAME, JSON.stringify(settings));
   } catch {
     toast("The browser does not keep settings for this page.");
   }
-  applyTheme(settings.theme);
+  document.documentElement.dataset.theme = settings.theme ?? ""; // none: the system's
 }
 
 /** The fields of a request that the user has set. */
@@ -60,84 +60,53 @@ export function samplingFields() {
   return fields;
 }
 
-/** "light", "dark", or undefined: the system's. */
-function applyTheme(theme) {
-  if (theme) document.documentElement.dataset.theme = theme;
-  else delete document.documentElement.dataset.theme;
-}
-
 /** Opens the dialog. `app` gives the model and the store. */
 export function openSettings(app) {
   const settings = readSettings();
-  const dialog = h("dialog.dialog", { "aria-labelledby": "settings-title" });
   const close = () => dialog.close();
-  dialog.append(
-    h("header.dialog-head", h("h2", { id: "settings-title" }, "Settings"), iconButton("close", "Close", close)),
-    h(
-      "div.dialog-body",
-      app.model?.hasChatTemplate ? chatSettings(settings, app.model) : null,
-      samplingSettings(settings),
-      group(
-        "Page",
-        field(
-          "Colours",
-          "of this browser",
-          choice("theme", settings, { "": "As the system", light: "Light", dark: "Dark" }),
-        ),
-      ),
-      dataSettings(app, dialog),
-      shortcuts(),
-    ),
+  const themes = { "": "As the system", light: "Light", dark: "Dark" };
+  const body = h(
+    "div.dialog-body",
+    app.model?.hasChatTemplate && chatSettings(settings, app.model),
+    samplingSettings(settings),
+    group("Page", field("Colours", "of this browser", choice("theme", settings, themes))),
+    dataSettings(app, close),
+    shortcuts(),
   );
-  dialog.addEventListener("close", () => dialog.remove());
+  const dialog = openDialog("", "Settings", iconButton("close", "Close", close), body);
   dialog.addEventListener("click", (event) => event.target === dialog && close());
-  document.body.append(dialog);
-  dialog.showModal();
 }
 
 function chatSettings(settings, { hasThinking }) {
-  const system = field(
-    "System prompt",
-    "what the model is told before every conversation",
-    textArea("system", settings),
-  );
   const thinking = { "": "Model's choice", on: "On", off: "Off" };
   return group(
     "Chat",
-    system,
+    field("System prompt", "what the model is told before every conversation", textArea("system", settings)),
     hasThinking && field("Thinking", "before it answers", choice("thinking", settings, thinking)),
     field("Form of answers", "JSON: one object", choice("format", settings, { "": "Text", json: "JSON" })),
   );
 }
 
 function samplingSettings(settings) {
+  const numbers = NUMBERS.map((number) => numberField(number, settings));
   return group(
     "Sampling",
     h("p.hint", "An empty field is left to the model."),
-    h(
-      "div.number-grid",
-      NUMBERS.map((number) => numberField(number, settings)),
-    ),
+    h("div.number-grid", numbers),
     field("Stop at", "one text a line; the answer ends before it", textArea("stop", settings)),
   );
 }
 
 function numberField([name, label, hint, min, max, step], settings) {
   const onchange = ({ target }) => {
-    if (target.reportValidity()) changeSettings({ [name]: target.value === "" ? null : Number(target.value) });
+    if (target.reportValidity()) changeSettings({ [name]: target.value && Number(target.value) });
   };
   const properties = { type: "number", inputmode: "decimal", placeholder: "model's", value: settings[name] };
   return field(label, hint, h("input", { ...properties, min, max, step, onchange }));
 }
 
-function dataSettings(app, dialog) {
-  const picker = h("input", {
-    type: "file",
-    accept: "application/json,.json",
-    hidden: true,
-    "aria-label": "File to import",
-  });
-  picker.addEventListener("change", async () => {
+function dataSettings(app, close) {
+  const onchange = async () => {
     const [file] = picker.files;
     if (!file) return;
     try {
@@ -145,28 +114,27 @@ function dataSettings(app, dialog) {
       conversations.forEach((conversation) => app.store.put(conversation));
       await app.store.flush();
       app.showList();
-      toast(`Imported ${count(conversations.length)}.`);
-      dialog.close();
+      toast(`Imported ${conversations.length} conversation${conversations.length === 1 ? "" : "s"}.`);
+      close();
     } catch (error) {
       toast(error.message);
     }
     picker.value = "";
-  });
+  };
+  const accept = "application/json,.json";
+  const picker = h("input", { type: "file", accept, hidden: true, "aria-label": "File to import", onchange });
   const remove = async () => {
     if (!confirm("Delete every conversation kept in this browser? This cannot be undone.")) return;
     app.stopAll();
     await app.store.clear();
-    app.open(null);
-    dialog.close();
+    app.openNew();
+    close();
   };
+  const kept = "They are kept in this browser and nowhere else.";
+  const notKept = "This browser does not let the page keep them: they end with the tab.";
   return group(
     "Conversations",
-    h(
-      "p.hint",
-      app.store.isPersistent
-        ? "They are kept in this browser and nowhere else."
-        : "This browser does not let the page keep them: they end with the tab.",
-    ),
+    h("p.hint", app.store.isPersistent ? kept : notKept),
     h(
       "div.button-row",
       button("Export all", () => download("deepzig-conversations.json", writeExport(app.store.list()))),
@@ -177,18 +145,9 @@ function dataSettings(app, dialog) {
   );
 }
 
-function count(number) {
-  return number === 1 ? "1 conversation" : `${number} conversations`;
-}
-
 function shortcuts() {
-  const row = ([keys, what]) => [
-    h(
-      "dt",
-      keys.split(" ").map((key) => h("kbd", key)),
-    ),
-    h("dd", what),
-  ];
+  const kbd = (key) => h("kbd", key);
+  const row = ([keys, what]) => [h("dt", keys.split(" ").map(kbd)), h("dd", what)];
   return group("Keys", h("dl.keys", Object.entries(KEYS).flatMap(row)));
 }
 
@@ -196,28 +155,16 @@ function group(title, ...children) {
   return h("section.settings-group", h("h3", title), ...children);
 }
 
-let fields = 0;
-
-/** A control with its label and a hint. */
-function field(label, hint, control) {
-  control.id = `field-${++fields}`;
-  control.setAttribute("aria-describedby", `${control.id}-hint`);
-  return h(
-    "div.field",
-    h("label", { for: control.id }, label),
-    control,
-    h("p.hint", { id: `${control.id}-hint` }, hint),
-  );
+/** Keeps what is typed or chosen. */
+function keeping(name) {
+  return ({ target }) => changeSettings({ [name]: target.value });
 }
 
 function textArea(name, settings) {
-  const area = h("textarea", { rows: 3, onchange: ({ target }) => changeSettings({ [name]: target.value }) });
-  area.value = settings[name] ?? "";
-  return area;
+  return h("textarea", { rows: 3, value: settings[name], onchange: keeping(name) });
 }
 
 function choice(name, settings, options) {
   const option = ([value, text]) => h("option", { value, selected: value === (settings[name] ?? "") }, text);
-  const onchange = ({ target }) => changeSettings({ [name]: target.value });
-  return h("select", { onchange }, Object.entries(options).map(option));
+  return h("select", { onchange: keeping(name) }, Object.entries(options).map(option));
 }

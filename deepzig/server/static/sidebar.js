@@ -1,31 +1,32 @@
 /** The list of conversations, search, and the ways to status and settings. Made by app.js; reads the store. */
 
 import { asText, shownPath } from "./conversations.js";
-import { h, icon, iconButton, svg } from "./dom.js";
+import { h, icon, iconButton, setChildren } from "./dom.js";
 import { openSettings } from "./settings.js";
 import { toast } from "./announce.js";
 
 const DAY_MS = 86_400_000;
+
 export class Sidebar {
   #app;
   #list = h("div.conversation-list");
-  #search = h("input.search", { type: "search", placeholder: "Search", "aria-label": "Search conversations" });
+  #search = h("input.search", {
+    type: "search",
+    placeholder: "Search",
+    "aria-label": "Search conversations",
+    oninput: () => this.show(),
+  });
 
   constructor(app, element) {
     this.#app = app;
-    this.#search.addEventListener("input", () => this.show());
+    const onclick = (event) => (event.preventDefault(), app.openNew());
     element.append(
       h(
         "div.sidebar-head",
-        h("a.brand", { href: "#", onclick: (event) => (event.preventDefault(), app.open(null)) }, mark(), "deepzig"),
+        h("a.brand", { href: "#", onclick }, icon("mark"), "deepzig"),
         iconButton("close", "Close the list", () => app.toggleSidebar(false), ".only-narrow"),
       ),
-      h(
-        "button.new-button",
-        { onclick: () => app.open(null), title: "Ctrl Shift O" },
-        icon("plus"),
-        "New conversation",
-      ),
+      h("button.new-button", { onclick, title: "Ctrl Shift O" }, icon("plus"), "New conversation"),
       h("div.search-box", icon("search"), this.#search),
       this.#list,
       h(
@@ -42,17 +43,11 @@ export class Sidebar {
     const found = this.#app.store.list().filter((conversation) => !wanted || matches(conversation, wanted));
     const groups = Map.groupBy(found, ageOf);
     const focused = this.#list.contains(document.activeElement) ? document.activeElement.id : null;
-    this.#list.replaceChildren(
-      ...[...groups].map(([name, conversations]) =>
-        h(
-          "section",
-          h("h2.list-title", name),
-          h("ul", ...conversations.map((conversation) => this.#row(conversation))),
-        ),
-      ),
-      ...(found.length
-        ? []
-        : [h("p.hint.list-empty", wanted ? "Nothing found." : "Conversations stay in this browser.")]),
+    const rows = (conversations) => conversations.map((conversation) => this.#row(conversation));
+    setChildren(
+      this.#list,
+      [...groups].map(([name, members]) => h("section", h("h2.list-title", name), h("ul", rows(members)))),
+      !found.length && h("p.hint.list-empty", wanted ? "Nothing found." : "Conversations stay in this browser."),
     );
     if (focused) document.getElementById(focused)?.focus();
   }
@@ -63,27 +58,27 @@ export class Sidebar {
   }
 
   #row(conversation) {
-    const isOpen = this.#app.conversation?.id === conversation.id && this.#app.place !== "status";
+    const { id } = conversation;
+    const isOpen = this.#app.conversation.id === id && !this.#app.isStatus;
     const title = conversation.title || "Untitled";
+    const remove = () => this.#remove(conversation);
     return h(
       isOpen ? "li.row.open" : "li.row",
       h(
         "a",
-        { id: `open-${conversation.id}`, href: `#c=${conversation.id}`, "aria-current": isOpen ? "page" : null, title },
+        { id: `open-${id}`, href: `#c=${id}`, "aria-current": isOpen && "page", title },
         icon(conversation.mode === "story" ? "quill" : "chat"),
         h("span.row-title", title),
-        this.#app.isRunning(conversation) && h("span.pulse", { title: "An answer is being written" }),
+        this.#app.runIn(conversation) && h("span.pulse", { title: "An answer is being written" }),
       ),
-      iconButton("trash", `Delete ${title}`, () => this.#remove(conversation), ".small.row-delete", {
-        id: `delete-${conversation.id}`,
-      }),
+      iconButton("trash", `Delete ${title}`, remove, ".small.row-delete", { id: `delete-${id}` }),
     );
   }
 
   async #remove(conversation) {
     this.#app.stopAll(conversation);
     await this.#app.store.remove(conversation.id);
-    if (this.#app.conversation?.id === conversation.id) this.#app.open(null);
+    if (this.#app.conversation.id === conversation.id) this.#app.openNew();
     this.show();
     const undo = () => {
       this.#app.store.put(conversation);
@@ -93,19 +88,8 @@ export class Sidebar {
   }
 }
 
-function mark() {
-  return svg(
-    "svg",
-    { class: "mark", viewBox: "0 0 32 32", "aria-hidden": "true" },
-    svg("rect", { width: 32, height: 32, rx: 8 }),
-    svg("path", { d: "M8 10h16L8 22h16" }),
-  );
-}
-
 function matches(conversation, wanted) {
-  return (
-    conversation.title.toLowerCase().includes(wanted) || asText(shownPath(conversation)).toLowerCase().includes(wanted)
-  );
+  return [conversation.title, asText(shownPath(conversation))].some((text) => text.toLowerCase().includes(wanted));
 }
 
 function ageOf({ updated }) {

@@ -1,7 +1,7 @@
 /** What the server is doing: load, queue, cache, which experts are chosen. Made by app.js; asks once a second. */
 
 import { getJson } from "./api.js";
-import { h, svg } from "./dom.js";
+import { drawing, h, setChildren, svg } from "./dom.js";
 import { formatCount, formatNumber, formatRate, formatSeconds } from "./figures.js";
 
 const INTERVAL_MS = 1000;
@@ -9,7 +9,7 @@ const KEPT = 60; // seconds of speed that are drawn
 
 export class StatusView {
   #app;
-  #timer = null;
+  #timer;
   #isAsking = false; // a server that is slow to answer is not asked twice at once
   #speeds = [];
   #cards = [card("Load"), card("Speed"), card("Cache"), card("Experts", ".wide")];
@@ -31,10 +31,7 @@ export class StatusView {
 
   stop() {
     clearTimeout(this.#timer);
-    this.#timer = null;
   }
-
-  editLast() {}
 
   async #read() {
     this.#timer = setTimeout(() => this.#read(), INTERVAL_MS);
@@ -58,13 +55,13 @@ export class StatusView {
     }
     this.#speeds = [...this.#speeds, status.tokens_per_s].slice(-KEPT);
     const [load, speed, cache, experts] = this.#cards;
-    fill(load, loadFigures(status));
-    fill(speed, speedFigures(status, this.#speeds));
-    fill(cache, cacheFigures(status));
+    setChildren(load.lastChild, loadFigures(status));
+    setChildren(speed.lastChild, speedFigures(status, this.#speeds));
+    setChildren(cache.lastChild, cacheFigures(status));
     experts.hidden = !status.expert_load;
     if (status.expert_load) {
-      fill(experts, expertPicture(status.expert_load));
-      this.#busiest.lastChild.replaceChildren(busiestExperts(status.expert_load));
+      setChildren(experts.children[1], expertPicture(status.expert_load));
+      setChildren(this.#busiest.lastChild, busiestExperts(status.expert_load));
     }
     this.#model.textContent = `${status.model} · ${this.#app.model?.facts ?? ""}`;
   }
@@ -74,21 +71,24 @@ function card(title, kind = "") {
   return h(`section.card${kind}`, { "aria-label": title }, h("h2", title), h("div.card-body"));
 }
 
-function fill(card, content) {
-  card.children[1].replaceChildren(...content);
-}
-
-function figure(value, label) {
-  return h("div.figure", h("span.figure-value", value), h("span.figure-label", label));
+/** Large figures, each with its label. */
+function figures(...pairs) {
+  const figure = ([value, label]) => h("div", h("span.figure-value", value), h("span.figure-label", label));
+  return h("div.figures", pairs.map(figure));
 }
 
 function facts(...pairs) {
-  return h("dl.facts-list", ...pairs.flatMap(([name, value]) => [h("dt", name), h("dd", value)]));
+  const row = ([name, value]) => [h("dt", name), h("dd", value)];
+  return h("dl.facts-list", pairs.flatMap(row));
+}
+
+function percent(part, total) {
+  return `${total ? Math.round((100 * part) / total) : 0} %`;
 }
 
 function loadFigures({ running, queue, open, uptime_s: uptime }) {
   return [
-    h("div.figures", figure(formatNumber(running), "running"), figure(formatNumber(queue), "waiting")),
+    figures([formatNumber(running), "running"], [formatNumber(queue), "waiting"]),
     facts(["Open requests", formatNumber(open)], ["Up for", formatSeconds(uptime)]),
   ];
 }
@@ -98,61 +98,48 @@ function speedFigures({ tokens_per_s: now, tokens, speculation }, speeds) {
     ["Tokens read since the start", formatCount(tokens.prompt)],
     ["Tokens written", formatCount(tokens.decoded)],
   ];
-  if (speculation?.drafted)
-    rows.push([
-      "Drafts accepted",
-      `${Math.round((100 * speculation.accepted) / speculation.drafted)} % of ${formatCount(speculation.drafted)}`,
-    ]);
+  if (speculation?.drafted) {
+    const { accepted, drafted } = speculation;
+    rows.push(["Drafts accepted", `${percent(accepted, drafted)} of ${formatCount(drafted)}`]);
+  }
   return [
-    h(
-      "div.figures",
-      figure(formatRate(now.decode), "tokens/s written"),
-      figure(formatRate(now.prompt), "tokens/s read"),
-    ),
+    figures([formatRate(now.decode), "tokens/s written"], [formatRate(now.prompt), "tokens/s read"]),
     sparkline(speeds.map(({ decode }) => decode)),
     facts(...rows),
   ];
 }
 
-/** The last minute as a line; the figures beside it say the same to those who do not see it. */
+/** The last minute as a line. */
 function sparkline(values) {
   const most = Math.max(...values, 1);
   const point = (value, index) => `${(100 * (KEPT - values.length + index)) / (KEPT - 1)},${30 - (28 * value) / most}`;
-  return svg(
-    "svg",
-    { class: "sparkline", viewBox: "0 0 100 32", preserveAspectRatio: "none", "aria-hidden": "true" },
+  return drawing(
+    "sparkline",
+    "0 0 100 32",
     svg("path", { d: "M0 31.5H100", class: "base", "vector-effect": "non-scaling-stroke" }),
     svg("polyline", { points: values.map(point).join(" "), "vector-effect": "non-scaling-stroke" }),
   );
 }
 
 function cacheFigures({ pages, tokens }) {
-  const used = pages.total ? pages.held / pages.total : 0;
-  const reused = tokens.prompt ? tokens.cached / tokens.prompt : 0;
+  const ofRequests = pages.held - pages.prefix;
   return [
-    h(
-      "div.figures",
-      figure(`${Math.round(100 * used)} %`, "of pages held"),
-      figure(`${Math.round(100 * reused)} %`, "of prompts reused"),
+    figures(
+      [percent(pages.held, pages.total), "of pages held"],
+      [percent(tokens.cached, tokens.prompt), "of prompts reused"],
     ),
-    pageBar(pages),
+    pageBar(ofRequests, pages.prefix, pages.total),
     facts(
-      ["Pages of requests", formatNumber(pages.held - pages.prefix)],
+      ["Pages of requests", formatNumber(ofRequests)],
       ["Pages of finished texts", formatNumber(pages.prefix)],
       ["Pages in all", formatNumber(pages.total)],
     ),
   ];
 }
 
-function pageBar({ total, held, prefix }) {
-  const part = (name, x, width) => svg("rect", { class: name, x, y: 0, width, height: 8 });
-  const share = (pages) => (total ? (100 * pages) / total : 0);
-  return svg(
-    "svg",
-    { class: "page-bar", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
-    part("held", 0, share(held - prefix)),
-    part("prefix", share(held - prefix), share(prefix)),
-  );
+function pageBar(held, prefix, total) {
+  const part = (kind, x, width) => svg("rect", { class: kind, x, width, height: 8 });
+  return drawing("page-bar", `0 0 ${total || 1} 8`, part("held", 0, held), part("prefix", held, prefix));
 }
 
 /** One row a layer, one cell an expert: the fuller its colour, the more often it is chosen. */

@@ -1,10 +1,10 @@
 /**
- * A conversation as a story: one text, written in turns by the reader and by a model that has only learned to go on
- * with a text. Made by app.js, which does what the buttons ask for.
+ * A conversation as a story: one text, written in turns by the reader and by the model. Made by app.js, which does what
+ * the buttons ask for.
  */
 
-import { asText, shownPath } from "./conversations.js";
-import { copyButton, h, iconButton } from "./dom.js";
+import { allVersions, asText, shownPath } from "./conversations.js";
+import { copyButton, h, iconButton, setChildren } from "./dom.js";
 import { fitting } from "./generation.js";
 import { editInPlace, problemLine, progressLine, statisticsText, versionSwitch } from "./message_parts.js";
 
@@ -33,16 +33,13 @@ export class StoryView {
   /** Shows the passages on the path; those that stay keep their nodes. */
   show() {
     const path = shownPath(this.#app.conversation);
-    if (!path.length) {
-      this.element.replaceChildren(emptyStory(this.#app));
-      return;
-    }
+    if (!path.length) return setChildren(this.element, emptyStory(this.#app));
     if (!this.element.querySelector(".edit-box"))
-      this.element.replaceChildren(this.#text, this.#progress, this.#problem, this.#foot);
+      setChildren(this.element, this.#text, this.#progress, this.#problem, this.#foot);
     const kept = new Map();
     for (const node of path) kept.set(node.id, this.#spans.get(node.id) ?? h(`span.passage.${node.role}`));
     this.#spans = kept;
-    this.#text.replaceChildren(...kept.values());
+    setChildren(this.#text, ...kept.values());
     path.forEach((node) => this.update(node));
   }
 
@@ -55,11 +52,10 @@ export class StoryView {
     if (node !== path.at(-1)) return;
     const run = this.#app.runOf(node);
     this.#text.setAttribute("aria-busy", Boolean(run));
-    span.classList.toggle("running", Boolean(run));
-    this.#progress.replaceChildren(...(run && run.firstToken === null ? [progressLine(run)] : []));
-    this.#problem.replaceChildren(...[run ? null : problemLine(this.#app, node)].filter(Boolean));
-    if (run) this.#foot.replaceChildren(h("span.statistics", statisticsText(node, run)));
-    else this.#foot.replaceChildren(...this.#footOf(node, path));
+    setChildren(this.#progress, run?.firstToken === null && progressLine(run));
+    setChildren(this.#problem, !run && problemLine(this.#app, node));
+    const figures = h("span.statistics", statisticsText(node, run));
+    setChildren(this.#foot, run ? figures : this.#footOf(node, path, figures));
   }
 
   /** Opens the whole text for editing. */
@@ -68,7 +64,7 @@ export class StoryView {
     if (path.length) editInPlace(this.#text, asText(path), "Edit the story", (text) => this.#app.rewrite(text));
   }
 
-  #footOf(node, path) {
+  #footOf(node, path, figures) {
     const text = asText(path);
     const isByModel = node.role === "assistant";
     const isCut = this.#app.model && fitting(path, this.#app.model.contextLength) !== text;
@@ -77,7 +73,7 @@ export class StoryView {
       isCut && h("p.note-line", "The story has outgrown the model's context: it goes on from the last part only."),
       h(
         "div.message-foot",
-        versionSwitch(this.#app, node),
+        versionSwitch(this.#app, node, allVersions(this.#app.conversation).get(node.parent)),
         h(
           "span.actions",
           isByModel && iconButton("again", "Tell this part differently", () => this.#app.regenerate(node)),
@@ -85,9 +81,9 @@ export class StoryView {
           iconButton("edit", "Edit the story", () => this.editLast()),
           copyButton(() => text, "Copy the story"),
         ),
-        h("span.statistics", statisticsText(node, null)),
+        figures,
       ),
-    ].filter(Boolean);
+    ];
   }
 }
 

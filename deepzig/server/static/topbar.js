@@ -1,7 +1,7 @@
 /** The line above a conversation: its title, the way of writing, the model. Made by app.js. */
 
-import { asMarkdown } from "./conversations.js";
-import { h, icon, iconButton, isComposing } from "./dom.js";
+import { asMarkdown, isEmpty } from "./conversations.js";
+import { h, icon, iconButton, isComposing, setChildren } from "./dom.js";
 import { download } from "./transfer.js";
 
 export const CONDITIONS = {
@@ -22,43 +22,41 @@ export class Topbar {
   }
 
   show() {
-    const { place, conversation } = this.#app;
-    if (place !== "status" && document.activeElement === this.#input)
+    const { isStatus, conversation } = this.#app;
+    const isWritten = !isStatus && !isEmpty(conversation);
+    if (!isStatus && document.activeElement === this.#input)
       return this.#element.querySelector(".model-chip").replaceWith(this.#model()); // the title is being written
-    this.#element.replaceChildren(
+    setChildren(
+      this.#element,
       iconButton("menu", "Conversations", () => this.#app.toggleSidebar(true), ".only-narrow"),
-      ...(place === "status" ? [h("h1.topbar-title", "Status")] : [this.#title(), this.#modeSwitch()].filter(Boolean)),
+      isStatus ? h("h1.topbar-title", "Status") : isWritten ? this.#title() : this.#modeSwitch(),
       h("span.spring"),
       this.#model(),
-      ...(place !== "status" && Object.keys(conversation.nodes).length ? [this.#save()] : []),
+      isWritten && this.#save(),
     );
   }
 
   #title() {
     const { conversation } = this.#app;
-    if (!Object.keys(conversation.nodes).length) return null;
     const input = h("input.topbar-title", {
       value: conversation.title,
       "aria-label": "Title",
       maxlength: 200,
       spellcheck: "false",
+      onchange: () => this.#app.rename(input.value.trim() || conversation.title),
+      onkeydown: (event) => event.key === "Enter" && !isComposing(event) && input.blur(),
     });
-    input.addEventListener("change", () => this.#app.rename(input.value.trim() || conversation.title));
-    input.addEventListener("keydown", (event) => event.key === "Enter" && !isComposing(event) && input.blur());
     return (this.#input = input);
   }
 
   /** Story or chat: the reader may choose until the first words are written. */
   #modeSwitch() {
     const { conversation, model } = this.#app;
-    if (Object.keys(conversation.nodes).length || !model?.hasChatTemplate) return null;
-    const button = (mode, name, label) =>
-      h(
-        "button",
-        { "aria-pressed": String(conversation.mode === mode), onclick: () => this.#app.setMode(mode) },
-        icon(name),
-        label,
-      );
+    if (!model?.hasChatTemplate) return null;
+    const button = (mode, name, label) => {
+      const pressed = String(conversation.mode === mode);
+      return h("button", { "aria-pressed": pressed, onclick: () => this.#app.setMode(mode) }, icon(name), label);
+    };
     return h(
       "div.mode-switch",
       { role: "group", "aria-label": "Way of writing" },
@@ -77,13 +75,8 @@ export class Topbar {
 
   #save() {
     const { conversation } = this.#app;
-    const name =
-      conversation.title
-        .replace(/[^\p{L}\p{N}]+/gu, "-")
-        .replace(/^-|-$/g, "")
-        .toLowerCase() || "conversation";
-    return iconButton("save", "Save as Markdown", () =>
-      download(`${name}.md`, asMarkdown(conversation), "text/markdown"),
-    );
+    const words = conversation.title.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["conversation"];
+    const save = () => download(`${words.join("-")}.md`, asMarkdown(conversation), "text/markdown");
+    return iconButton("save", "Save as Markdown", save);
   }
 }
