@@ -1,8 +1,8 @@
 """Writes checkpoints of a DeepSeek-V3-shaped model with random weights, in each format, for the bench.
 
-Called by `model`, `peers` and `gguf_file`, and by hand: `python -m bench.synthetic int8 --layers 9`. Calls
-`random_weights`, and `checkpoint` for names and the writer. The text of such a model means nothing; its speed and
-memory are those of a real one.
+Called by `model`, `peers` and `gguf_file`, and by hand: `python -m bench.synthetic int8 --layers 9`, or with the sizes
+of a published model, `--config tests/published/DeepSeek-V2-Lite/config.json`. Calls `random_weights`, and `checkpoint`
+for names and the writer. The text of such a model means nothing; its speed and memory are those of a real one.
 """
 
 import json
@@ -45,15 +45,19 @@ ARCHITECTURE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Which checkpoint: format of FORMATS, number of layers, with or without the layer for multi-token prediction."""
+    """Which checkpoint: format of FORMATS; number of layers, with or without the layer for multi-token prediction; or
+    `published`, a config.json whose model it resembles, all layers and no MTP."""
 
     format: str
     n_layers: int
     with_mtp: bool = False
+    published: Path | None = None
 
     @property
     def name(self) -> str:
         """Of its folder."""
+        if self.published is not None:
+            return f"{self.published.resolve().parent.name}-{self.format}"
         return f"v3-{self.n_layers}l-{self.format}{'-mtp' if self.with_mtp else ''}"
 
     def config(self) -> dict[str, Any]:
@@ -64,6 +68,10 @@ class Synthetic:
             "num_nextn_predict_layers": int(self.with_mtp),
             "synthetic_revision": REVISION,
         }
+        if self.published is not None:
+            published = json.loads(self.published.read_text(encoding="utf-8"))
+            published.pop("quantization_config", None)
+            config = {**published, "num_nextn_predict_layers": 0, "synthetic_revision": REVISION}
         if quantization := self._quantization_config(stored_modules(config)):
             config["quantization_config"] = quantization
         return config
@@ -184,11 +192,15 @@ def check_room(path: Path, nbytes: int) -> None:
 @click.argument("formats", nargs=-1, required=True, type=click.Choice(FORMATS))
 @click.option("--layers", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--mtp", is_flag=True, help="with the layer for multi-token prediction")
+@click.option(
+    "--config", "published", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="a config.json: the sizes of its model, in place of ours",
+)  # fmt: skip
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="parent folder; default in the user's cache")
-def main(formats: tuple[str, ...], layers: int, mtp: bool, directory: Path | None) -> None:
+def main(formats: tuple[str, ...], layers: int, mtp: bool, published: Path | None, directory: Path | None) -> None:
     """Write synthetic checkpoints and print their folders."""
     for name in formats:
-        click.echo(ensure(Synthetic(name, layers, mtp), directory or default_directory()))
+        click.echo(ensure(Synthetic(name, layers, mtp, published), directory or default_directory()))
 
 
 if __name__ == "__main__":
