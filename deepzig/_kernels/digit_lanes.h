@@ -1,7 +1,7 @@
 /* Digits in registers whose lanes are weight rows: prompts, and many decoded rows, of int8 and int4 weights on CPUs with
  * VNNI but without AMX. See digits.h for the numbers; the functions are those of digit_tiles.h.
  *
- * Included by ways.h. Blocks of LANE_ROWS weight rows x LANE_BLOCK columns are turned, so that one vector holds four columns
+ * Included by ways.h. Blocks of LANE_ROWS weight rows x LANE_BLOCK columns are transposed, so that one vector holds four columns
  * of 16 rows, and stay in L1 while packed x rows go by, four columns of which are spread over all lanes. So sums need no
  * adding across lanes, which takes as long as the products of digits.h do. The whole numbers are the same, and are joined,
  * scaled and added in the same order.
@@ -70,8 +70,8 @@ static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int
     }
 }
 
-/* 64 columns of 16 rows, `codes`, as panel: codes without sign, turned; those that lie `ahead` are called for. */
-INLINE void turn_codes(int format, const uint8_t *const *codes, int64_t at, int64_t ahead, __m512i flip,
+/* 64 columns of 16 rows, `codes`, as panel: codes without sign, transposed; those that lie `ahead` are called for. */
+INLINE void transpose_codes(int format, const uint8_t *const *codes, int64_t at, int64_t ahead, __m512i flip,
                        uint8_t (*panel)[LANE_ROWS][4]) {
     vfloat row[16], column[16];
     for (int i = 0; i < 16; i++) {
@@ -91,7 +91,7 @@ INLINE void turn_codes(int format, const uint8_t *const *codes, int64_t at, int6
     }
 }
 
-/* Columns [k, k + width) of rows [first, last), turned, and their scales; rows beyond the last are as the last. */
+/* Columns [k, k + width) of rows [first, last), transposed, and their scales; rows beyond the last are as the last. */
 static inline void lane_panel(const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width, LaneSpace *space) {
     const int64_t ahead = LANE_ROWS * w->row_bytes, group = k / w->group_size;
     const int64_t turns = (width + joined_columns(w) - 1) / joined_columns(w);
@@ -105,8 +105,8 @@ static inline void lane_panel(const Matrix *w, int64_t first, int64_t last, int6
     for (int half = 0; half < LANE_ROWS; half += 16)
         for (int64_t at = 0; at < width; at += 64) {
             uint8_t(*panel)[LANE_ROWS][4] = (uint8_t(*)[LANE_ROWS][4])space->panel[at / 4][half];
-            if (w->format == INT8) turn_codes(INT8, codes + half, at, ahead, flip, panel);
-            else turn_codes(INT4, codes + half, at / 2, ahead, flip, panel);
+            if (w->format == INT8) transpose_codes(INT8, codes + half, at, ahead, flip, panel);
+            else transpose_codes(INT4, codes + half, at / 2, ahead, flip, panel);
         }
 }
 

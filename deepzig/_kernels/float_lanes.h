@@ -1,7 +1,7 @@
 /* Products of weights with float rows in registers whose lanes are weight rows: prompts, where nothing else is faster.
  *
  * Included by ways.h. Knows matrices and float rows, nothing of threads. Blocks of FLOAT_ROWS weight rows x FLOAT_BLOCK
- * columns are decoded and turned, so that one vector holds a column of LANES rows, and stay in L1 while x rows go by, each
+ * columns are decoded and transposed, so that one vector holds a column of LANES rows, and stay in L1 while x rows go by, each
  * of whose columns is spread over all lanes. So sums need no adding across lanes, as those of blocks.h do, and have another
  * order: the columns of a block that share a scale, one after the other, then these sums times their scales. A row depends
  * on no other row.
@@ -37,8 +37,8 @@ typedef struct {
     float rows[]; /* FLOAT_ROWS whole rows, of weights that cannot be decoded in steps */
 } FloatSpace;
 
-/* Codes that are turned together, as 32 bits, and then decoded, where that is faster; 0: they are decoded first. */
-INLINE int turned_together(const Matrix *w, int64_t width) {
+/* Codes that are transposed together, as 32 bits, and then decoded, where that is faster; 0: they are decoded first. */
+INLINE int transposed_codes(const Matrix *w, int64_t width) {
     const int by_four = w->format == INT8 || (w->format == FP8 && LOOKS_UP_FP8);
     const int codes = by_four ? 4 : w->format == BF16 && LANES == 16 ? 2 : 0;
     return codes && width % (codes * LANES) == 0 ? codes : 0;
@@ -74,8 +74,8 @@ INLINE int spread_codes(int format, vint codes, vint flip, vfloat *value) {
     return 1;
 }
 
-/* LANES rows of `steps` times 32 bits, of codes or, F32, of values, turned into a panel of values. */
-INLINE void turn_rows(int format, const uint8_t *const *row, int64_t steps, vint flip, float (*panel)[FLOAT_ROWS]) {
+/* LANES rows of `steps` times 32 bits, of codes or, F32, of values, transposed into a panel of values. */
+INLINE void transpose_rows(int format, const uint8_t *const *row, int64_t steps, vint flip, float (*panel)[FLOAT_ROWS]) {
     for (int64_t at = 0; at < steps; at += LANES) {
         vfloat value[LANES], column[LANES], spread[4];
         for (int i = 0; i < LANES; i++) memcpy(value + i, row[i] + 4 * at, sizeof *value); /* codes lie anywhere */
@@ -89,9 +89,9 @@ INLINE void turn_rows(int format, const uint8_t *const *row, int64_t steps, vint
 
 /* Columns [k, k + width) of LANES weight rows, from row `first` on, as panel; rows from `last` on are as the one before.
  * Meanwhile memory is called for the same columns of the rows that are needed next. */
-INLINE void turn_floats(const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width,
-                        float (*panel)[FLOAT_ROWS], float (*decoded)[FLOAT_BLOCK]) {
-    const int together = turned_together(w, width);
+INLINE void transpose_floats(const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width,
+                             float (*panel)[FLOAT_ROWS], float (*decoded)[FLOAT_BLOCK]) {
+    const int together = transposed_codes(w, width);
     const vint flip = (vint){0} + (w->offset ? (int32_t)0x80808080 : 0);
     const uint8_t *row[LANES];
     for (int i = 0; i < LANES; i++) {
@@ -103,10 +103,10 @@ INLINE void turn_floats(const Matrix *w, int64_t first, int64_t last, int64_t k,
         if (!together && w->format != F32) decode_weights(w, n, k, width, decoded[i]);
     }
     switch (together ? w->format : F32) {
-    case BF16: turn_rows(BF16, row, width / 2, flip, panel); break;
-    case FP8: turn_rows(FP8, row, width / 4, flip, panel); break;
-    case INT8: turn_rows(INT8, row, width / 4, flip, panel); break;
-    default: turn_rows(F32, row, width, flip, panel);
+    case BF16: transpose_rows(BF16, row, width / 2, flip, panel); break;
+    case FP8: transpose_rows(FP8, row, width / 4, flip, panel); break;
+    case INT8: transpose_rows(INT8, row, width / 4, flip, panel); break;
+    default: transpose_rows(F32, row, width, flip, panel);
     }
 }
 
@@ -143,7 +143,7 @@ static inline void float_pass(const Matrix *w, int64_t first, int64_t last, cons
     for (int64_t k = 0; k < w->k; k += FLOAT_BLOCK) {
         const int64_t width = w->k - k < FLOAT_BLOCK ? w->k - k : FLOAT_BLOCK;
         for (int half = 0; half < FLOAT_ROWS; half += LANES)
-            turn_floats(w, first + half, last, k, width, (float(*)[FLOAT_ROWS]) & space->panel[0][half], space->decoded);
+            transpose_floats(w, first + half, last, k, width, (float(*)[FLOAT_ROWS]) & space->panel[0][half], space->decoded);
         for (int64_t at = 0, end; at < width; at = end) {
             const int64_t group = (k + at) / w->group_size, group_end = (group + 1) * w->group_size - k;
             end = group_end < width ? group_end : width;

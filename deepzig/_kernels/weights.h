@@ -193,25 +193,25 @@ INLINE vfloat decode(int format, const uint8_t *row, int64_t k, int64_t offset) 
 #endif
 
 /* STEP_VECTORS vectors of weights from column k on, as `decode`. 64 codes of fp8 that are looked up together take 10
- * instructions, 16 alone take 4. On AVX2 codes take a turn through memory: widening them as they are loaded is cheaper
+ * instructions, 16 alone take 4. On AVX2 codes go through memory: widening them as they are loaded is cheaper
  * than moving the halves of a register. */
 INLINE void decode_step(int format, const uint8_t *row, int64_t k, int64_t offset, vfloat *weight) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
-    uint8_t turn[32] __attribute__((aligned(32)));
+    uint8_t memory[32] __attribute__((aligned(32)));
     if (format == FP8) {
         __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(row + k))), 7);
-        _mm256_store_si256((__m256i *)turn, _mm256_and_si256(wide, _mm256_set1_epi16((short)0xbfff)));
-        __asm__("" : "+m"(turn));
-        for (int v = 0; v < 2; v++) weight[v] = (vfloat)_mm256_cvtph_ps(_mm_load_si128((const __m128i *)(turn + 16 * v)));
+        _mm256_store_si256((__m256i *)memory, _mm256_and_si256(wide, _mm256_set1_epi16((short)0xbfff)));
+        __asm__("" : "+m"(memory));
+        for (int v = 0; v < 2; v++) weight[v] = (vfloat)_mm256_cvtph_ps(_mm_load_si128((const __m128i *)(memory + 16 * v)));
         return;
     }
     if (format == INT4) {
         const __m128i nibbles = _mm_loadu_si128((const __m128i *)(row + k / 2)), most = _mm_set1_epi8(15);
         const __m128i low = _mm_and_si128(nibbles, most), high = _mm_and_si128(_mm_srli_epi16(nibbles, 4), most);
-        _mm_store_si128((__m128i *)turn, _mm_sub_epi8(_mm_unpacklo_epi8(low, high), _mm_set1_epi8(8)));
-        _mm_store_si128((__m128i *)(turn + 16), _mm_sub_epi8(_mm_unpackhi_epi8(low, high), _mm_set1_epi8(8)));
-        __asm__("" : "+m"(turn));
-        for (int v = 0; v < 4; v++) weight[v] = decode(INT8, turn, v * LANES, 0);
+        _mm_store_si128((__m128i *)memory, _mm_sub_epi8(_mm_unpacklo_epi8(low, high), _mm_set1_epi8(8)));
+        _mm_store_si128((__m128i *)(memory + 16), _mm_sub_epi8(_mm_unpackhi_epi8(low, high), _mm_set1_epi8(8)));
+        __asm__("" : "+m"(memory));
+        for (int v = 0; v < 4; v++) weight[v] = decode(INT8, memory, v * LANES, 0);
         return;
     }
 #elif LOOKS_UP_FP8

@@ -200,7 +200,7 @@ static inline void pack_words(const Matrix *w, const float *x, uint8_t *packed) 
 }
 
 /* WORD_STEP columns of LANES rows, from byte `at` on, as panel of words; memory is called for what lies `ahead`. */
-INLINE void turn_words(int format, const uint8_t *const *row, int64_t at, int64_t ahead, int64_t offset, const float *factor,
+INLINE void transpose_words(int format, const uint8_t *const *row, int64_t at, int64_t ahead, int64_t offset, const float *factor,
                        int32_t (*panel)[WORD_ROWS]) {
     vfloat words[WORD_STEP / 2 / LANES][LANES], column[LANES];
     for (int i = 0; i < LANES; i++) {
@@ -221,8 +221,8 @@ INLINE void turn_words(int format, const uint8_t *const *row, int64_t at, int64_
 }
 
 #if LOOKS_UP_FP8
-/* 64 columns of fp8, turned by fours; then each code becomes a word, and fours become two pairs. */
-INLINE void turn_fp8_words(const uint8_t *const *row, int64_t at, int64_t ahead, int32_t (*panel)[WORD_ROWS]) {
+/* 64 columns of fp8, transposed by fours; then each code becomes a word, and fours become two pairs. */
+INLINE void transpose_fp8_words(const uint8_t *const *row, int64_t at, int64_t ahead, int32_t (*panel)[WORD_ROWS]) {
     const __m512i low0 = _mm512_loadu_si512(fp8_low_words), low1 = _mm512_loadu_si512(fp8_low_words + 64);
     const __m512i high0 = _mm512_loadu_si512(fp8_high_words), high1 = _mm512_loadu_si512(fp8_high_words + 64);
     const __m512i lane = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
@@ -273,10 +273,10 @@ INLINE void word_panel(int format, const Matrix *w, int64_t first, int64_t last,
             }
         }
 #if LOOKS_UP_FP8
-        for (; format == FP8 && at + 64 <= end; at += 64) turn_fp8_words(row, at, ahead, panel + at / 2);
+        for (; format == FP8 && at + 64 <= end; at += 64) transpose_fp8_words(row, at, ahead, panel + at / 2);
 #endif
         for (; at < end; at += WORD_STEP)
-            turn_words(format, row, at * bits / 8, ahead, w->offset, factor, panel + at / 2);
+            transpose_words(format, row, at * bits / 8, ahead, w->offset, factor, panel + at / 2);
     }
 }
 
