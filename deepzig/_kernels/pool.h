@@ -138,7 +138,8 @@ static int pool_most_workers(void) {
 static void pool_start_workers(int n) {
     sigset_t all, before;
     pthread_attr_t attributes;
-    const int most = pool_most_workers();
+    static int most; /* asking the system takes microseconds, in each region where threads are more than cores */
+    if (!most) most = pool_most_workers();
     if (pool.n_workers >= most) return;
     if (!pool.handles_fork) pool.handles_fork = pthread_atfork(0, 0, pool_after_fork) == 0;
     pthread_attr_init(&attributes);
