@@ -11,6 +11,7 @@ import numpy as np
 FORMATS = ("f32", "f16", "bf16", "fp8", "int8", "int4")
 FORMAT_CODE = {name: code for code, name in enumerate(FORMATS)}
 SCALE_CODE = {"none": 0, "f32": 1, "f16": 2, "bf16": 3}
+PLAIN = ("f32", "f16", "bf16")  # without a scale
 CODES_DTYPE = {
     "f32": np.float32,
     "f16": np.uint16,
@@ -55,8 +56,14 @@ class Weight:
         stored_columns = (n_columns + 1) // 2 if self.format == "int4" else n_columns
         if self.codes.shape[0] != n_rows or self.codes.shape[1] < stored_columns:
             raise ValueError(f"codes of shape {self.codes.shape} cannot hold a {self.format} weight of {self.shape}")
-        if (self.scale is None) != (self.scale_format == "none"):
+        if n_rows < 1 or n_columns < 1:
+            raise ValueError(f"a weight of shape {self.shape} has no values")
+        if self.offset not in ((0, 128) if self.format == "int8" else (0,)):
+            raise ValueError(f"offset {self.offset} is none of a {self.format} weight")
+        if (self.scale is None) != (self.scale_format == "none") or self.scale_format not in SCALE_CODE:
             raise ValueError("scale and scale_format must be given together")
+        if self.scale is not None and self.format in PLAIN:
+            raise ValueError(f"a {self.format} weight has no scale")
         if self.scale is not None:
             if self.group_size < 1 or self.block_rows < 1:
                 raise ValueError("a scaled weight needs group_size and block_rows of at least 1")
