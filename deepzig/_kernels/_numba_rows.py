@@ -5,6 +5,7 @@ Called by the `*_numba` modules. Not `prange`: its thread layers either abort wh
 """
 
 import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,10 @@ LANES = 16
 @functools.cache
 def _executor(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, thread_name_prefix="deepzig-numba")
+
+
+if hasattr(os, "register_at_fork"):  # the child has none of the threads
+    os.register_at_fork(after_in_child=_executor.cache_clear)
 
 
 def run_rows(function: Callable[..., None], n_rows: int, n_threads: int, *arguments: Any) -> None:

@@ -1,5 +1,7 @@
 """The kernel linear, beyond what `test_contracts` checks of every kernel: `deepzig/_kernels/linear.py`."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
+from deepzig._kernels import implementations
 from deepzig._kernels.linear_blas import one_blas_thread
 from deepzig._kernels.weight import Weight
 from deepzig._kernels.weight_cases import random_weights
@@ -179,6 +182,22 @@ def test_wrong_arrays_are_refused(
     function: Callable[..., None], name: str, change: Callable[[np.ndarray], np.ndarray]
 ) -> None:
     check_refuses("linear", function, name, change)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_numba_threads_start_again_in_the_child_of_a_fork() -> None:
+    multiply = dict(implementations("linear"))["numba"]
+    x, weight = np.ones((64, 256), np.float32), Weight("f32", (256, 256), np.ones((256, 256), np.float32))
+    out = np.empty((64, 256), np.float32)
+    multiply(x, weight, out, n_threads=2)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # a child that waits for threads of its parent waits for ever
+        out.fill(0)
+        multiply(x, weight, out, n_threads=2)
+        os._exit(0 if (out == 256).all() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def blas_threads() -> list[int]:
