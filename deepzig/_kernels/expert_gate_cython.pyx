@@ -158,7 +158,7 @@ def expert_gate(
     job.is_noaux = topk_method == "noaux_tc"
     job.normalise = norm_topk_prob
     job.factor = routed_scaling_factor
-    job.scratch_step = 2 * job.n_experts + 2 * n_group
+    job.scratch_step = 2 * job.n_experts + (2 * n_group if job.by_groups else 0)
     # 16: it computes more than it reads
     job.task_rows = rows_per_task(16 * sizeof(float) * job.n_experts, job.n_rows, n_threads)
     job.scratch = <float*>malloc(max(n_threads, 1) * job.scratch_step * sizeof(float))

@@ -16,8 +16,7 @@ def _highest(values: np.ndarray, n: int, found: np.ndarray) -> None:
             continue
         place = count if count < n else n - 1
         while place > 0 and values[i] > values[found[place - 1]]:
-            if place < n:
-                found[place] = found[place - 1]
+            found[place] = found[place - 1]
             place -= 1
         found[place] = i
         count = min(count + 1, n)
@@ -91,7 +90,7 @@ def _rows(
 ) -> None:
     n_experts = logits.shape[1]
     scores, choice = np.empty(n_experts, np.float32), np.empty(n_experts, np.float32)
-    by_group, kept = np.empty(n_group, np.float32), np.empty(max(topk_group, 1), np.int32)
+    by_group, kept = np.empty(max(n_group, 1), np.float32), np.empty(max(topk_group, 1), np.int32)
     for t in range(first, stop):
         _score_row(logits[t], softmax, scores)
         for e in range(n_experts):

@@ -29,6 +29,14 @@ def by_index(topk_idx: np.ndarray, topk_weight: np.ndarray) -> tuple[np.ndarray,
     return np.take_along_axis(topk_idx, order, 1), np.take_along_axis(topk_weight, order, 1)
 
 
+@every_implementation("expert_gate")
+def test_groups_that_are_not_asked_for_do_not_matter(function: Callable[..., None]) -> None:
+    settings = ("softmax", "greedy", False, 1.0)
+    expected = route(function, LOGITS, None, 3, 4, 2, *settings)
+    for chosen, wanted in zip(route(function, LOGITS, None, 3, -4, 2, *settings), expected, strict=True):
+        np.testing.assert_array_equal(chosen, wanted)
+
+
 LOGITS = np.sin(np.arange(24, dtype=np.float32) * 1.7).reshape(2, 12) * 2
 
 
