@@ -15,10 +15,15 @@ cdef enum:
     SPLIT_FROM_BYTES = 32768
 
 
+cdef inline int64_t per_thread(int64_t n, int n_threads) noexcept nogil:
+    """n split among threads, rounded up; below 1 they count as one."""
+    return (n + max(1, n_threads) - 1) // max(1, n_threads)
+
+
 cdef inline int64_t rows_per_task(int64_t bytes_per_row, int64_t n_rows, int n_threads) noexcept nogil:
     """How many rows make a task, for kernels whose cost is the bytes that they touch: from SPLIT_FROM_BYTES on, every
     thread gets a part."""
     cdef int64_t rows = max(1, TASK_BYTES // max(1, bytes_per_row))
     if n_rows * bytes_per_row >= SPLIT_FROM_BYTES:
-        rows = min(rows, (n_rows + n_threads - 1) // max(1, n_threads))
+        rows = min(rows, per_thread(n_rows, n_threads))
     return max(1, rows)

@@ -5,7 +5,7 @@ from libc.string cimport memcpy, memset
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
-from deepzig._kernels._pool cimport parallel_for
+from deepzig._kernels._pool cimport parallel_for, per_thread
 from deepzig._kernels._tiles cimport (
     FOR_CALL, FOR_TASK, Matrix, PACK_ROWS, PASS_COLUMNS, Way, copy_step, has_panel, multiply, multiply_space, pack_rows,
     pack_space, packed_bytes, packs, padded, row_step, thread_floats, wants_copies, way_for,
@@ -36,7 +36,7 @@ cdef int64_t rows_of_task(const Matrix* weight, int64_t n_rows, Way way, int n_t
     if has_panel(way):
         rows = PANEL_VALUES // weight.k
     if n_rows * weight.n * weight.k >= SPLIT_FROM:
-        rows = min(rows, (weight.n + n_threads - 1) // n_threads + at_once - 1)
+        rows = min(rows, per_thread(weight.n, n_threads) + at_once - 1)
     return max(at_once, rows // at_once * at_once)
 
 

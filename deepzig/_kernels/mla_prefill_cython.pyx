@@ -54,7 +54,7 @@ cdef struct Job:
 
 
 cdef int64_t rows_of_task(const Job* job, int n_threads) noexcept nogil:
-    cdef int64_t rows = job.n_rows * job.n_heads // (TASKS_PER_THREAD * n_threads)
+    cdef int64_t rows = job.n_rows * job.n_heads // (TASKS_PER_THREAD * max(1, n_threads))
     return (rows // ATTENTION_QUERIES + 1) * ATTENTION_QUERIES
 
 

@@ -87,11 +87,11 @@ def check_against_reference(stem: str, function: Callable[..., None]) -> None:
         assert_close(stem, actual, expected, case)
 
 
-def check_threads_do_not_matter(stem: str, function: Callable[..., None]) -> None:
-    """1 and 2 threads give the same bits."""
+def check_threads_do_not_matter(stem: str, function: Callable[..., None], n_threads: int = 2) -> None:
+    """1 and n_threads give the same bits."""
     for case, (one, two) in enumerate(zip(cases(stem), cases(stem), strict=True)):
         function(*one, n_threads=1)
-        function(*two, n_threads=2)
+        function(*two, n_threads=n_threads)
         for name, alone, together in zip(parameter_names(stem), one, two, strict=True):
             if isinstance(alone, np.ndarray) and not name.startswith("scratch"):
                 np.testing.assert_array_equal(alone, together, err_msg=f"case {case}: {name}")

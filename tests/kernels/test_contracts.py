@@ -30,6 +30,12 @@ def test_threads_do_not_matter(stem: str, function: Callable[..., None]) -> None
 
 
 @every_kernel
+@pytest.mark.parametrize("n_threads", [0, -1])
+def test_fewer_than_one_thread_are_one(stem: str, function: Callable[..., None], n_threads: int) -> None:
+    agreement.check_threads_do_not_matter(stem, function, n_threads)
+
+
+@every_kernel
 def test_writes_only_its_output(stem: str, function: Callable[..., None]) -> None:
     agreement.check_writes_only_its_output(stem, function)
 
