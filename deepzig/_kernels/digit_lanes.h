@@ -25,7 +25,7 @@ typedef struct {
     float sum[LANE_PASS][LANE_ROWS];
 } LaneSpace;
 
-INLINE int takes_digit_tiles(const Matrix *w) { return takes_digits(w); }
+INLINE int takes_digit_tiles(const Matrix *w) { return takes_digits(w) && joined_in_groups(w); }
 
 /* A packed x row: (K / 4, digits, 4) bytes, what each turn's sums start with (turns, digits) int32, and its scale. */
 INLINE int64_t lane_row_bytes(const Matrix *w, int digits) {
@@ -72,7 +72,7 @@ static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int
 
 /* 64 columns of 16 rows, `codes`, as panel: codes without sign, transposed; those that lie `ahead` are called for. */
 INLINE void transpose_codes(int format, const uint8_t *const *codes, int64_t at, int64_t ahead, __m512i flip,
-                       uint8_t (*panel)[LANE_ROWS][4]) {
+                            uint8_t (*panel)[LANE_ROWS][4]) {
     vfloat row[16], column[16];
     for (int i = 0; i < 16; i++) {
         __builtin_prefetch(codes[i] + at + ahead, 0, 2);

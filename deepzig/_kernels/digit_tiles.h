@@ -1,4 +1,4 @@
-/* Digits in AMX tiles: prompts with int8 and int4 weights. See digits.h for the numbers.
+/* Digits in AMX tiles: int8 and int4 weights with many x rows, of prompts or decoding. See digits.h for the numbers.
  *
  * Included by ways.h. Weight rows become a panel of tiles A, 16 rows x 64 columns of signed bytes; packed x rows are tiles
  * B, 64 columns x 16 rows, one tile for each digit. The digits' sums over a group of columns are joined and scaled in
@@ -18,7 +18,7 @@
 /* Whether tiles can multiply w: a step of 64 columns has one scale. */
 INLINE int takes_digit_tiles(const Matrix *w) {
     const int64_t columns = joined_columns(w);
-    return takes_digits(w) && columns % DIGIT_STEP == 0 && DIGIT_MOST_UNIT % columns == 0;
+    return takes_digits(w) && joined_in_groups(w) && columns % DIGIT_STEP == 0 && DIGIT_MOST_UNIT % columns == 0;
 }
 
 /* A packed block: tiles (K / 64, digits, 16, 16, 4) and the scales of x rows (16) float. */

@@ -44,6 +44,9 @@ INLINE int64_t joined_columns(const Matrix *w) {
     return w->group_size < DIGIT_MOST_UNIT ? w->group_size : DIGIT_MOST_UNIT;
 }
 
+/* Whether they have one scale. */
+INLINE int joined_in_groups(const Matrix *w) { return w->group_size >= w->k || w->group_size <= DIGIT_MOST_UNIT; }
+
 /* Whether registers sum the same columns before they scale (digit_tile), so that both give the same bits. */
 INLINE int tiles_equal_rows(const Matrix *w) {
     return joined_columns(w) == unit_columns(w) || (w->format == INT4 && w->group_size < 128);

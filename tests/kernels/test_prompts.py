@@ -50,7 +50,7 @@ def test_products(function: Callable[..., None], shape: tuple[int, int], bf16_te
 
 @every_implementation("linear")
 @precisions
-@pytest.mark.parametrize("group_size", [6, 32, 96, 256, 384, 5000])
+@pytest.mark.parametrize("group_size", [6, 32, 96, 256, 384, 768, 1024, 5000])
 def test_groups_of_any_size(function: Callable[..., None], group_size: int, bf16_terms: int, tolerance: float) -> None:
     """Groups that end within a block of weights, with it, or beyond the row; the scales of neighbours differ much."""
     rng = np.random.default_rng(31)
