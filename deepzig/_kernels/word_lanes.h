@@ -172,7 +172,7 @@ static uint8_t fp8_low_words[128], fp8_high_words[128];
 
 __attribute__((constructor)) static void fill_fp8_words(void) {
     uint8_t codes[32];
-    uint16_t words[32];
+    _Alignas(32) uint16_t words[32];
     for (int first = 0; first < 128; first += 32) {
         for (int i = 0; i < 32; i++) codes[i] = (uint8_t)(first + i);
         decode_words(FP8, codes, 0, 0, (__m256i *)words);
@@ -200,8 +200,8 @@ static inline void pack_words(const Matrix *w, const float *x, uint8_t *packed) 
 }
 
 /* WORD_STEP columns of LANES rows, from byte `at` on, as panel of words; memory is called for what lies `ahead`. */
-INLINE void transpose_words(int format, const uint8_t *const *row, int64_t at, int64_t ahead, int64_t offset, const float *factor,
-                       int32_t (*panel)[WORD_ROWS]) {
+INLINE void transpose_words(int format, const uint8_t *const *row, int64_t at, int64_t ahead, int64_t offset,
+                            const float *factor, int32_t (*panel)[WORD_ROWS]) {
     vfloat words[WORD_STEP / 2 / LANES][LANES], column[LANES];
     for (int i = 0; i < LANES; i++) {
         __builtin_prefetch(row[i] + at + ahead, 0, 2);

@@ -61,6 +61,15 @@ static inline simde__m512i emulated_maskz_loadu_epi8(uint64_t mask, const void *
     return vector_of(to);
 }
 
+static inline __m256i emulated_maskz_loadu_epi16(uint16_t mask, const void *memory) {
+    uint16_t to[16] = {0};
+    __m256i result;
+    for (int i = 0; i < 16; i++)
+        if (mask >> i & 1) memcpy(to + i, (const uint16_t *)memory + i, 2);
+    memcpy(&result, to, sizeof to);
+    return result;
+}
+
 static inline simde__m512 emulated_mask_loadu_ps(simde__m512 other, uint32_t mask, const float *memory) {
     ELEMENTS(float, to, other);
     for (int i = 0; i < 16; i++)
@@ -125,6 +134,7 @@ static inline __m256i emulated_cvtneps_pbh(simde__m512 a) {
 #undef _mm512_cvtepi8_epi32
 #undef _mm512_cvtepu8_epi16
 #undef _mm512_reduce_add_epi32
+#undef _mm256_maskz_loadu_epi16
 #undef _mm512_maskz_loadu_epi8
 #undef _mm512_mask_loadu_ps
 #undef _mm512_maskz_loadu_ps
@@ -138,6 +148,7 @@ static inline __m256i emulated_cvtneps_pbh(simde__m512 a) {
 #define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
 #define _mm512_cvtepu8_epi16 emulated_cvtepu8_epi16
 #define _mm512_reduce_add_epi32 emulated_reduce_add_epi32
+#define _mm256_maskz_loadu_epi16 emulated_maskz_loadu_epi16
 #define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_epi8
 #define _mm512_mask_loadu_ps emulated_mask_loadu_ps
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
