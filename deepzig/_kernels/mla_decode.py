@@ -17,7 +17,6 @@ import numpy as np
 ISAS = ("plain", "avx2", "avx512")
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
 CHUNK = 256  # cached rows of a task
-HEAD_BLOCK = 8  # heads of a task
 
 
 def scratch_size(n_rows: int, n_heads: int, latent_rank: int, longest: int) -> int:

@@ -15,14 +15,13 @@ from deepzig._kernels._rows cimport exp_row, highest_of
 from deepzig._kernels._tiles cimport (
     FOR_TASK, LANES, Matrix, dequantize_row, dot_floats, float_matrix, mix_floats, padded, thread_floats,
 )
-from deepzig._kernels.mla_decode import CHUNK as PYTHON_CHUNK, HEAD_BLOCK as PYTHON_HEAD_BLOCK
+from deepzig._kernels.mla_decode import CHUNK as PYTHON_CHUNK
 
 cnp.import_array()
 
 cdef int64_t CHUNK = PYTHON_CHUNK
-cdef int64_t HEAD_BLOCK = PYTHON_HEAD_BLOCK
 cdef enum:
-    MAX_HEAD_BLOCK = 64
+    HEAD_BLOCK = 8  # heads of a task
 
 
 cdef extern from "tiles.h" nogil:
@@ -75,12 +74,12 @@ cdef void attend(Job* job, int64_t t, int64_t chunk, int64_t head, float* own) n
     cdef float* sums = scores + HEAD_BLOCK * CHUNK
     cdef float* queries = sums + HEAD_BLOCK * rank
     cdef float* rows = queries + HEAD_BLOCK * width
-    cdef const float* x[MAX_HEAD_BLOCK]
+    cdef const float* x[HEAD_BLOCK]
     cdef Matrix matrix
     cdef float* part
     cdef float* out = job.out + (t * job.n_heads + head) * job.rank
     cdef float highest, weight
-    cdef float[MAX_HEAD_BLOCK] total
+    cdef float[HEAD_BLOCK] total
     for j in range(n_heads):
         x[j] = job.query + (t * job.n_heads + head + j) * job.width
         if copies:
