@@ -5,7 +5,6 @@ from libc.stdint cimport int64_t, uint8_t
 
 cdef extern from "tiles.h" nogil:
     int64_t LANES
-    int64_t TILE_ROWS
     int64_t TILE_COLUMNS
 
     ctypedef struct Matrix:

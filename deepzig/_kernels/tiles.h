@@ -12,9 +12,7 @@
 #ifndef DEEPZIG_TILES_H
 #define DEEPZIG_TILES_H
 
-#include <pthread.h>
-#include <stdlib.h>
-
+#include "scratch.h"
 #include "weights.h"
 
 /* A dot tile holds TILE_ROWS weight rows x TILE_COLUMNS x rows in registers. A mix tile holds MIX_COLUMNS rows of
@@ -41,47 +39,6 @@ INLINE int64_t padded(int64_t k) { return (k + LANES - 1) / LANES * LANES; }
 
 /* Floats from one row to the next in copies of x rows: rows a whole number of pages apart would displace each other in L1. */
 INLINE int64_t copy_step(int64_t k) { return padded(k) + 32; }
-
-/* Thread's own floats, kept until the thread ends; NULL if there is no memory. A later call for the same `use` may move
- * them: one use for tasks, one for what a whole call shares. */
-enum { FOR_TASK, FOR_CALL };
-
-typedef struct {
-    float *floats[2];
-    int64_t capacity[2];
-} ThreadFloats;
-
-static pthread_key_t thread_floats_key; /* its values are freed when their threads end */
-
-static void free_thread_floats(void *of_thread) {
-    ThreadFloats *own = of_thread;
-    free(own->floats[0]);
-    free(own->floats[1]);
-    free(own);
-}
-
-__attribute__((constructor)) static void make_thread_floats_key(void) {
-    if (pthread_key_create(&thread_floats_key, free_thread_floats)) abort();
-}
-
-static inline float *thread_floats(int use, int64_t count) {
-    static __thread ThreadFloats *own;
-    if (!own) {
-        ThreadFloats *made = calloc(1, sizeof *made);
-        if (!made || pthread_setspecific(thread_floats_key, made)) {
-            free(made);
-            return NULL;
-        }
-        own = made;
-    }
-    if (count > own->capacity[use] || !own->floats[use]) {
-        free(own->floats[use]);
-        own->capacity[use] = count + count / 2 + LANES;
-        own->floats[use] = (float *)aligned_alloc(64, (size_t)((own->capacity[use] * 4 + 63) / 64 * 64));
-        if (!own->floats[use]) own->capacity[use] = 0;
-    }
-    return own->floats[use];
-}
 
 INLINE Matrix float_matrix(const float *values, int64_t n, int64_t k, int64_t row_step) {
     Matrix w = {(int64_t)(intptr_t)values, 0, n, k, 4 * row_step, F32, SCALE_NONE, k, 1, 0};
