@@ -2,8 +2,7 @@
 
 Each `_kernels/<stem>_cython.pyx` is copied to `build/isa/<stem>_cython_<isa>.pyx` and compiled with the flags of that
 ISA (`_kernels/_isa.py`), for the ISAs that its contract `_kernels/<stem>.py` lists. What cannot be compiled is left
-out: deepzig then runs on Numba, and `_kernels/_build.json` says why. DEEPZIG_DEBUG=1 builds with bounds checks and
-asserts.
+out: deepzig then runs on Numba, and `_kernels/_build.json` says why. DEEPZIG_DEBUG=1 builds for a debugger.
 """
 
 import ast

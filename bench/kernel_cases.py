@@ -83,7 +83,7 @@ def is_fast_apart(stem: str) -> bool:
 
 
 def in_all_ways(stem: str, name: str, arguments: Arguments) -> Iterator[Case]:
-    """A prompt's product with float32 activations and, where the picked kernel may tell them apart, bf16 terms."""
+    """A product as in decoding and, where the picked kernel may tell them apart, as of fast and of exact prompts."""
     yield Case(stem, name, [arguments])
     if is_fast_apart(stem):
         yield Case(stem, f"{name}, fast", [arguments], {"bf16_terms": 1})

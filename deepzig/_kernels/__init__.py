@@ -34,7 +34,7 @@ softmax = pick("softmax")
 swiglu = pick("swiglu")
 top_tokens = pick("top_tokens")
 
-# The same for rows of prompts, where bf16_terms is not 0.
+# For rows of prompts that need not have the bits of decoding, where bf16_terms is not 0.
 prompt_experts = pick_for_prompts("experts")
 prompt_linear = pick_for_prompts("linear")
 LONG_PIECE = long_piece()

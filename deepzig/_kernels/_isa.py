@@ -39,7 +39,7 @@ ISAS = (
 ISA_NAMES = tuple(isa.name for isa in ISAS)
 
 # No -ffast-math (infinite masks must survive) and no -fassociative-math (a row's sum has one fixed order). A function
-# that one ISA lacks would else be missed by the first CPU that has it, at import.
+# that is there for some ISAs only must fail the build: without -Werror the module would fail at import, on such a CPU.
 COMPILER_FLAGS = (
     "-O3",
     "-ffp-contract=fast",

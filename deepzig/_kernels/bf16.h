@@ -1,5 +1,5 @@
 /* Products of weights with activations given as sums of bfloat16 terms, in AMX tiles: the way of prompts on CPUs that have
- * them. Included by linear and experts; knows matrices and float rows, nothing of threads. Tiles are 16 x 16 x 32: weight
+ * them. Included by ways.h, and for its terms by fp8_rows.h, word_lanes.h and bf16_attention.h; knows matrices and float rows, nothing of threads. Tiles are 16 x 16 x 32: weight
  * rows lie as tile A, packed activations as tile B. (Without AMX whole numbers of 16 bits are as fast, and more exact:
  * word_lanes.h.)
  *
@@ -45,7 +45,7 @@ INLINE int bf16_terms(const Matrix *w, int wanted) {
 
 #if defined(__AVX512BF16__)
 
-/* Up to BF16_STEP floats from p, zeros behind, as bf16; `rest` becomes what the rounding lost. */
+/* Up to 16 floats from p, zeros behind, as bf16; `rest` becomes what the rounding lost. */
 INLINE __m256i bf16_round(const float *p, int64_t count, __m512 *rest) {
     __mmask16 mask = count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
     __m512 value = _mm512_maskz_loadu_ps(mask, p);

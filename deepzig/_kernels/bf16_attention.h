@@ -213,7 +213,7 @@ INLINE float bf16_softmax(const float *score, int64_t visible, int64_t padded, f
     return keep;
 }
 
-#else /* no bf16 arithmetic: BF16_TERMS is 0, these are never reached */
+#else /* no bf16 arithmetic: HAS_BF16_ATTENTION is 0, these are never reached */
 
 #define BF16_PRODUCT_ROWS 1
 

@@ -3,9 +3,9 @@
     out[t, n] = sum_k x[t, k] * W[n, k]
 
 Products are as accurate as float32 arithmetic, in one of the ways of `ways.h`. A row of `out` does not depend on the
-other rows, nor on n_threads. bf16_terms says what kind of rows x has, where the CPU has faster ways for prompts: 0 rows
-of decoding, 1 a prompt that may be rounded to bfloat16 or no more than that (1e-2 of a product; infinity may become
-NaN), 3 a prompt with all bits of a float32. Implementations may ignore it.
+other rows, nor on n_threads. bf16_terms says what is multiplied, where the CPU has faster ways for prompts: 0 rows
+of decoding, or of a prompt that is to have their bits; 1 a prompt that may be rounded to bfloat16 or no more than that
+(1e-2 of a product; infinity may become NaN); 3 a prompt with all bits of a float32. Implementations may ignore it.
 Called by `model.linear`; the formats are those of `weight.Weight`.
 """
 

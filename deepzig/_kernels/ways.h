@@ -1,17 +1,18 @@
 /* The ways of multiplying a weight with rows of activations, chosen by weight, ISA and what the caller asks for, and by the
  * number of rows only where both ways give the same bits. Included by linear and experts, which hold the loops over tasks.
  *
- *     FLOATS        fp32 products, weights decoded on the way or in blocks (blocks.h)
- *     FLOAT_LANES   the same for prompts, in registers turned (float_lanes.h)
- *     WORD_LANES    x and weights as whole numbers of 16 bits (word_lanes.h): for fast prompts, and, x as two, for many
- *                   rows that decode
- *     WORD_ROWS_WAY the same for few rows that decode (word_rows.h)
- *     BF16_SUMS     x as one bf16 term or three (bf16.h)
- *     FP8_ROWS_WAY  x as three bf16 terms side by side in AMX tiles, for decoding (fp8_rows.h)
- *     DIGIT_ROWS    x as digits of whole numbers, in registers (digits.h)
- *     DIGIT_TILES   the same for many rows, in AMX tiles (digit_tiles.h) or in registers turned (digit_lanes.h)
+ *     FLOATS           fp32 products, weights decoded on the way or in blocks (blocks.h)
+ *     FLOAT_LANES      the same for prompts, in registers transposed (float_lanes.h)
+ *     WORD_LANES       x and weights as whole numbers of 16 bits (word_lanes.h): for fast prompts, and, x as two, for many
+ *                      rows that decode
+ *     WORD_ROWS_WAY    the same for few rows that decode (word_rows.h)
+ *     BF16_SUMS        x as one bf16 term or three (bf16.h)
+ *     FP8_ROWS_WAY     x as three bf16 terms side by side in AMX tiles, for decoding (fp8_rows.h)
+ *     DIGIT_ROWS_WAY   x as digits of whole numbers, in registers (digits.h)
+ *     DIGIT_TILES_WAY  the same for many rows, in AMX tiles (digit_tiles.h) or in registers transposed (digit_lanes.h)
  *
- * All but the first two multiply x rows that were packed before.
+ * All but the first two multiply x rows that were packed before. A "turn" in their files is a run of columns whose products
+ * are summed before a scale multiplies them.
  */
 #ifndef DEEPZIG_WAYS_H
 #define DEEPZIG_WAYS_H
@@ -23,6 +24,7 @@
 #include "fp8_rows.h"
 #include "word_rows.h"
 
+/* In this order: x rows as they are, packed whatever the weight, packed for the weight. */
 enum { FLOATS, FLOAT_LANES, BF16_SUMS, FP8_ROWS_WAY, DIGIT_ROWS_WAY, DIGIT_TILES_WAY, WORD_LANES, WORD_ROWS_WAY };
 
 typedef struct {
@@ -37,7 +39,8 @@ typedef struct {
 #define TILES_FROM_ROWS 5
 #define WORD_LANES_FROM_ROWS 3
 
-/* The way for w and about so many x rows; `terms` is the caller's bf16_terms: 0 decoding, 1 fast, 3 exact prompts. */
+/* The way for w and about so many x rows; `terms` is the caller's bf16_terms: 0 for decoding, and
+ * for prompts too if they are to have its bits; 1 for fast prompts, 3 for exact ones. */
 INLINE Way way_for(const Matrix *w, int terms, int64_t rows) {
     const int bf16 = bf16_terms(w, terms);
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
@@ -134,11 +137,15 @@ INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
 
 /* Weight rows that a task takes in multiples of. */
 INLINE int64_t row_step(Way way) {
-    const int64_t step = way.kind == BF16_SUMS ? BF16_ROWS
-                         : way.kind == FP8_ROWS_WAY || way.kind == DIGIT_TILES_WAY ? 32
-                         : way.kind == FLOATS ? BLOCK_ROWS
-                         : way.kind == FLOAT_LANES || way.kind == WORD_LANES ? 2 * LANES : 8;
-    return step > 2 * TILE_ROWS ? step : 2 * TILE_ROWS;
+    switch (way.kind) {
+    case FLOATS: return BLOCK_ROWS;
+    case FLOAT_LANES:
+    case WORD_LANES: return 2 * LANES;
+    case BF16_SUMS: return BF16_ROWS;
+    case FP8_ROWS_WAY:
+    case DIGIT_TILES_WAY: return 32; /* two tiles, or lanes of two vectors */
+    default: return 8;               /* two tiles of registers */
+    }
 }
 
 /* Whether weight rows become a panel that is used for all x rows, so that it has to fit a cache. */
