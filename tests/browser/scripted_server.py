@@ -41,6 +41,11 @@ def ending(reason: str = "stop", *, prompt: int = 24, completion: int = 40) -> l
     ]
 
 
+def answering(*texts: str, **stats: int) -> Reply:
+    """A reply of these pieces."""
+    return lambda body: [*(delta(content=text) for text in texts), *ending(**stats)]
+
+
 def progress(total: int, processed: int, *, queue_position: int = 0, time_ms: int = 0) -> Event:
     """A chunk that tells how far the prompt is."""
     figures = {"total": total, "cache": 0, "processed": processed, "time_ms": time_ms, "queue_position": queue_position}
@@ -123,3 +128,6 @@ class ScriptedServer:
                 self.wfile.write(content)
 
         return Handler
+
+
+Scripted = Callable[..., ScriptedServer]  # the fixture `scripted`

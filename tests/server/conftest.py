@@ -70,6 +70,13 @@ class _Sharing(Service):
         pass
 
 
+def wait_for(condition: Any, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
 @contextmanager
 def serving(llm: LLM | None, **settings: Any) -> Iterator[RunningServer]:
     """Serve `llm` (None: a model that never finishes loading) until the block ends."""
@@ -92,6 +99,14 @@ def serving(llm: LLM | None, **settings: Any) -> Iterator[RunningServer]:
 def stories() -> Iterator[LLM]:
     with load("stories") as llm:
         yield llm
+
+
+@pytest.fixture(scope="module")
+def strict(stories: LLM) -> Iterator[RunningServer]:
+    """A server with little patience and small limits."""
+    limits = {"receive_timeout": 0.6, "send_timeout": 0.6, "max_body_bytes": 4096, "max_connections": 12}
+    with serving(stories, **limits) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

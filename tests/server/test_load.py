@@ -16,7 +16,7 @@ from deepzig.engine.llm import LLM
 from deepzig.engine.loading import load
 from deepzig.engine.sampling import SamplingParams
 from tests.server.conftest import RunningServer, serving
-from tests.server.test_safety import post_head
+from tests.server.raw_http import post_head
 
 PROMPTS = [
     "Once upon a time", "The cat", "One day, a little girl named Lily", "Tom had a ball. " * 15, "It was dark. " * 30,

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from websockets.sync.client import connect
 from deepzig.cli import main
 from deepzig.engine.llm import LLM
 from deepzig.server.listen import bind
-from tests.server.conftest import serving
+from tests.server.conftest import serving, wait_for
 
 STORY = "Once upon a time"
 LONG = {"model": "", "prompt": STORY, "max_tokens": 1000, "stream": True, "extra_body": {"ignore_eos": True}}
@@ -116,13 +115,6 @@ def test_nothing_begins_after_the_cut(stories: LLM) -> None:
         running.service.cut()
         reply = http.post("/v1/completions", json={"prompt": STORY})
     assert reply.status_code == 503 and reply.json()["error"]["code"] == "shutting_down"
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_the_command_serves_and_exits_with_0_after_sigterm() -> None:
