@@ -30,9 +30,9 @@ def test_threads_do_not_matter(stem: str, function: Callable[..., None]) -> None
 
 
 @every_kernel
-@pytest.mark.parametrize("n_threads", [0, -1])
-def test_fewer_than_one_thread_are_one(stem: str, function: Callable[..., None], n_threads: int) -> None:
-    agreement.check_threads_do_not_matter(stem, function, n_threads)
+def test_fewer_than_one_thread_are_one(stem: str, function: Callable[..., None]) -> None:
+    for n_threads in (0, -1):
+        agreement.check_threads_do_not_matter(stem, function, n_threads, most=4)
 
 
 @every_kernel
