@@ -22,8 +22,7 @@ def _executor(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, thread_name_prefix="deepzig-numba")
 
 
-if hasattr(os, "register_at_fork"):  # the child has none of the threads
-    os.register_at_fork(after_in_child=_executor.cache_clear)
+os.register_at_fork(after_in_child=_executor.cache_clear)  # the child has none of the threads
 
 
 def run_rows(function: Callable[..., None], n_rows: int, n_threads: int, *arguments: Any) -> None:

@@ -184,7 +184,6 @@ def test_wrong_arrays_are_refused(
     check_refuses("linear", function, name, change)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_numba_threads_start_again_in_the_child_of_a_fork() -> None:
     multiply = dict(implementations("linear"))["numba"]

@@ -78,7 +78,6 @@ def workers_exist() -> Iterator[None]:
     yield
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_the_child_of_a_fork_starts_its_own_workers(workers_exist: None) -> None:
     child = os.fork()
