@@ -19,10 +19,6 @@ cdef extern from "tiles.h" nogil:
     bint has_nan(const Matrix* w, int64_t first, int64_t last)
     Matrix float_matrix(const float* values, int64_t n, int64_t k, int64_t row_step)
     void dequantize_row(const Matrix* w, int64_t n, float* out)
-    void dot_floats(const Matrix* w, int64_t first, int64_t last, const float** x, int64_t columns, float* out,
-                    int64_t out_stride)
-    void mix_floats(const Matrix* w, int64_t first, int64_t last, const float** c, int64_t columns, int64_t width,
-                    float* out, int64_t out_stride)
     void mix_rows(const Matrix* w, int64_t first, int64_t last, const float** c, int columns, int64_t width, float* out,
                   int64_t out_stride)
 

@@ -1,7 +1,7 @@
 """Absorbed attention over the paged cache, compiled once per ISA; contract in `mla_decode.py`.
 
-A task is one row of queries, HEAD_BLOCK heads and one chunk of the context: scores of all its cached rows, their exp,
-and the weighted sum of the same rows. Chunks of a row are merged in order afterwards, where there are several.
+A task is one row of queries, some of its heads and one chunk of the context, page by page (latent_attention.h). Chunks of a
+row are merged in order afterwards, where there are several.
 """
 
 from libc.math cimport expf
@@ -11,22 +11,31 @@ cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size
 from deepzig._kernels._pool cimport parallel_for
-from deepzig._kernels._rows cimport exp_row, highest_of
-from deepzig._kernels._tiles cimport (
-    FOR_TASK, LANES, Matrix, dequantize_row, dot_floats, float_matrix, mix_floats, padded, thread_floats,
-)
+from deepzig._kernels._tiles cimport FOR_TASK, LANES, Matrix, dequantize_row, float_matrix, padded, thread_floats
 from deepzig._kernels.mla_decode import CHUNK as PYTHON_CHUNK
 
 cnp.import_array()
 
 cdef int64_t CHUNK = PYTHON_CHUNK
-cdef enum:
-    HEAD_BLOCK = 8  # heads of a task
 
 
 cdef extern from "tiles.h" nogil:
     int F32, BF16, INT8  # Matrix.format
     int SCALE_F32
+
+
+cdef extern from "latent_attention.h" nogil:
+    int64_t MOST_HEADS, LATENT_ROWS
+
+    ctypedef struct LatentHeads:
+        float* sums
+        float* highest
+        float* total
+
+    int64_t latent_space(int64_t width, int64_t rank)
+    LatentHeads latent_heads(const float* query, int64_t n_heads, int64_t size, int64_t width, int64_t rank, float scale,
+                             float* space)
+    void attend_latent(const LatentHeads* a, const float* rows, int64_t step, int64_t count, const float* next)
 
 
 cdef struct Job:
@@ -38,9 +47,11 @@ cdef struct Job:
     const int32_t* lengths
     float* scratch  # (T, chunks, H, rank + 2): weighted sum, greatest score, sum of exp
     float* out  # (T, H, rank)
-    int64_t n_rows, n_heads, width, rank, page_size, page_bytes, row_bytes, blocks, chunks, head_blocks
+    int64_t n_rows, n_heads, width, rank, page_size, page_bytes, row_bytes, blocks, chunks
+    int64_t task_heads, head_blocks  # of a task; blocks of them
     int64_t page_format  # of the cached rows, as Matrix.format
     float softmax_scale
+    bint copies  # rows to floats of whole vectors
     bint no_memory
 
 
@@ -56,113 +67,87 @@ cdef inline Matrix page_matrix(const Job* job, int64_t t, int64_t block) noexcep
     return page
 
 
-cdef inline void copy_rows(const Matrix* page, int64_t first, int64_t count, float* out) noexcept nogil:
-    """Cached rows as floats, padded with zeros."""
-    cdef int64_t n, width = padded(page.k)
+cdef inline const float* float_rows(const Job* job, int64_t t, int64_t s, int64_t count, float* copy) noexcept nogil:
+    """Cached rows from s on, all of one page: where they lie, or as floats in `copy`, padded with zeros."""
+    cdef Matrix page = page_matrix(job, t, s // job.page_size)
+    cdef int64_t n, first = s % job.page_size, width = padded(job.width)
+    if not job.copies:
+        return <const float*>page.codes + first * job.width
     for n in range(count):
-        dequantize_row(page, first + n, out + n * width)
-        memset(out + n * width + page.k, 0, (width - page.k) * sizeof(float))
+        dequantize_row(&page, first + n, copy + n * width)
+        memset(copy + n * width + job.width, 0, (width - job.width) * sizeof(float))
+    return copy
+
+
+cdef inline int64_t rows_of_step(const Job* job, int64_t s, int64_t last) noexcept nogil:
+    """Rows from s on that one page holds."""
+    return min(min(LATENT_ROWS, job.page_size - s % job.page_size), last - s)
 
 
 cdef void attend(Job* job, int64_t t, int64_t chunk, int64_t head, float* own) noexcept nogil:
-    """One task. own: scores (HEAD_BLOCK, CHUNK), sums (HEAD_BLOCK, padded(rank)), queries, cached rows as floats."""
-    cdef int64_t first = chunk * CHUNK, last = min(first + CHUNK, job.lengths[t]), s, stop, count, j
-    cdef int64_t r, n_heads = min(HEAD_BLOCK, job.n_heads - head), width = padded(job.width), rank = padded(job.rank)
-    cdef bint is_whole = job.lengths[t] <= CHUNK
-    cdef bint copies = job.page_format != F32 or job.width % LANES != 0 or job.rank % LANES != 0
-    cdef float* scores = own
-    cdef float* sums = scores + HEAD_BLOCK * CHUNK
-    cdef float* queries = sums + HEAD_BLOCK * rank
-    cdef float* rows = queries + HEAD_BLOCK * width
-    cdef const float* x[HEAD_BLOCK]
-    cdef Matrix matrix
+    """One task. own: `latent_space`, and cached rows as floats."""
+    cdef int64_t last = min((chunk + 1) * CHUNK, job.lengths[t]), s = chunk * CHUNK, count, j, r
+    cdef int64_t n_heads = min(job.task_heads, job.n_heads - head), width = padded(job.width), rank = padded(job.rank)
+    cdef LatentHeads heads = latent_heads(job.query + (t * job.n_heads + head) * job.width, n_heads, job.width, width, rank,
+                                          job.softmax_scale, own)
+    cdef float* copy = own + latent_space(width, rank)
+    cdef const float* rows
+    cdef const float* next
     cdef float* part
     cdef float* out = job.out + (t * job.n_heads + head) * job.rank
-    cdef float highest, weight
-    cdef float[HEAD_BLOCK] total
-    for j in range(n_heads):
-        x[j] = job.query + (t * job.n_heads + head + j) * job.width
-        if copies:
-            memcpy(queries + j * width, x[j], job.width * sizeof(float))
-            memset(queries + j * width + job.width, 0, (width - job.width) * sizeof(float))
-            x[j] = queries + j * width
-    s = first
+    cdef float weight
     while s < last:
-        stop = min((s // job.page_size + 1) * job.page_size, last)
-        matrix = page_matrix(job, t, s // job.page_size)
-        if copies:
-            copy_rows(&matrix, s % job.page_size, stop - s, rows + (s - first) * width)
-            matrix = float_matrix(rows + (s - first) * width, stop - s, width, width)
-        count = 0 if copies else s % job.page_size
-        dot_floats(&matrix, count, count + stop - s, x, n_heads, scores + s - first, CHUNK)
-        s = stop
-    memset(sums, 0, n_heads * rank * sizeof(float))
+        count = rows_of_step(job, s, last)
+        rows = next = float_rows(job, t, s, count, copy)
+        if not job.copies and s + count < last:
+            next = float_rows(job, t, s + count, count, copy)
+        attend_latent(&heads, rows, width, count, next)
+        s += count
     for j in range(n_heads):
-        for s in range(last - first):
-            scores[j * CHUNK + s] *= job.softmax_scale
-        highest = highest_of(scores + j * CHUNK, last - first)
-        total[j] = exp_row(scores + j * CHUNK, highest, scores + j * CHUNK, last - first)
-        part = job.scratch + ((t * job.chunks + chunk) * job.n_heads + head + j) * (job.rank + 2)
-        part[job.rank], part[job.rank + 1] = highest, total[j]
-    s = first
-    while s < last:
-        stop = min((s // job.page_size + 1) * job.page_size, last)
-        matrix = page_matrix(job, t, s // job.page_size)
-        if copies:
-            matrix = float_matrix(rows + (s - first) * width, stop - s, width, width)
-        count = 0 if copies else s % job.page_size
-        for j in range(n_heads):
-            x[j] = scores + j * CHUNK + s - first
-        mix_floats(&matrix, count, count + stop - s, x, n_heads, rank, sums, rank)
-        s = stop
-    for j in range(n_heads):
-        if is_whole:
-            weight = 1 / total[j]
+        if job.lengths[t] <= CHUNK:
+            weight = 1 / heads.total[j]
             for r in range(job.rank):
-                out[j * job.rank + r] = weight * sums[j * rank + r]
+                out[j * job.rank + r] = weight * heads.sums[j * rank + r]
         else:
             part = job.scratch + ((t * job.chunks + chunk) * job.n_heads + head + j) * (job.rank + 2)
-            memcpy(part, sums + j * rank, job.rank * sizeof(float))
+            memcpy(part, heads.sums + j * rank, job.rank * sizeof(float))
+            part[job.rank], part[job.rank + 1] = heads.highest[j], heads.total[j]
 
 
 cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
     """Tasks of one chunk are neighbours, so that its cached rows are read from memory once."""
     cdef Job* job = <Job*>ctx
-    cdef int64_t head = task % job.head_blocks * HEAD_BLOCK
+    cdef int64_t head = task % job.head_blocks * job.task_heads
     cdef int64_t chunk = task // job.head_blocks % job.chunks, t = task // job.head_blocks // job.chunks
     cdef float* own
     if chunk * CHUNK >= job.lengths[t]:
         return
-    own = thread_floats(FOR_TASK, HEAD_BLOCK * (CHUNK + padded(job.rank) + padded(job.width)) + CHUNK * padded(job.width))
+    own = thread_floats(FOR_TASK, latent_space(padded(job.width), padded(job.rank)) + LATENT_ROWS * padded(job.width))
     if own == NULL:
         job.no_memory = True
         return
     attend(job, t, chunk, head, own)
 
 
-cdef void merge_task(void* ctx, int64_t t, int thread) noexcept nogil:
-    """The chunks of a row, weighted by exp of their greatest scores, in order."""
+cdef void merge_task(void* ctx, int64_t task, int thread) noexcept nogil:
+    """The chunks of a head of a row, weighted by exp of their greatest scores, in order."""
     cdef const Job* job = <const Job*>ctx
-    cdef int64_t chunks = (job.lengths[t] + CHUNK - 1) // CHUNK, step = job.n_heads * (job.rank + 2), head, chunk, r
-    cdef const float* part
-    cdef float* out
-    cdef float highest, total, weight
+    cdef int64_t t = task // job.n_heads, head = task % job.n_heads, step = job.n_heads * (job.rank + 2), chunk, r
+    cdef int64_t chunks = (job.lengths[t] + CHUNK - 1) // CHUNK
+    cdef const float* part = job.scratch + (t * job.chunks * job.n_heads + head) * (job.rank + 2)
+    cdef float* out = job.out + task * job.rank
+    cdef float highest = part[job.rank], total = 0, weight
     if chunks == 1:
         return
-    for head in range(job.n_heads):
-        part = job.scratch + (t * job.chunks * job.n_heads + head) * (job.rank + 2)
-        out = job.out + (t * job.n_heads + head) * job.rank
-        highest = part[job.rank]
-        for chunk in range(1, chunks):
-            highest = max(highest, part[chunk * step + job.rank])
-        total = 0
-        for chunk in range(chunks):
-            total += part[chunk * step + job.rank + 1] * expf(part[chunk * step + job.rank] - highest)
-        memset(out, 0, job.rank * sizeof(float))
-        for chunk in range(chunks):
-            weight = expf(part[chunk * step + job.rank] - highest) / total
-            for r in range(job.rank):
-                out[r] += weight * part[chunk * step + r]
+    for chunk in range(1, chunks):
+        highest = max(highest, part[chunk * step + job.rank])
+    for chunk in range(chunks):
+        total += part[chunk * step + job.rank + 1] * expf(part[chunk * step + job.rank] - highest)
+    memset(out, 0, job.rank * sizeof(float))
+    for chunk in range(chunks):
+        weight = expf(part[chunk * step + job.rank] - highest) / total
+        for r in range(job.rank):
+            out[r] += weight * part[chunk * step + r]
 
 
 cdef int check_tables(const Job* job, int64_t n_pages, int64_t n_sequences) except -1:
@@ -224,12 +209,15 @@ def mla_decode(cnp.ndarray query not None, cnp.ndarray pages not None, cnp.ndarr
     for t in range(job.n_rows):
         longest = max(longest, job.lengths[t])
     job.chunks = (longest + CHUNK - 1) // CHUNK
-    job.head_blocks = (job.n_heads + HEAD_BLOCK - 1) // HEAD_BLOCK
+    job.copies = job.page_format != F32 or job.width % LANES != 0 or job.rank % LANES != 0
+    # many heads share what is read of a row; few make enough tasks for the threads
+    job.task_heads = MOST_HEADS if job.n_rows * job.chunks * job.n_heads >= 2 * n_threads * MOST_HEADS else LANES
+    job.head_blocks = (job.n_heads + job.task_heads - 1) // job.task_heads
     if cnp.PyArray_SIZE(scratch) < job.n_rows * job.n_heads * job.chunks * (job.rank + 2):
         raise ValueError(f"scratch has {cnp.PyArray_SIZE(scratch)} floats, fewer than mla_decode.scratch_size")
     with nogil:
         parallel_for(attend_task, &job, job.n_rows * job.chunks * job.head_blocks, n_threads)
         if job.chunks > 1:
-            parallel_for(merge_task, &job, job.n_rows, n_threads if job.n_rows > 8 else 1)
+            parallel_for(merge_task, &job, job.n_rows * job.n_heads, n_threads)
     if job.no_memory:
         raise MemoryError

@@ -1,4 +1,4 @@
-/* Register tiles: products of a few weight rows with a few float rows. The inner loops of linear, experts and MLA.
+/* Register tiles: products of a few weight rows with a few float rows. The inner loops of linear, experts and the products of MLA.
  *
  * Included by their *_cython.pyx, which hold the loops over tasks. Knows matrices and float rows, nothing of threads.
  *
@@ -153,19 +153,6 @@ static inline void dot_few(const Matrix *w, int64_t first, int64_t last, const f
         }
 }
 
-/* The same for float weights and any number of x rows. */
-static inline void dot_floats(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t columns, float *out,
-                       int64_t out_stride) {
-    if (columns > 1 && columns <= FEW_COLUMNS) {
-        dot_few(w, first, last, x, columns, out, out_stride);
-        return;
-    }
-    for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
-        int count = columns - j < TILE_COLUMNS ? (int)(columns - j) : TILE_COLUMNS;
-        dot_rows_as(F32, count, w, first, last, x + j, out + j * out_stride, out_stride);
-    }
-}
-
 /* ---- weighted sums of rows ------------------------------------------------------------------------------------ */
 
 INLINE void mix_tile(int format, int vectors, int columns, const Matrix *w, int64_t first, int64_t last,
@@ -237,15 +224,6 @@ static inline void mix_rows(const Matrix *w, int64_t first, int64_t last, const 
     case FP8: mix_rows_as(FP8, columns, w, first, last, c, width, out, out_stride); break;
     case INT8: mix_rows_as(INT8, columns, w, first, last, c, width, out, out_stride); break;
     default: mix_rows_as(INT4, columns, w, first, last, c, width, out, out_stride);
-    }
-}
-
-/* The same for float weights and any number of rows of coefficients. */
-static inline void mix_floats(const Matrix *w, int64_t first, int64_t last, const float *const *c, int64_t columns,
-                       int64_t width, float *out, int64_t out_stride) {
-    for (int64_t j = 0; j < columns; j += MIX_COLUMNS) {
-        int count = columns - j < MIX_COLUMNS ? (int)(columns - j) : MIX_COLUMNS;
-        mix_rows_as(F32, count, w, first, last, c + j, width, out + j * out_stride, out_stride);
     }
 }
 

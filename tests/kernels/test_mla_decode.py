@@ -46,7 +46,7 @@ def attend(
 
 
 @every_implementation_but("mla_decode", "reference")
-@pytest.mark.parametrize("n_heads", [1, 5, 16])
+@pytest.mark.parametrize("n_heads", [1, 5, 16, 40])
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int8])
 def test_a_row_does_not_depend_on_its_neighbours(function: Callable[..., None], n_heads: int, dtype: type) -> None:
     """Rows of several sequences and of several lengths, in one call and alone."""
