@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint8_t
 
 cdef extern from "tiles.h" nogil:
     int64_t LANES
-    int64_t TILE_COLUMNS
+    int64_t TILE_X_ROWS
 
     ctypedef struct Matrix:
         int64_t codes, scale, n, k, row_bytes, format, scale_format, group_size, block_rows, offset
@@ -19,15 +19,15 @@ cdef extern from "tiles.h" nogil:
     bint has_nan(const Matrix* w, int64_t first, int64_t last)
     Matrix float_matrix(const float* values, int64_t n, int64_t k, int64_t row_step)
     void dequantize_row(const Matrix* w, int64_t n, float* out)
-    void mix_rows(const Matrix* w, int64_t first, int64_t last, const float** c, int columns, int64_t width, float* out,
+    void mix_rows(const Matrix* w, int64_t first, int64_t last, const float** c, int outs, int64_t width, float* out,
                   int64_t out_stride)
 
 
 cdef extern from "blocks.h" nogil:
-    int64_t PASS_COLUMNS
+    int64_t PASS_X_ROWS
 
     int64_t dot_space(const Matrix* w)
-    void dot_block(const Matrix* w, int64_t first, int64_t last, const float** x, int64_t columns, float* out,
+    void dot_block(const Matrix* w, int64_t first, int64_t last, const float** x, int64_t x_rows, float* out,
                    int64_t out_stride, float* space)
 
 
@@ -38,15 +38,15 @@ cdef extern from "ways.h" nogil:
     ctypedef struct Way:
         int kind, terms
 
-    Way way_for(const Matrix* w, int terms, int64_t rows)
+    Way way_for(const Matrix* w, int terms, int64_t x_rows)
     bint same_packing(Way a, const Matrix* first, Way b, const Matrix* second)
-    int64_t packed_bytes(Way way, const Matrix* w, int64_t rows)
+    int64_t packed_bytes(Way way, const Matrix* w, int64_t x_rows)
     int64_t pack_space(Way way, const Matrix* w)
-    void pack_rows(Way way, const Matrix* w, const float** x, int64_t rows, uint8_t* packed, float* space)
+    void pack_rows(Way way, const Matrix* w, const float** x, int64_t x_rows, uint8_t* packed, float* space)
     int64_t multiply_space(Way way, const Matrix* w, int64_t rows)
     int64_t row_step(Way way)
     bint has_panel(Way way)
     bint packs(Way way)
-    bint wants_copies(Way way, const Matrix* w, int64_t rows)
+    bint wants_copies(Way way, const Matrix* w, int64_t x_rows)
     void multiply(Way way, const Matrix* w, int64_t first, int64_t last, const float** x, const uint8_t* packed,
-                  int64_t rows, float* out, int64_t out_stride, const void* next, float* space)
+                  int64_t x_rows, float* out, int64_t out_stride, const void* next, float* space)

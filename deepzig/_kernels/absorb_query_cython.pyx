@@ -7,7 +7,7 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._tiles cimport (
-    FOR_TASK, Matrix, TILE_COLUMNS, dequantize_row, float_matrix, has_nan, is_even, mix_rows, padded, thread_floats,
+    FOR_TASK, Matrix, TILE_X_ROWS, dequantize_row, float_matrix, has_nan, is_even, mix_rows, padded, thread_floats,
 )
 
 cnp.import_array()
@@ -38,23 +38,23 @@ cdef void head_task(void* ctx, int64_t head, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
     cdef int64_t rank = job.weight.k, width = padded(rank), first = head * job.head_rows, t, j, n, count, rows
     cdef bint decoded = (
-        not is_even(&job.weight) or job.n_rows > TILE_COLUMNS or has_nan(&job.weight, first, first + job.nope)
+        not is_even(&job.weight) or job.n_rows > TILE_X_ROWS or has_nan(&job.weight, first, first + job.nope)
     )
-    cdef float* sums = thread_floats(FOR_TASK, (TILE_COLUMNS + (job.nope if decoded else 0)) * width)
+    cdef float* sums = thread_floats(FOR_TASK, (TILE_X_ROWS + (job.nope if decoded else 0)) * width)
     cdef Matrix matrix = job.weight
     cdef const float* coefficients[8]
     if sums == NULL:
         job.no_memory = True
         return
     if decoded:
-        matrix = float_matrix(sums + TILE_COLUMNS * width, job.nope, width, width)
+        matrix = float_matrix(sums + TILE_X_ROWS * width, job.nope, width, width)
         for n in range(job.nope):
-            dequantize_row(&job.weight, first + n, sums + (TILE_COLUMNS + n) * width)
-            memset(sums + (TILE_COLUMNS + n) * width + rank, 0, (width - rank) * sizeof(float))
+            dequantize_row(&job.weight, first + n, sums + (TILE_X_ROWS + n) * width)
+            memset(sums + (TILE_X_ROWS + n) * width + rank, 0, (width - rank) * sizeof(float))
         first = 0
     t = 0
     while t < job.n_rows:
-        count = min(TILE_COLUMNS, job.n_rows - t)
+        count = min(TILE_X_ROWS, job.n_rows - t)
         memset(sums, 0, count * width * sizeof(float))
         n = 0
         while n < job.nope:

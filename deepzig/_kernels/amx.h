@@ -44,14 +44,14 @@ INLINE void row_scales(const Matrix *w, int64_t n, int64_t turn_columns, float *
     }
 }
 
-/* out[j * out_stride + i] = factor[j] * sum[16 i + j], or without factor, for i < rows, j < columns, both at most 16. */
-INLINE void write_square(const float *sum, const float *factor, int64_t rows, int64_t columns, float *out,
+/* out[j * out_stride + i] = factor[j] * sum[16 i + j], or without factor, for i < rows, j < x_rows, both at most 16. */
+INLINE void write_square(const float *sum, const float *factor, int64_t rows, int64_t x_rows, float *out,
                          int64_t out_stride) {
     const __mmask16 valid = rows >= 16 ? 0xffff : (__mmask16)((1u << rows) - 1);
     vfloat row[16], column[16];
     for (int i = 0; i < 16; i++) row[i] = vload(sum + 16 * i);
     transpose(row, column);
-    for (int64_t j = 0; j < columns; j++) {
+    for (int64_t j = 0; j < x_rows; j++) {
         if (factor) column[j] *= factor[j];
         _mm512_mask_storeu_ps(out + j * out_stride, valid, (__m512)column[j]);
     }

@@ -58,23 +58,23 @@ INLINE __m256i bf16_round(const float *p, int64_t count, __m512 *rest) {
 
 #if defined(__AMX_BF16__)
 
-#define BF16_ROWS 32    /* panels are whole pairs of tiles */
-#define BF16_COLUMNS 16 /* packed activations are whole tiles */
+#define BF16_ROWS 32   /* panels are whole pairs of tiles */
+#define BF16_X_ROWS 16 /* packed activations are whole tiles */
 
-INLINE int64_t bf16_packed_size(int64_t columns, int64_t k, int terms) {
-    return (columns + BF16_COLUMNS - 1) / BF16_COLUMNS * BF16_COLUMNS * bf16_width(k) * terms;
+INLINE int64_t bf16_packed_size(int64_t x_rows, int64_t k, int terms) {
+    return (x_rows + BF16_X_ROWS - 1) / BF16_X_ROWS * BF16_X_ROWS * bf16_width(k) * terms;
 }
 
-/* Packed activations: for each 16 columns, each 32 of k, each term a tile B [k / 2][column][k % 2]. */
-static inline void bf16_pack(const float *const *x, int64_t columns, int64_t k, int terms, uint16_t *packed) {
+/* Packed activations: for each 16 x rows, each 32 columns, each term a tile B [k / 2][x row][k % 2]. */
+static inline void bf16_pack(const float *const *x, int64_t x_rows, int64_t k, int terms, uint16_t *packed) {
     const int64_t width = bf16_width(k);
-    for (int64_t j = 0; j < columns; j += BF16_COLUMNS)
+    for (int64_t j = 0; j < x_rows; j += BF16_X_ROWS)
         for (int64_t at = 0; at < width; at += BF16_STEP, packed += 512 * terms) {
             uint32_t *tile = (uint32_t *)packed;
-            for (int64_t c = 0; c < BF16_COLUMNS; c++) {
+            for (int64_t c = 0; c < BF16_X_ROWS; c++) {
                 float rest[32] = {0};
                 uint16_t rounded[32];
-                if (j + c < columns)
+                if (j + c < x_rows)
                     memcpy(rest, x[j + c] + at, sizeof(float) * (size_t)(k - at < 32 ? k - at : 32));
                 for (int term = 0; term < terms; term++) {
                     for (int half = 0; half < 32; half += 16) {
@@ -208,30 +208,30 @@ INLINE void bf16_square(int wide, int terms, const Matrix *w, const uint16_t *pa
 }
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last); `next`: codes of as many rows needed after. */
-static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, const uint16_t *packed, int64_t columns,
+static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, const uint16_t *packed, int64_t x_rows,
                               int terms, float *out, int64_t out_stride, const void *next, float *space) {
     const int64_t rows = (last - first + BF16_ROWS - 1) / BF16_ROWS * BF16_ROWS, width = bf16_width(w->k);
     const int64_t turn = bf16_scales_apart(w) ? bf16_turn(w) : BF16_TURN, turns = (w->k + turn - 1) / turn;
     float *sum = space, *scale = sum + 32 * rows, *row = scale + turns * rows;
     uint16_t *panel = (uint16_t *)(row + width);
     CallAhead ahead = {next, (last - first) * w->row_bytes / 64, 0};
-    ahead.at_once = ahead.lines / ((columns + BF16_COLUMNS - 1) / BF16_COLUMNS * turns * rows / 32) + 1;
+    ahead.at_once = ahead.lines / ((x_rows + BF16_X_ROWS - 1) / BF16_X_ROWS * turns * rows / 32) + 1;
     bf16_tiles(w, first, last, rows, row, panel);
     for (int64_t i = 0; i < rows; i++) {
         if (bf16_scales_apart(w)) row_scales(w, first + i < last ? first + i : first, turn, scale + i * turns);
         else for (int64_t t = 0; t < turns; t++) scale[i * turns + t] = 1;
     }
     amx_begin();
-    for (int64_t j = 0; j < columns;) {
+    for (int64_t j = 0; j < x_rows;) {
         const uint16_t *x = packed + j * width * terms;
-        const int wide = terms == 1 && columns - j > BF16_COLUMNS;
+        const int wide = terms == 1 && x_rows - j > BF16_X_ROWS;
         if (wide) bf16_square(1, 1, w, panel, rows, scale, x, sum, &ahead);
         else if (terms == 1) bf16_square(0, 1, w, panel, rows, scale, x, sum, &ahead);
         else bf16_square(0, 3, w, panel, rows, scale, x, sum, &ahead);
-        for (int block = 0; block <= wide; block++, j += BF16_COLUMNS)
+        for (int block = 0; block <= wide; block++, j += BF16_X_ROWS)
             for (int64_t r = 0; r < last - first; r += 16)
                 write_square(sum + 16 * (r + block * rows), NULL, last - first - r,
-                             columns - j < BF16_COLUMNS ? columns - j : BF16_COLUMNS, out + j * out_stride + r, out_stride);
+                             x_rows - j < BF16_X_ROWS ? x_rows - j : BF16_X_ROWS, out + j * out_stride + r, out_stride);
     }
     amx_end();
 }
@@ -245,9 +245,9 @@ INLINE int64_t bf16_space(const Matrix *w, int64_t rows) {
 #else /* no bf16 arithmetic: bf16_terms is 0, these are never reached */
 
 #define BF16_ROWS 1
-INLINE int64_t bf16_packed_size(int64_t columns, int64_t k, int terms) { return 0; }
-static inline void bf16_pack(const float *const *x, int64_t columns, int64_t k, int terms, uint16_t *packed) {}
-static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, const uint16_t *packed, int64_t columns,
+INLINE int64_t bf16_packed_size(int64_t x_rows, int64_t k, int terms) { return 0; }
+static inline void bf16_pack(const float *const *x, int64_t x_rows, int64_t k, int terms, uint16_t *packed) {}
+static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, const uint16_t *packed, int64_t x_rows,
                               int terms, float *out, int64_t out_stride, const void *next, float *space) {}
 INLINE int64_t bf16_space(const Matrix *w, int64_t rows) { return 0; }
 

@@ -8,24 +8,24 @@
 
 #include "tiles.h"
 
-/* A block of weights, as floats without their scales, stays in L1 while PASS_COLUMNS x rows go by. Between blocks the sums
+/* A block of weights, as floats without their scales, stays in L1 while PASS_X_ROWS x rows go by. Between blocks the sums
  * of each weight row and x row wait in memory as vectors. Where groups have scales of their own, registers hold the sums of
  * a group beside those of the groups before, if there are enough. */
 #if defined(__AVX512F__)
 #define BLOCK_ROWS 8
 #define BLOCK_WIDTH 512
-#define GROUP_COLUMNS 4
+#define GROUP_X_ROWS 4
 #else
 #define BLOCK_ROWS (4 * TILE_ROWS)
 #define BLOCK_WIDTH 256
-#define GROUP_COLUMNS TILE_COLUMNS
+#define GROUP_X_ROWS TILE_X_ROWS
 #endif
-#define PASS_COLUMNS 64
+#define PASS_X_ROWS 64
 
 typedef struct {
     float weights[BLOCK_ROWS][BLOCK_WIDTH];
     float factor[BLOCK_WIDTH / LANES][BLOCK_ROWS]; /* of each group of the block, if it has several */
-    vfloat sum[PASS_COLUMNS][BLOCK_ROWS];
+    vfloat sum[PASS_X_ROWS][BLOCK_ROWS];
 } DotSpace;
 
 typedef struct {
@@ -38,52 +38,52 @@ typedef struct {
 /* Block.group: columns that have a scale of their own. */
 INLINE int64_t block_group(const Matrix *w) { return w->group_size < w->k ? w->group_size : 0; }
 
-/* `rows` rows of the block, from `row` on, against `columns` x rows, of which the first is the pass's `column`. */
-INLINE void block_tile(int grouped, int rows, int columns, const Block *b, int row, const float *const *x, DotSpace *space,
-                       int64_t column) {
-    vfloat sum[TILE_ROWS][TILE_COLUMNS], part[TILE_ROWS][TILE_COLUMNS];
+/* `rows` rows of the block, from `row` on, against `x_rows` x rows, of which the first is the pass's `x_row`. */
+INLINE void block_tile(int grouped, int rows, int x_rows, const Block *b, int row, const float *const *x, DotSpace *space,
+                       int64_t x_row) {
+    vfloat sum[TILE_ROWS][TILE_X_ROWS], part[TILE_ROWS][TILE_X_ROWS];
     const float *weights = b->weights + row * b->step;
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) sum[i][j] = b->k ? space->sum[column + j][row + i] : vset(0);
+        for (int j = 0; j < x_rows; j++) sum[i][j] = b->k ? space->sum[x_row + j][row + i] : vset(0);
     if (!grouped) {
         for (int64_t k = 0; k < b->width; k += LANES)
             for (int i = 0; i < rows; i++) {
                 const vfloat weight = vload(weights + i * b->step + k);
-                for (int j = 0; j < columns; j++) sum[i][j] += weight * vload(x[j] + b->k + k);
+                for (int j = 0; j < x_rows; j++) sum[i][j] += weight * vload(x[j] + b->k + k);
             }
     } else {
         for (int64_t group = 0, k = 0; k < b->width; group++) {
             for (int i = 0; i < rows; i++)
-                for (int j = 0; j < columns; j++) part[i][j] = vset(0);
+                for (int j = 0; j < x_rows; j++) part[i][j] = vset(0);
             for (const int64_t end = k + b->group < b->width ? k + b->group : b->width; k < end; k += LANES)
                 for (int i = 0; i < rows; i++) {
                     const vfloat weight = vload(weights + i * b->step + k);
-                    for (int j = 0; j < columns; j++) part[i][j] += weight * vload(x[j] + b->k + k);
+                    for (int j = 0; j < x_rows; j++) part[i][j] += weight * vload(x[j] + b->k + k);
                 }
             for (int i = 0; i < rows; i++) {
                 const vfloat factor = vset(space->factor[group][row + i]);
-                for (int j = 0; j < columns; j++) sum[i][j] += factor * part[i][j];
+                for (int j = 0; j < x_rows; j++) sum[i][j] += factor * part[i][j];
             }
         }
     }
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) space->sum[column + j][row + i] = sum[i][j];
+        for (int j = 0; j < x_rows; j++) space->sum[x_row + j][row + i] = sum[i][j];
 }
 
-INLINE void block_tiles(int grouped, int columns, const Block *b, const float *const *x, DotSpace *space, int64_t column) {
+INLINE void block_tiles(int grouped, int x_rows, const Block *b, const float *const *x, DotSpace *space, int64_t x_row) {
     int row = 0;
     for (; row + TILE_ROWS <= b->rows; row += TILE_ROWS)
-        block_tile(grouped, TILE_ROWS, columns, b, row, x, space, column);
-    for (; row < b->rows; row++) block_tile(grouped, 1, columns, b, row, x, space, column);
+        block_tile(grouped, TILE_ROWS, x_rows, b, row, x, space, x_row);
+    for (; row < b->rows; row++) block_tile(grouped, 1, x_rows, b, row, x, space, x_row);
 }
 
 /* The block's rows against all x rows of a pass. */
-INLINE void block_pass(int grouped, const Block *b, const float *const *x, int64_t columns, DotSpace *space) {
-    const int at_once = grouped ? GROUP_COLUMNS : TILE_COLUMNS;
+INLINE void block_pass(int grouped, const Block *b, const float *const *x, int64_t x_rows, DotSpace *space) {
+    const int at_once = grouped ? GROUP_X_ROWS : TILE_X_ROWS;
     int64_t j = 0;
-    for (; j + at_once <= columns; j += at_once) block_tiles(grouped, at_once, b, x + j, space, j);
-    for (; j + 2 <= columns; j += 2) block_tiles(grouped, 2, b, x + j, space, j);
-    if (j < columns) block_tiles(grouped, 1, b, x + j, space, j);
+    for (; j + at_once <= x_rows; j += at_once) block_tiles(grouped, at_once, b, x + j, space, j);
+    for (; j + 2 <= x_rows; j += 2) block_tiles(grouped, 2, b, x + j, space, j);
+    if (j < x_rows) block_tiles(grouped, 1, b, x + j, space, j);
 }
 
 /* Have memory bring columns k to k + width of a row that will be needed soon. */
@@ -112,8 +112,8 @@ static inline void decode_weights(const Matrix *w, int64_t row, int64_t k, int64
 #undef DECODE_AS
 }
 
-/* Weight rows [first, first + rows), rows <= BLOCK_ROWS, of an even w against columns <= PASS_COLUMNS x rows. */
-static inline void dot_pass(const Matrix *w, int64_t first, int rows, const float *const *x, int64_t columns, float *out,
+/* Weight rows [first, first + rows), rows <= BLOCK_ROWS, of an even w against x_rows <= PASS_X_ROWS x rows. */
+static inline void dot_pass(const Matrix *w, int64_t first, int rows, const float *const *x, int64_t x_rows, float *out,
                             int64_t out_stride, DotSpace *space) {
     Block b = {&space->weights[0][0], BLOCK_WIDTH, 0, 0, block_group(w), rows};
     const int64_t width = b.group ? BLOCK_WIDTH / b.group * b.group : BLOCK_WIDTH;
@@ -132,20 +132,20 @@ static inline void dot_pass(const Matrix *w, int64_t first, int rows, const floa
             for (int i = 0; i < rows; i++)
                 for (int64_t g = 0; g * b.group < b.width; g++)
                     space->factor[g][i] = decode_scale((int)w->format, scale_at(w, scale[i] + b.k / b.group + g));
-            block_pass(1, &b, x, columns, space);
+            block_pass(1, &b, x, x_rows, space);
         } else {
-            block_pass(0, &b, x, columns, space);
+            block_pass(0, &b, x, x_rows, space);
         }
     }
     for (int i = 0; !b.group && w->scale_format != SCALE_NONE && i < rows; i++) {
         const vfloat factor = vset(decode_scale((int)w->format, scale_at(w, scale[i])));
-        for (int64_t j = 0; j < columns; j++) space->sum[j][i] *= factor;
+        for (int64_t j = 0; j < x_rows; j++) space->sum[j][i] *= factor;
     }
-    for (int64_t j = 0; j < columns; j++) {
+    for (int64_t j = 0; j < x_rows; j++) {
         float *sums = out + j * out_stride;
         int i = 0;
 #if defined(__AVX512F__)
-        if (rows == 8 && j + 1 < columns) { /* two x rows; vsum16 leaves the sum of flat[4 i + j] in lane 4 j + i */
+        if (rows == 8 && j + 1 < x_rows) { /* two x rows; vsum16 leaves the sum of flat[4 i + j] in lane 4 j + i */
             vfloat flat[16];
             for (int k = 0; k < 16; k++) flat[k] = space->sum[j + k % 4 / 2][k % 2 * 4 + k / 4];
             const __m512 pair = (__m512)vsum16(flat);
@@ -160,7 +160,7 @@ static inline void dot_pass(const Matrix *w, int64_t first, int rows, const floa
     }
     for (int i = 0; w->format == FP8 && i < rows; i++)
         if (has_nan(w, first + i, first + i + 1))
-            for (int64_t j = 0; j < columns; j++) out[j * out_stride + i] = NAN;
+            for (int64_t j = 0; j < x_rows; j++) out[j * out_stride + i] = NAN;
 }
 
 /* Floats of `space` that dot_block needs. */
@@ -168,9 +168,9 @@ INLINE int64_t dot_space(const Matrix *w) {
     return (int64_t)(sizeof(DotSpace) / sizeof(float)) + (is_even(w) ? 0 : BLOCK_ROWS * padded(w->k));
 }
 
-/* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and any number of columns. x rows must end in zeros
+/* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and any number of x rows, which must end in zeros
  * up to padded(K) if w is not even. */
-static inline void dot_block(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t columns,
+static inline void dot_block(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t x_rows,
                              float *out, int64_t out_stride, float *space) {
     if (!is_even(w)) {
         const int64_t width = padded(w->k);
@@ -182,19 +182,19 @@ static inline void dot_block(const Matrix *w, int64_t first, int64_t last, const
                 for (int64_t k = w->k; k < width; k++) rows[i * width + k] = 0;
             }
             const Matrix decoded = float_matrix(rows, count, width, width);
-            dot_block(&decoded, 0, count, x, columns, out + (n - first), out_stride, space);
+            dot_block(&decoded, 0, count, x, x_rows, out + (n - first), out_stride, space);
         }
-    } else if (columns <= TILE_COLUMNS) {
-        dot_rows(w, first, last, x, (int)columns, out, out_stride);
-    } else if ((columns <= FEW_COLUMNS && (w->format == FP8 ? LOOKS_UP_FP8 : w->format != INT4)) ||
+    } else if (x_rows <= TILE_X_ROWS) {
+        dot_rows(w, first, last, x, (int)x_rows, out, out_stride);
+    } else if ((x_rows <= FEW_X_ROWS && (w->format == FP8 ? LOOKS_UP_FP8 : w->format != INT4)) ||
                block_group(w) > BLOCK_WIDTH) {
         /* cheap to decode once more, or groups that no block holds */
-        dot_few(w, first, last, x, columns, out, out_stride);
+        dot_few(w, first, last, x, x_rows, out, out_stride);
     } else {
-        for (int64_t j = 0; j < columns; j += PASS_COLUMNS)
+        for (int64_t j = 0; j < x_rows; j += PASS_X_ROWS)
             for (int64_t n = first; n < last; n += BLOCK_ROWS)
                 dot_pass(w, n, (int)(last - n < BLOCK_ROWS ? last - n : BLOCK_ROWS), x + j,
-                         columns - j < PASS_COLUMNS ? columns - j : PASS_COLUMNS, out + j * out_stride + (n - first),
+                         x_rows - j < PASS_X_ROWS ? x_rows - j : PASS_X_ROWS, out + j * out_stride + (n - first),
                          out_stride, (DotSpace *)space);
     }
 }

@@ -33,8 +33,8 @@ INLINE int64_t lane_row_bytes(const Matrix *w, int digits) {
     return (digits * (w->k + 4 * turns) + 4 + 63) / 64 * 64;
 }
 
-INLINE int64_t digit_blocks_bytes(const Matrix *w, int64_t columns, int digits) {
-    return columns * lane_row_bytes(w, digits);
+INLINE int64_t digit_blocks_bytes(const Matrix *w, int64_t x_rows, int digits) {
+    return x_rows * lane_row_bytes(w, digits);
 }
 
 INLINE void pack_lane_row(int digits, const Matrix *w, const float *x, uint8_t *packed) {
@@ -62,9 +62,9 @@ INLINE void pack_lane_row(int digits, const Matrix *w, const float *x, uint8_t *
 }
 
 /* Packed x rows. */
-static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int64_t columns, int digits, uint8_t *packed,
+static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int64_t x_rows, int digits, uint8_t *packed,
                                      uint8_t *space) {
-    for (int64_t j = 0; j < columns; j++, packed += lane_row_bytes(w, digits)) {
+    for (int64_t j = 0; j < x_rows; j++, packed += lane_row_bytes(w, digits)) {
         if (digits == 2) pack_lane_row(2, w, x[j], packed);
         else pack_lane_row(3, w, x[j], packed);
     }
@@ -110,16 +110,16 @@ static inline void lane_panel(const Matrix *w, int64_t first, int64_t last, int6
         }
 }
 
-/* sum[j] += the products of the block's `turn`, quads [first, last), with `columns` packed x rows. */
-INLINE void lane_tile(int digits, int columns, const LaneSpace *space, int64_t turn, int64_t first, int64_t last,
+/* sum[j] += the products of the block's `turn`, quads [first, last), with `x_rows` packed x rows. */
+INLINE void lane_tile(int digits, int x_rows, const LaneSpace *space, int64_t turn, int64_t first, int64_t last,
                       const uint8_t *const *x, const int32_t *const *start, float (*sum)[LANE_ROWS]) {
     __m512i part[LANE_SUMS / 2][DIGITS_MOST][2];
-    for (int j = 0; j < columns; j++)
+    for (int j = 0; j < x_rows; j++)
         for (int d = 0; d < digits; d++)
             part[j][d][0] = part[j][d][1] = _mm512_set1_epi32(start[j][turn * digits + d]);
     for (int64_t q = first; q < last; q++) {
         const __m512i low = _mm512_loadu_si512(space->panel[q][0]), high = _mm512_loadu_si512(space->panel[q][16]);
-        for (int j = 0; j < columns; j++)
+        for (int j = 0; j < x_rows; j++)
             for (int d = 0; d < digits; d++) {
                 int32_t quad;
                 memcpy(&quad, x[j] + 4 * (digits * q + d), 4);
@@ -130,7 +130,7 @@ INLINE void lane_tile(int digits, int columns, const LaneSpace *space, int64_t t
     }
     for (int half = 0; half < 2; half++) {
         const __m512 factor = _mm512_loadu_ps(space->scale[turn] + 16 * half);
-        for (int j = 0; j < columns; j++) {
+        for (int j = 0; j < x_rows; j++) {
             __m512i joined = _mm512_add_epi32(_mm512_slli_epi32(part[j][0][half], 8), part[j][1][half]);
             __m512 value = _mm512_cvtepi32_ps(joined);
             if (digits == 3)
@@ -141,32 +141,32 @@ INLINE void lane_tile(int digits, int columns, const LaneSpace *space, int64_t t
     }
 }
 
-/* All turns of the block, which begins with column k, with `columns` packed x rows. */
-INLINE void lane_turns(int digits, int columns, const Matrix *w, const LaneSpace *space, int64_t k, int64_t width,
+/* All turns of the block, which begins with column k, with `x_rows` packed x rows. */
+INLINE void lane_turns(int digits, int x_rows, const Matrix *w, const LaneSpace *space, int64_t k, int64_t width,
                        const uint8_t *packed, float (*sum)[LANE_ROWS]) {
     const int64_t bytes = lane_row_bytes(w, digits), turn = joined_columns(w);
     const uint8_t *x[LANE_SUMS / 2];
     const int32_t *start[LANE_SUMS / 2];
-    for (int j = 0; j < columns; j++) {
+    for (int j = 0; j < x_rows; j++) {
         x[j] = packed + j * bytes + digits * k;
         start[j] = (const int32_t *)(packed + j * bytes + digits * w->k) + digits * (k / turn);
     }
     for (int64_t t = 0, at = 0; at < width; t++, at += turn)
-        lane_tile(digits, columns, space, t, at / 4, (at + turn < width ? at + turn : width) / 4, x, start, sum);
+        lane_tile(digits, x_rows, space, t, at / 4, (at + turn < width ? at + turn : width) / 4, x, start, sum);
 }
 
-/* Rows [first, last), at most LANE_ROWS, with `columns` packed x rows, at most LANE_PASS. */
-INLINE void lane_pass(int digits, const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t columns,
+/* Rows [first, last), at most LANE_ROWS, with `x_rows` packed x rows, at most LANE_PASS. */
+INLINE void lane_pass(int digits, const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t x_rows,
                       float *out, int64_t out_stride, LaneSpace *space) {
     const int64_t bytes = lane_row_bytes(w, digits), turn = joined_columns(w), block = LANE_BLOCK / turn * turn;
     const int at_once = LANE_SUMS / digits;
-    memset(space->sum, 0, (size_t)columns * sizeof *space->sum);
+    memset(space->sum, 0, (size_t)x_rows * sizeof *space->sum);
     for (int64_t k = 0; k < w->k; k += block) {
         const int64_t width = k + block < w->k ? block : w->k - k;
         lane_panel(w, first, last, k, width, space);
-        for (int64_t j = 0; j < columns; j += at_once) {
+        for (int64_t j = 0; j < x_rows; j += at_once) {
             const uint8_t *x = packed + j * bytes;
-            switch (columns - j < at_once ? columns - j : at_once) {
+            switch (x_rows - j < at_once ? x_rows - j : at_once) {
             case 1: lane_turns(digits, 1, w, space, k, width, x, space->sum + j); break;
             case 2: lane_turns(digits, 2, w, space, k, width, x, space->sum + j); break;
             case 3: lane_turns(digits, 3, w, space, k, width, x, space->sum + j); break;
@@ -177,7 +177,7 @@ INLINE void lane_pass(int digits, const Matrix *w, int64_t first, int64_t last, 
         }
     }
     const size_t size = (size_t)(last - first) * sizeof(float);
-    for (int64_t j = 0; j < columns; j++) {
+    for (int64_t j = 0; j < x_rows; j++) {
         vfloat sums[2];
         float factor;
         memcpy(&factor, packed + j * bytes + digits * (w->k + 4 * ((w->k + turn - 1) / turn)), 4);
@@ -190,10 +190,10 @@ INLINE void lane_pass(int digits, const Matrix *w, int64_t first, int64_t last, 
 INLINE int64_t digit_blocks_space(const Matrix *w, int64_t rows) { return sizeof(LaneSpace) / sizeof(float); }
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and packed rows x. */
-static inline void digit_blocks(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t columns,
+static inline void digit_blocks(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t x_rows,
                                 int digits, float *out, int64_t out_stride, const void *next, float *space) {
-    for (int64_t j = 0; j < columns; j += LANE_PASS, packed += LANE_PASS * lane_row_bytes(w, digits)) {
-        const int64_t count = columns - j < LANE_PASS ? columns - j : LANE_PASS;
+    for (int64_t j = 0; j < x_rows; j += LANE_PASS, packed += LANE_PASS * lane_row_bytes(w, digits)) {
+        const int64_t count = x_rows - j < LANE_PASS ? x_rows - j : LANE_PASS;
         for (int64_t n = first; n < last; n += LANE_ROWS) {
             const int64_t end = n + LANE_ROWS < last ? n + LANE_ROWS : last;
             float *to = out + j * out_stride + (n - first);

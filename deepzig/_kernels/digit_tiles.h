@@ -24,17 +24,17 @@ INLINE int takes_digit_tiles(const Matrix *w) {
 /* A packed block: tiles (K / 64, digits, 16, 16, 4) and the scales of x rows (16) float. */
 INLINE int64_t digit_block_bytes(const Matrix *w, int digits) { return 16 * digits * w->k + 64; }
 
-INLINE int64_t digit_blocks_bytes(const Matrix *w, int64_t columns, int digits) {
-    return (columns + DIGIT_BLOCK - 1) / DIGIT_BLOCK * digit_block_bytes(w, digits);
+INLINE int64_t digit_blocks_bytes(const Matrix *w, int64_t x_rows, int digits) {
+    return (x_rows + DIGIT_BLOCK - 1) / DIGIT_BLOCK * digit_block_bytes(w, digits);
 }
 
-/* Packed blocks of `columns` x rows; `space` holds 3 K bytes. */
-static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int64_t columns, int digits, uint8_t *packed,
+/* Packed blocks of `x_rows` x rows; `space` holds 3 K bytes. */
+static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int64_t x_rows, int digits, uint8_t *packed,
                                      uint8_t *space) {
     const int64_t bytes = digit_block_bytes(w, digits);
-    for (int64_t j = 0; j < columns; j++) {
+    for (int64_t j = 0; j < x_rows; j++) {
         uint8_t *block = packed + j / DIGIT_BLOCK * bytes;
-        if (j % DIGIT_BLOCK == 0 && columns - j < DIGIT_BLOCK) memset(block, 0, (size_t)bytes);
+        if (j % DIGIT_BLOCK == 0 && x_rows - j < DIGIT_BLOCK) memset(block, 0, (size_t)bytes);
         ((float *)(block + bytes - 64))[j % DIGIT_BLOCK] =
             split_digits(x[j], w->k, digits, space) * (digits == 3 ? 256.0f : 1.0f);
         for (int64_t k = 0; k < w->k; k += DIGIT_STEP)
@@ -160,31 +160,31 @@ INLINE int64_t digit_blocks_space(const Matrix *w, int64_t rows) {
 }
 
 INLINE void digit_blocks_as(int digits, const Matrix *w, int64_t first, int64_t last, const uint8_t *packed,
-                            int64_t columns, float *out, int64_t out_stride, const void *next, float *space) {
+                            int64_t x_rows, float *out, int64_t out_stride, const void *next, float *space) {
     const int64_t rows = (last - first + 15) / 16 * 16, bytes = digit_block_bytes(w, digits);
     const int64_t turns = (w->k + joined_columns(w) - 1) / joined_columns(w);
     float *sum = space, *scale = sum + rows * 16;
     uint8_t *panel = (uint8_t *)(scale + rows * turns);
     CallAhead ahead = {next, (last - first) * w->row_bytes / 64, 0};
-    ahead.at_once = ahead.lines / ((columns + DIGIT_BLOCK - 1) / DIGIT_BLOCK * turns * rows / 16) + 1;
+    ahead.at_once = ahead.lines / ((x_rows + DIGIT_BLOCK - 1) / DIGIT_BLOCK * turns * rows / 16) + 1;
     digit_panel(w, first, last, panel);
     for (int64_t i = 0; i < rows; i++) row_scales(w, first + i < last ? first + i : first, joined_columns(w), scale + i * turns);
     amx_begin();
-    for (int64_t j = 0; j < columns; j += DIGIT_BLOCK) {
+    for (int64_t j = 0; j < x_rows; j += DIGIT_BLOCK) {
         const uint8_t *x = packed + j / DIGIT_BLOCK * bytes;
         digit_square(digits, w, panel, rows, scale, x, sum, &ahead);
         for (int64_t r = 0; r < last - first; r += 16)
             write_square(sum + 16 * r, (const float *)(x + bytes - 64), last - first - r,
-                         columns - j < DIGIT_BLOCK ? columns - j : DIGIT_BLOCK, out + j * out_stride + r, out_stride);
+                         x_rows - j < DIGIT_BLOCK ? x_rows - j : DIGIT_BLOCK, out + j * out_stride + r, out_stride);
     }
     amx_end();
 }
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last); `next`: codes of as many rows needed after. */
-static inline void digit_blocks(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t columns,
+static inline void digit_blocks(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t x_rows,
                                 int digits, float *out, int64_t out_stride, const void *next, float *space) {
-    if (digits == 2) digit_blocks_as(2, w, first, last, packed, columns, out, out_stride, next, space);
-    else digit_blocks_as(3, w, first, last, packed, columns, out, out_stride, next, space);
+    if (digits == 2) digit_blocks_as(2, w, first, last, packed, x_rows, out, out_stride, next, space);
+    else digit_blocks_as(3, w, first, last, packed, x_rows, out, out_stride, next, space);
 }
 
 #endif

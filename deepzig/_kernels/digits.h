@@ -18,7 +18,7 @@
 #define DIGIT_STEP 64         /* bytes of codes that one instruction takes */
 #define DIGIT_MOST_UNIT 512   /* columns of a unit: joined digits of so many products fit 32 bits */
 #define DIGIT_ROWS 4          /* weight rows of a register tile for one x row; half as many for more */
-#define DIGIT_COLUMNS 4
+#define DIGIT_X_ROWS 4
 
 /* Columns of a unit. int4: 128, the nibbles of one instruction, which may have several scales side by side. */
 INLINE int64_t unit_columns(const Matrix *w) {
@@ -182,19 +182,19 @@ INLINE __m256i group_sums(__m512i low, __m512i high, int groups, int group) {
     return _mm256_add_epi32(_mm512_castsi512_si256(half), _mm512_extracti64x4_epi64(half, 1));
 }
 
-/* out[j * out_stride + i] = W[row + i] . x[j] for i < rows, j < columns. */
-INLINE void digit_tile(int format, int digits, int rows, int columns, const Matrix *w, int64_t row,
+/* out[j * out_stride + i] = W[row + i] . x[j] for i < rows, j < x_rows. */
+INLINE void digit_tile(int format, int digits, int rows, int x_rows, const Matrix *w, int64_t row,
                        const uint8_t *const *x, float *out, int64_t out_stride) {
     const uint8_t *codes = (const uint8_t *)w->codes + row * w->row_bytes;
     const int64_t k_total = w->k, units = unit_count(w), width = unit_columns(w), ahead = rows * w->row_bytes;
     const __m512i flip = code_flip(w), low = _mm512_set1_epi8(15);
     const int groups = unit_groups(format, w);
-    __m256 sum = _mm256_setzero_ps(); /* of weight row i and x row j in lane i * columns + j */
+    __m256 sum = _mm256_setzero_ps(); /* of weight row i and x row j in lane i * x_rows + j */
     int64_t scale[DIGIT_ROWS];
     for (int i = 0; i < rows; i++) scale[i] = first_scale(w, row + i);
     for (int64_t u = 0; u < units; u++) {
-        __m512i part[DIGIT_ROWS][DIGIT_COLUMNS][DIGITS_MOST];
-        for (int j = 0; j < columns; j++)
+        __m512i part[DIGIT_ROWS][DIGIT_X_ROWS][DIGITS_MOST];
+        for (int j = 0; j < x_rows; j++)
             for (int d = 0; d < digits; d++) {
                 __m512i start = _mm512_loadu_si512(x[j] + digits * k_total + 64 * (u * digits + d));
                 for (int i = 0; i < rows; i++) part[i][j][d] = start;
@@ -213,7 +213,7 @@ INLINE void digit_tile(int format, int digits, int rows, int columns, const Matr
                     weight[i] = _mm512_xor_si512(weight[i], flip);
                 }
             }
-            for (int j = 0; j < columns; j++)
+            for (int j = 0; j < x_rows; j++)
                 for (int d = 0; d < digits; d++) {
                     const uint8_t *digit = x[j] + d * k_total + k;
                     __m512i value = _mm512_loadu_si512(digit);
@@ -224,13 +224,13 @@ INLINE void digit_tile(int format, int digits, int rows, int columns, const Matr
                 }
         }
         /* joined digits, then the lowest ones: of four products each, or of eight */
-        const int half = rows * columns <= 4 ? 4 : 8;
+        const int half = rows * x_rows <= 4 ? 4 : 8;
         __m512i digit_sum[16];
         for (int i = 0; i < 2 * half; i++) digit_sum[i] = _mm512_setzero_si512();
         for (int i = 0; i < rows; i++)
-            for (int j = 0; j < columns; j++) {
-                digit_sum[i * columns + j] = _mm512_add_epi32(_mm512_slli_epi32(part[i][j][0], 8), part[i][j][1]);
-                if (digits == 3) digit_sum[half + i * columns + j] = part[i][j][2];
+            for (int j = 0; j < x_rows; j++) {
+                digit_sum[i * x_rows + j] = _mm512_add_epi32(_mm512_slli_epi32(part[i][j][0], 8), part[i][j][1]);
+                if (digits == 3) digit_sum[half + i * x_rows + j] = part[i][j][2];
             }
         __m512i quarter[4];
         for (int i = 0; i < half / 2; i++) quarter[i] = quarter_sums(digit_sum + 4 * i);
@@ -243,7 +243,7 @@ INLINE void digit_tile(int format, int digits, int rows, int columns, const Matr
             if (digits == 3) value = _mm256_fmadd_ps(lowest, _mm256_set1_ps(0.00390625f), value);
             if (rows == 1) factor = _mm256_set1_ps(of_row[0]);
             else if (rows == 2)
-                factor = _mm256_mask_blend_ps((__mmask8)(((1 << columns) - 1) << columns), _mm256_set1_ps(of_row[0]),
+                factor = _mm256_mask_blend_ps((__mmask8)(((1 << x_rows) - 1) << x_rows), _mm256_set1_ps(of_row[0]),
                                               _mm256_set1_ps(of_row[1]));
             else factor = _mm256_castps128_ps256(_mm_setr_ps(of_row[0], of_row[1], of_row[2], of_row[3]));
             sum = _mm256_fmadd_ps(factor, value, sum);
@@ -251,28 +251,28 @@ INLINE void digit_tile(int format, int digits, int rows, int columns, const Matr
     }
     float sums[8];
     _mm256_storeu_ps(sums, sum);
-    for (int j = 0; j < columns; j++) {
+    for (int j = 0; j < x_rows; j++) {
         float factor;
         memcpy(&factor, x[j] + digits * (k_total + 64 * units), 4);
-        for (int i = 0; i < rows; i++) out[j * out_stride + i] = sums[i * columns + j] * factor;
+        for (int i = 0; i < rows; i++) out[j * out_stride + i] = sums[i * x_rows + j] * factor;
     }
 }
 
-INLINE void digit_rows_of(int format, int digits, int rows, int columns, const Matrix *w, int64_t first, int64_t last,
+INLINE void digit_rows_of(int format, int digits, int rows, int x_rows, const Matrix *w, int64_t first, int64_t last,
                           const uint8_t *const *x, float *out, int64_t out_stride) {
     int64_t n = first;
     for (; n + rows <= last; n += rows)
-        digit_tile(format, digits, rows, columns, w, n, x, out + (n - first), out_stride);
-    for (; n < last; n++) digit_tile(format, digits, 1, columns, w, n, x, out + (n - first), out_stride);
+        digit_tile(format, digits, rows, x_rows, w, n, x, out + (n - first), out_stride);
+    for (; n < last; n++) digit_tile(format, digits, 1, x_rows, w, n, x, out + (n - first), out_stride);
 }
 
 INLINE void digit_rows_as(int format, int digits, const Matrix *w, int64_t first, int64_t last, const uint8_t *packed,
-                          int64_t columns, float *out, int64_t out_stride) {
+                          int64_t x_rows, float *out, int64_t out_stride) {
     const int64_t bytes = digit_row_bytes(w, digits);
-    for (int64_t j = 0; j < columns; j += DIGIT_COLUMNS, out += DIGIT_COLUMNS * out_stride) {
-        const uint8_t *x[DIGIT_COLUMNS];
-        for (int64_t c = 0; c < DIGIT_COLUMNS; c++) x[c] = packed + (j + c) * bytes;
-        switch (columns - j) {
+    for (int64_t j = 0; j < x_rows; j += DIGIT_X_ROWS, out += DIGIT_X_ROWS * out_stride) {
+        const uint8_t *x[DIGIT_X_ROWS];
+        for (int64_t c = 0; c < DIGIT_X_ROWS; c++) x[c] = packed + (j + c) * bytes;
+        switch (x_rows - j) {
         case 1: digit_rows_of(format, digits, DIGIT_ROWS, 1, w, first, last, x, out, out_stride); break;
         case 2: digit_rows_of(format, digits, DIGIT_ROWS / 2, 2, w, first, last, x, out, out_stride); break;
         case 3: digit_rows_of(format, digits, DIGIT_ROWS / 2, 3, w, first, last, x, out, out_stride); break;
@@ -282,14 +282,14 @@ INLINE void digit_rows_as(int format, int digits, const Matrix *w, int64_t first
 }
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and packed rows x. */
-static inline void digit_rows(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t columns,
+static inline void digit_rows(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t x_rows,
                               int digits, float *out, int64_t out_stride) {
     if (w->format == INT4) {
-        if (digits == 3) digit_rows_as(INT4, 3, w, first, last, packed, columns, out, out_stride);
-        else digit_rows_as(INT4, 2, w, first, last, packed, columns, out, out_stride);
+        if (digits == 3) digit_rows_as(INT4, 3, w, first, last, packed, x_rows, out, out_stride);
+        else digit_rows_as(INT4, 2, w, first, last, packed, x_rows, out, out_stride);
     } else {
-        if (digits == 3) digit_rows_as(INT8, 3, w, first, last, packed, columns, out, out_stride);
-        else digit_rows_as(INT8, 2, w, first, last, packed, columns, out, out_stride);
+        if (digits == 3) digit_rows_as(INT8, 3, w, first, last, packed, x_rows, out, out_stride);
+        else digit_rows_as(INT8, 2, w, first, last, packed, x_rows, out, out_stride);
     }
 }
 

@@ -17,17 +17,17 @@
 
 /* Most x rows at once: what registers hold sums for, beside the operands; and each number of them. */
 #if defined(__AVX512F__)
-#define LANE_COLUMNS 12
+#define LANE_X_ROWS 12
 #define EACH_COUNT(take) take(1) take(2) take(3) take(4) take(5) take(6) take(7) take(8) take(9) take(10) take(11) take(12)
 #else
-#define LANE_COLUMNS 6
+#define LANE_X_ROWS 6
 #define EACH_COUNT(take) take(1) take(2) take(3) take(4) take(5) take(6)
 #endif
 
 /* How many of so many x rows to take next: parts as even as can be, since few sums at once wait for each other. */
-INLINE int64_t even_part(int64_t rows) {
-    const int64_t parts = (rows + LANE_COLUMNS - 1) / LANE_COLUMNS;
-    return (rows + parts - 1) / parts;
+INLINE int64_t even_part(int64_t x_rows) {
+    const int64_t parts = (x_rows + LANE_X_ROWS - 1) / LANE_X_ROWS;
+    return (x_rows + parts - 1) / parts;
 }
 
 typedef struct {
@@ -110,14 +110,14 @@ INLINE void transpose_floats(const Matrix *w, int64_t first, int64_t last, int64
     }
 }
 
-/* sum[j] += scale * the products of columns [first, last) of a block with `columns` x rows, of which it begins with k. */
-INLINE void float_tile(int columns, float (*panel)[FLOAT_ROWS], int64_t first, int64_t last, const float *scale,
+/* sum[j] += scale * the products of columns [first, last) of a block with `x_rows` x rows, of which it begins with k. */
+INLINE void float_tile(int x_rows, float (*panel)[FLOAT_ROWS], int64_t first, int64_t last, const float *scale,
                        const float *const *x, int64_t k, float (*sum)[FLOAT_ROWS]) {
-    vfloat part[LANE_COLUMNS][2];
-    for (int j = 0; j < columns; j++) part[j][0] = part[j][1] = vset(0);
+    vfloat part[LANE_X_ROWS][2];
+    for (int j = 0; j < x_rows; j++) part[j][0] = part[j][1] = vset(0);
     for (int64_t at = first; at < last; at++) {
         const vfloat low = vload(panel[at]), high = vload(panel[at] + LANES);
-        for (int j = 0; j < columns; j++) {
+        for (int j = 0; j < x_rows; j++) {
             const vfloat spread = vset(x[j][k + at]);
             part[j][0] += low * spread;
             part[j][1] += high * spread;
@@ -125,21 +125,21 @@ INLINE void float_tile(int columns, float (*panel)[FLOAT_ROWS], int64_t first, i
     }
     for (int half = 0; half < 2; half++) {
         const vfloat factor = vload(scale + half * LANES);
-        for (int j = 0; j < columns; j++) {
+        for (int j = 0; j < x_rows; j++) {
             float *to = sum[j] + half * LANES;
             vstore(to, vload(to) + factor * part[j][half]);
         }
     }
 }
 
-/* Rows [first, last), at most FLOAT_ROWS, of an even w with `columns` x rows, at most FLOAT_PASS. */
-static inline void float_pass(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t columns,
+/* Rows [first, last), at most FLOAT_ROWS, of an even w with `x_rows` x rows, at most FLOAT_PASS. */
+static inline void float_pass(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t x_rows,
                               FloatSpace *space) {
     const int format = (int)w->format;
     float scale[FLOAT_ROWS];
     int64_t of_row[FLOAT_ROWS];
     for (int i = 0; i < FLOAT_ROWS; i++) of_row[i] = first_scale(w, first + i < last ? first + i : last - 1);
-    memset(space->sum, 0, (size_t)columns * sizeof *space->sum);
+    memset(space->sum, 0, (size_t)x_rows * sizeof *space->sum);
     for (int64_t k = 0; k < w->k; k += FLOAT_BLOCK) {
         const int64_t width = w->k - k < FLOAT_BLOCK ? w->k - k : FLOAT_BLOCK;
         for (int half = 0; half < FLOAT_ROWS; half += LANES)
@@ -148,8 +148,8 @@ static inline void float_pass(const Matrix *w, int64_t first, int64_t last, cons
             const int64_t group = (k + at) / w->group_size, group_end = (group + 1) * w->group_size - k;
             end = group_end < width ? group_end : width;
             for (int i = 0; i < FLOAT_ROWS; i++) scale[i] = decode_scale(format, scale_at(w, of_row[i] + group));
-            for (int64_t j = 0, count; j < columns; j += count) {
-                count = even_part(columns - j);
+            for (int64_t j = 0, count; j < x_rows; j += count) {
+                count = even_part(x_rows - j);
 #define TAKE(count)                                                                                                    \
     case count: float_tile(count, space->panel, at, end, scale, x + j, k, space->sum + j); break;
                 switch (count) { EACH_COUNT(TAKE) }
@@ -159,7 +159,7 @@ static inline void float_pass(const Matrix *w, int64_t first, int64_t last, cons
     }
     for (int64_t i = 0; format == FP8 && i < last - first; i++)
         if (has_nan(w, first + i, first + i + 1))
-            for (int64_t j = 0; j < columns; j++) space->sum[j][i] = NAN;
+            for (int64_t j = 0; j < x_rows; j++) space->sum[j][i] = NAN;
 }
 
 /* Floats of `space` that float_lanes needs. */
@@ -168,7 +168,7 @@ INLINE int64_t float_lanes_space(const Matrix *w) {
 }
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last). */
-static inline void float_lanes(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t columns,
+static inline void float_lanes(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t x_rows,
                                float *out, int64_t out_stride, FloatSpace *space) {
     const int64_t width = padded(w->k);
     for (int64_t n = first; n < last; n += FLOAT_ROWS) {
@@ -178,8 +178,8 @@ static inline void float_lanes(const Matrix *w, int64_t first, int64_t last, con
             for (int64_t i = n; i < end; i++) dequantize_row(w, i, space->rows + (i - n) * width);
             decoded = float_matrix(space->rows, end - n, w->k, width);
         }
-        for (int64_t j = 0; j < columns; j += FLOAT_PASS) {
-            const int64_t count = columns - j < FLOAT_PASS ? columns - j : FLOAT_PASS;
+        for (int64_t j = 0; j < x_rows; j += FLOAT_PASS) {
+            const int64_t count = x_rows - j < FLOAT_PASS ? x_rows - j : FLOAT_PASS;
             if (is_even(w)) float_pass(w, n, end, x + j, count, space);
             else float_pass(&decoded, 0, end - n, x + j, count, space);
             for (int64_t c = 0; c < count; c++)

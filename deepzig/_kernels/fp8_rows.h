@@ -30,14 +30,15 @@ INLINE int takes_fp8_rows(const Matrix *w) {
 
 INLINE int64_t fp8_turn(const Matrix *w) { return w->group_size < w->k ? w->group_size : BF16_TURN; }
 
-/* Bytes of packed x rows: for each half step of K a tile (16 pairs of k, columns, 2) of bf16. */
-INLINE int64_t fp8_packed_bytes(const Matrix *w, int64_t rows) { return 8 * w->k * rows; }
+/* Bytes of packed x rows: for each half step of K a tile (16 pairs of columns, 4 for each x row, 2) of bf16. */
+INLINE int64_t fp8_packed_bytes(const Matrix *w, int64_t x_rows) { return 8 * w->k * x_rows; }
 
 /* Blocks of FP8_BLOCK rows, the last with what is left. The two tiles of a step hold its columns in the order in which
  * unpacking bytes leaves them: eight for the first, eight for the second, and so on. */
-static inline void pack_fp8_rows(const Matrix *w, const float *const *x, int64_t rows, uint8_t *packed) {
-    for (int64_t j = 0; j < rows; j++) {
-        const int64_t block = j / FP8_BLOCK * FP8_BLOCK, count = rows - block < FP8_BLOCK ? rows - block : FP8_BLOCK;
+static inline void pack_fp8_rows(const Matrix *w, const float *const *x, int64_t x_rows, uint8_t *packed) {
+    for (int64_t j = 0; j < x_rows; j++) {
+        const int64_t block = j / FP8_BLOCK * FP8_BLOCK;
+        const int64_t count = x_rows - block < FP8_BLOCK ? x_rows - block : FP8_BLOCK;
         uint8_t *to = packed + fp8_packed_bytes(w, block) + 16 * (j - block);
         for (int64_t k = 0; k < w->k; k += 32, to += 16 * 16 * count) {
             const float *from = x[j] + k / FP8_STEP * FP8_STEP + k % FP8_STEP / 4;
@@ -97,9 +98,9 @@ INLINE void fp8_unpack(const uint8_t *const *row, int64_t k, int64_t ahead, uint
 typedef struct {
     const uint8_t *packed[FP8_BLOCKS];
     int64_t count[FP8_BLOCKS];
-} Fp8Columns;
+} Fp8XRows;
 
-INLINE void fp8_begin(const Fp8Columns *x) {
+INLINE void fp8_begin(const Fp8XRows *x) {
     TileConfig config = whole_tiles;
     config.row_bytes[0] = config.row_bytes[1] = config.row_bytes[6] = (uint16_t)(16 * x->count[0]);
     if (x->count[1]) config.row_bytes[2] = config.row_bytes[3] = config.row_bytes[7] = (uint16_t)(16 * x->count[1]);
@@ -121,7 +122,7 @@ INLINE void fp8_begin(const Fp8Columns *x) {
         }                                                                                                              \
     } while (0)
 
-INLINE void fp8_multiply(int blocks, int64_t group, const uint8_t *tiles, const Fp8Columns *x, int64_t step) {
+INLINE void fp8_multiply(int blocks, int64_t group, const uint8_t *tiles, const Fp8XRows *x, int64_t step) {
     const int64_t first = 16 * x->count[0], second = 16 * x->count[1];
     __asm__ volatile("" ::: "memory");
     if (group) FP8_PRODUCTS(1, 3);
@@ -129,7 +130,7 @@ INLINE void fp8_multiply(int blocks, int64_t group, const uint8_t *tiles, const 
 }
 
 /* product (blocks, FP8_ROWS, 4 count): what tiles hold, without gaps; they begin anew. */
-INLINE void fp8_take(int blocks, const Fp8Columns *x, float (*product)[FP8_ROWS * 16]) {
+INLINE void fp8_take(int blocks, const Fp8XRows *x, float (*product)[FP8_ROWS * 16]) {
     const int64_t first = x->count[0], second = x->count[1];
     _tile_stored(0, product[0], 16 * first);
     _tile_stored(1, product[0] + 64 * first, 16 * first);
@@ -145,7 +146,7 @@ INLINE void fp8_take(int blocks, const Fp8Columns *x, float (*product)[FP8_ROWS 
 }
 
 /* sum += scale * product. The rows' scales are scale_step apart; 0: they share one. */
-INLINE void fp8_collect(int blocks, const Fp8Columns *x, float (*sum)[FP8_ROWS * 16], float (*product)[FP8_ROWS * 16],
+INLINE void fp8_collect(int blocks, const Fp8XRows *x, float (*sum)[FP8_ROWS * 16], float (*product)[FP8_ROWS * 16],
                         const float *scale, int64_t scale_step) {
     for (int b = 0; b < blocks; b++) {
         const int64_t lanes = 4 * x->count[b];
@@ -172,7 +173,7 @@ INLINE int64_t fp8_scales(const Matrix *w, int64_t n, int64_t last, float *scale
     return step;
 }
 
-INLINE void fp8_rows_of(int blocks, const Matrix *w, int64_t first, int64_t last, const Fp8Columns *x, float *out,
+INLINE void fp8_rows_of(int blocks, const Matrix *w, int64_t first, int64_t last, const Fp8XRows *x, float *out,
                         int64_t out_stride, float *scale) {
     _Alignas(64) uint8_t tiles[2][2048]; /* together 4 KB: loads of one never look like stores to the other */
     _Alignas(64) float product[2][FP8_BLOCKS][FP8_ROWS * 16], sum[FP8_BLOCKS][FP8_ROWS * 16];
@@ -209,12 +210,12 @@ INLINE void fp8_rows_of(int blocks, const Matrix *w, int64_t first, int64_t last
 }
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and packed rows x. */
-static inline void fp8_rows(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t columns,
+static inline void fp8_rows(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t x_rows,
                             float *out, int64_t out_stride, float *space) {
-    for (int64_t j = 0; j < columns; j += FP8_BLOCKS * FP8_BLOCK, out += FP8_BLOCKS * FP8_BLOCK * out_stride) {
-        Fp8Columns x;
+    for (int64_t j = 0; j < x_rows; j += FP8_BLOCKS * FP8_BLOCK, out += FP8_BLOCKS * FP8_BLOCK * out_stride) {
+        Fp8XRows x;
         for (int64_t b = 0; b < FP8_BLOCKS; b++) {
-            const int64_t at = j + b * FP8_BLOCK, left = columns - at;
+            const int64_t at = j + b * FP8_BLOCK, left = x_rows - at;
             x.packed[b] = packed + fp8_packed_bytes(w, at);
             x.count[b] = left >= FP8_BLOCK ? FP8_BLOCK : left > 0 ? left : 0;
         }

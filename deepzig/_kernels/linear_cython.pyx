@@ -7,7 +7,7 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for, per_thread
 from deepzig._kernels._tiles cimport (
-    FOR_CALL, FOR_TASK, Matrix, PACK_ROWS, PASS_COLUMNS, Way, copy_step, has_panel, multiply, multiply_space, pack_rows,
+    FOR_CALL, FOR_TASK, Matrix, PACK_ROWS, PASS_X_ROWS, Way, copy_step, has_panel, multiply, multiply_space, pack_rows,
     pack_space, packed_bytes, packs, padded, row_step, thread_floats, wants_copies, way_for,
 )
 
@@ -43,7 +43,7 @@ cdef int64_t rows_of_task(const Matrix* weight, int64_t n_rows, Way way, int n_t
 cdef inline int64_t pass_rows(const Job* job) noexcept nogil:
     if packs(job.way) or has_panel(job.way):
         return PASS_ROWS
-    return max(1, PASS_FLOATS // (job.weight.k * PASS_COLUMNS)) * PASS_COLUMNS
+    return max(1, PASS_FLOATS // (job.weight.k * PASS_X_ROWS)) * PASS_X_ROWS
 
 
 cdef void dot_task(void* ctx, int64_t task, int thread) noexcept nogil:

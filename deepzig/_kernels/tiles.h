@@ -8,6 +8,8 @@
  *
  * The order of summation is the same for every caller, so a product does not depend on how many rows are multiplied
  * at once, nor on which thread does it, nor on whether weights are decoded on the way or to a block before (blocks.h).
+ *
+ * In this and the other headers of products `rows` are those of weights, `x_rows` those of x, and columns those of K.
  */
 #ifndef DEEPZIG_TILES_H
 #define DEEPZIG_TILES_H
@@ -15,25 +17,25 @@
 #include "scratch.h"
 #include "weights.h"
 
-/* A dot tile holds TILE_ROWS weight rows x TILE_COLUMNS x rows in registers. A mix tile holds MIX_COLUMNS rows of
- * coefficients x MIX_VECTORS vectors, or, for half as many rows and fewer, twice as many vectors. */
+/* A dot tile holds TILE_ROWS weight rows x TILE_X_ROWS x rows in registers. A mix tile holds MIX_OUTS rows of
+ * out x MIX_VECTORS vectors, or, for half as many rows and fewer, twice as many vectors. */
 #if defined(__AVX512F__)
 #define TILE_ROWS 4
-#define TILE_COLUMNS 5
-#define MIX_COLUMNS 8
+#define TILE_X_ROWS 5
+#define MIX_OUTS 8
 #define MIX_VECTORS 2
 #elif defined(__AVX2__)
 #define TILE_ROWS 3
-#define TILE_COLUMNS 4
-#define MIX_COLUMNS 4
+#define TILE_X_ROWS 4
+#define MIX_OUTS 4
 #define MIX_VECTORS 2
 #else
 #define TILE_ROWS 2
-#define TILE_COLUMNS 4
-#define MIX_COLUMNS 4
+#define TILE_X_ROWS 4
+#define MIX_OUTS 4
 #define MIX_VECTORS 2
 #endif
-#define FEW_COLUMNS 16 /* x rows that stay in L1 while weight rows pass */
+#define FEW_X_ROWS 16 /* x rows that stay in L1 while weight rows pass */
 
 INLINE int64_t padded(int64_t k) { return (k + LANES - 1) / LANES * LANES; }
 
@@ -47,26 +49,26 @@ INLINE Matrix float_matrix(const float *values, int64_t n, int64_t k, int64_t ro
 
 /* ---- dot -------------------------------------------------------------------------------------------- */
 
-/* out[j * out_stride + i] = sum_k W[row + i, k] * x[j][k] for i < rows, j < columns; weights are decoded on the way.
+/* out[j * out_stride + i] = sum_k W[row + i, k] * x[j][k] for i < rows, j < x_rows; weights are decoded on the way.
  * The same bytes of the next tile are called for from memory while this one is computed. */
-INLINE void dot_tile(int format, int rows, int columns, const Matrix *w, int64_t row, const float *const *x, float *out,
+INLINE void dot_tile(int format, int rows, int x_rows, const Matrix *w, int64_t row, const float *const *x, float *out,
                      int64_t out_stride) {
     enum { MOST = 2 * TILE_ROWS };
     const int vectors = STEP_VECTORS(format);
     const int64_t bits = code_bits(format);
     const uint8_t *codes = (const uint8_t *)w->codes + row * w->row_bytes;
     const int64_t ahead = rows * w->row_bytes;
-    vfloat sum[MOST][TILE_COLUMNS];
+    vfloat sum[MOST][TILE_X_ROWS];
     int64_t scale[MOST];
     uint64_t nan[MOST] = {0};
     for (int i = 0; i < rows; i++) scale[i] = first_scale(w, row + i);
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) sum[i][j] = vset(0);
+        for (int j = 0; j < x_rows; j++) sum[i][j] = vset(0);
     for (int64_t k = 0, g = 0; k < w->k; g++) {
         const int64_t end = k + w->group_size < w->k ? k + w->group_size : w->k;
-        vfloat part[MOST][TILE_COLUMNS];
+        vfloat part[MOST][TILE_X_ROWS];
         for (int i = 0; i < rows; i++)
-            for (int j = 0; j < columns; j++) part[i][j] = vset(0);
+            for (int j = 0; j < x_rows; j++) part[i][j] = vset(0);
         for (; k < end; k += vectors * LANES) {
             if ((k * bits / 8) % 64 == 0)
                 for (int i = 0; i < rows; i++) {
@@ -77,17 +79,17 @@ INLINE void dot_tile(int format, int rows, int columns, const Matrix *w, int64_t
                 vfloat weight[4];
                 decode_step(format, codes + i * w->row_bytes, k, w->offset, weight);
                 for (int v = 0; v < vectors; v++)
-                    for (int j = 0; j < columns; j++) part[i][j] += weight[v] * vload(x[j] + k + v * LANES);
+                    for (int j = 0; j < x_rows; j++) part[i][j] += weight[v] * vload(x[j] + k + v * LANES);
             }
         }
         if (format == FP8 && LOOKS_UP_FP8) __asm__("" : "+r"(g)); /* or gcc counts up every row's index in memory */
         for (int i = 0; i < rows; i++) {
             const vfloat factor = vset(decode_scale(format, scale_at(w, scale[i] + g)));
-            for (int j = 0; j < columns; j++) sum[i][j] += factor * part[i][j];
+            for (int j = 0; j < x_rows; j++) sum[i][j] += factor * part[i][j];
         }
     }
 #if defined(__AVX512F__)
-    if (rows == 4 && columns == 4 && format == F32) {
+    if (rows == 4 && x_rows == 4 && format == F32) {
         vfloat flat[16];
         for (int i = 0; i < 16; i++) flat[i] = sum[i / 4][i % 4];
         const __m512 sums = (__m512)vsum16(flat);
@@ -99,78 +101,78 @@ INLINE void dot_tile(int format, int rows, int columns, const Matrix *w, int64_t
     }
 #endif
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) out[j * out_stride + i] = nan[i] ? NAN : vsum(sum[i][j]);
+        for (int j = 0; j < x_rows; j++) out[j * out_stride + i] = nan[i] ? NAN : vsum(sum[i][j]);
 }
 
 /* Weight rows of a tile with so many x rows: twice as many for one, unless fp8's tables take the registers. */
-INLINE int rows_of_tile(int format, int columns) {
-    if (format == FP8 && LOOKS_UP_FP8) return columns < TILE_COLUMNS ? TILE_ROWS : TILE_ROWS / 2;
-    return columns == 1 ? 2 * TILE_ROWS : TILE_ROWS;
+INLINE int rows_of_tile(int format, int x_rows) {
+    if (format == FP8 && LOOKS_UP_FP8) return x_rows < TILE_X_ROWS ? TILE_ROWS : TILE_ROWS / 2;
+    return x_rows == 1 ? 2 * TILE_ROWS : TILE_ROWS;
 }
 
-/* Rows [first, last) of W against `columns` x rows, in tiles of constant size. */
-INLINE void dot_rows_of(int format, int columns, const Matrix *w, int64_t first, int64_t last,
+/* Rows [first, last) of W against `x_rows` x rows, in tiles of constant size. */
+INLINE void dot_rows_of(int format, int x_rows, const Matrix *w, int64_t first, int64_t last,
                         const float *const *x, float *out, int64_t out_stride) {
-    const int tile_rows = rows_of_tile(format, columns);
+    const int tile_rows = rows_of_tile(format, x_rows);
     int64_t n = first;
     for (; n + tile_rows <= last; n += tile_rows)
-        dot_tile(format, tile_rows, columns, w, n, x, out + (n - first), out_stride);
-    for (; n < last; n++) dot_tile(format, 1, columns, w, n, x, out + (n - first), out_stride);
+        dot_tile(format, tile_rows, x_rows, w, n, x, out + (n - first), out_stride);
+    for (; n < last; n++) dot_tile(format, 1, x_rows, w, n, x, out + (n - first), out_stride);
 }
 
-INLINE void dot_rows_as(int format, int columns, const Matrix *w, int64_t first, int64_t last, const float *const *x,
+INLINE void dot_rows_as(int format, int x_rows, const Matrix *w, int64_t first, int64_t last, const float *const *x,
                         float *out, int64_t out_stride) {
-    switch (columns) {
+    switch (x_rows) {
     case 1: dot_rows_of(format, 1, w, first, last, x, out, out_stride); break;
     case 2: dot_rows_of(format, 2, w, first, last, x, out, out_stride); break;
     case 3: dot_rows_of(format, 3, w, first, last, x, out, out_stride); break;
     case 4: dot_rows_of(format, 4, w, first, last, x, out, out_stride); break;
-    default: dot_rows_of(format, TILE_COLUMNS, w, first, last, x, out, out_stride);
+    default: dot_rows_of(format, TILE_X_ROWS, w, first, last, x, out, out_stride);
     }
 }
 
-/* out[j * out_stride + n - first] = W[n] . x[j] for columns <= TILE_COLUMNS; w must be even. */
-static inline void dot_rows(const Matrix *w, int64_t first, int64_t last, const float *const *x, int columns, float *out,
+/* out[j * out_stride + n - first] = W[n] . x[j] for x_rows <= TILE_X_ROWS; w must be even. */
+static inline void dot_rows(const Matrix *w, int64_t first, int64_t last, const float *const *x, int x_rows, float *out,
                      int64_t out_stride) {
     switch (w->format) {
-    case F32: dot_rows_as(F32, columns, w, first, last, x, out, out_stride); break;
-    case F16: dot_rows_as(F16, columns, w, first, last, x, out, out_stride); break;
-    case BF16: dot_rows_as(BF16, columns, w, first, last, x, out, out_stride); break;
-    case FP8: dot_rows_as(FP8, columns, w, first, last, x, out, out_stride); break;
-    case INT8: dot_rows_as(INT8, columns, w, first, last, x, out, out_stride); break;
-    default: dot_rows_as(INT4, columns, w, first, last, x, out, out_stride);
+    case F32: dot_rows_as(F32, x_rows, w, first, last, x, out, out_stride); break;
+    case F16: dot_rows_as(F16, x_rows, w, first, last, x, out, out_stride); break;
+    case BF16: dot_rows_as(BF16, x_rows, w, first, last, x, out, out_stride); break;
+    case FP8: dot_rows_as(FP8, x_rows, w, first, last, x, out, out_stride); break;
+    case INT8: dot_rows_as(INT8, x_rows, w, first, last, x, out, out_stride); break;
+    default: dot_rows_as(INT4, x_rows, w, first, last, x, out, out_stride);
     }
 }
 
 /* The same for more x rows that stay in L1: each tile of weight rows meets them four at a time. */
-static inline void dot_few(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t columns, float *out,
+static inline void dot_few(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t x_rows, float *out,
                            int64_t out_stride) {
     for (int64_t n = first; n < last; n += TILE_ROWS)
-        for (int64_t j = 0; j < columns; j += 4) {
+        for (int64_t j = 0; j < x_rows; j += 4) {
             const int64_t stop = last - n < TILE_ROWS ? last : n + TILE_ROWS;
-            dot_rows(w, n, stop, x + j, columns - j < 4 ? (int)(columns - j) : 4, out + j * out_stride + (n - first),
+            dot_rows(w, n, stop, x + j, x_rows - j < 4 ? (int)(x_rows - j) : 4, out + j * out_stride + (n - first),
                      out_stride);
         }
 }
 
 /* ---- weighted sums of rows ------------------------------------------------------------------------------------ */
 
-INLINE void mix_tile(int format, int vectors, int columns, const Matrix *w, int64_t first, int64_t last,
+INLINE void mix_tile(int format, int vectors, int outs, const Matrix *w, int64_t first, int64_t last,
                      const float *const *c, int64_t k, float *out, int64_t out_stride) {
     const int64_t groups = (w->k + w->group_size - 1) / w->group_size;
     const int step = format == FP8 && vectors % STEP_VECTORS(FP8) == 0 ? STEP_VECTORS(FP8) : 1;
-    vfloat sum[MIX_COLUMNS][4 * MIX_VECTORS];
+    vfloat sum[MIX_OUTS][4 * MIX_VECTORS];
     int64_t group[4 * MIX_VECTORS]; /* of each vector, in a row */
     for (int v = 0; v < vectors; v++) group[v] = (k + v * LANES) / w->group_size;
-    for (int j = 0; j < columns; j++)
+    for (int j = 0; j < outs; j++)
         for (int v = 0; v < vectors; v++) sum[j][v] = vload(out + j * out_stride + k + v * LANES);
     const int one_group = group[0] == group[vectors - 1];
     int64_t block = first / w->block_rows;
     for (int64_t n = first; n < last; n++) {
         const uint8_t *row = (const uint8_t *)w->codes + n * w->row_bytes;
-        vfloat coefficient[MIX_COLUMNS], factor = vset(1);
+        vfloat coefficient[MIX_OUTS], factor = vset(1);
         if (n == (block + 1) * w->block_rows) block++;
-        for (int j = 0; j < columns; j++) coefficient[j] = vset(c[j][n - first]);
+        for (int j = 0; j < outs; j++) coefficient[j] = vset(c[j][n - first]);
 #pragma GCC unroll 8 /* or sums live in memory */
         for (int at = 0; at < vectors; at += step) {
             if (format >= FP8 && (at == 0 || !one_group))
@@ -180,50 +182,50 @@ INLINE void mix_tile(int format, int vectors, int columns, const Matrix *w, int6
             else decode_step(format, row, k + at * LANES, w->offset, weight);
             for (int v = at; v < at + step; v++) {
                 if (format >= FP8) weight[v - at] *= factor;
-                for (int j = 0; j < columns; j++) sum[j][v] += coefficient[j] * weight[v - at];
+                for (int j = 0; j < outs; j++) sum[j][v] += coefficient[j] * weight[v - at];
             }
         }
     }
-    for (int j = 0; j < columns; j++)
+    for (int j = 0; j < outs; j++)
         for (int v = 0; v < vectors; v++) vstore(out + j * out_stride + k + v * LANES, sum[j][v]);
 }
 
-INLINE void mix_rows_of(int format, int columns, const Matrix *w, int64_t first, int64_t last, const float *const *c,
+INLINE void mix_rows_of(int format, int outs, const Matrix *w, int64_t first, int64_t last, const float *const *c,
                         int64_t width, float *out, int64_t out_stride) {
-    const int vectors = columns == 1 ? 4 * MIX_VECTORS : 2 * columns <= MIX_COLUMNS ? 2 * MIX_VECTORS : MIX_VECTORS;
+    const int vectors = outs == 1 ? 4 * MIX_VECTORS : 2 * outs <= MIX_OUTS ? 2 * MIX_VECTORS : MIX_VECTORS;
     int64_t k = 0;
     for (; k + vectors * LANES <= width; k += vectors * LANES)
-        mix_tile(format, vectors, columns, w, first, last, c, k, out, out_stride);
-    for (; k < width; k += LANES) mix_tile(format, 1, columns, w, first, last, c, k, out, out_stride);
+        mix_tile(format, vectors, outs, w, first, last, c, k, out, out_stride);
+    for (; k < width; k += LANES) mix_tile(format, 1, outs, w, first, last, c, k, out, out_stride);
 }
 
-INLINE void mix_rows_as(int format, int columns, const Matrix *w, int64_t first, int64_t last, const float *const *c,
+INLINE void mix_rows_as(int format, int outs, const Matrix *w, int64_t first, int64_t last, const float *const *c,
                         int64_t width, float *out, int64_t out_stride) {
-    switch (columns) {
+    switch (outs) {
     case 1: mix_rows_of(format, 1, w, first, last, c, width, out, out_stride); break;
     case 2: mix_rows_of(format, 2, w, first, last, c, width, out, out_stride); break;
     case 3: mix_rows_of(format, 3, w, first, last, c, width, out, out_stride); break;
-#if MIX_COLUMNS > 4
+#if MIX_OUTS > 4
     case 4: mix_rows_of(format, 4, w, first, last, c, width, out, out_stride); break;
     case 5: mix_rows_of(format, 5, w, first, last, c, width, out, out_stride); break;
     case 6: mix_rows_of(format, 6, w, first, last, c, width, out, out_stride); break;
     case 7: mix_rows_of(format, 7, w, first, last, c, width, out, out_stride); break;
 #endif
-    default: mix_rows_of(format, MIX_COLUMNS, w, first, last, c, width, out, out_stride);
+    default: mix_rows_of(format, MIX_OUTS, w, first, last, c, width, out, out_stride);
     }
 }
 
-/* out[j * out_stride + k] += sum_n c[j][n - first] W[n][k] for n in [first, last), k < width, columns <= MIX_COLUMNS;
+/* out[j * out_stride + k] += sum_n c[j][n - first] W[n][k] for n in [first, last), k < width, outs <= MIX_OUTS;
  * w must be even and width a multiple of LANES. */
-static inline void mix_rows(const Matrix *w, int64_t first, int64_t last, const float *const *c, int columns, int64_t width,
+static inline void mix_rows(const Matrix *w, int64_t first, int64_t last, const float *const *c, int outs, int64_t width,
                      float *out, int64_t out_stride) {
     switch (w->format) {
-    case F32: mix_rows_as(F32, columns, w, first, last, c, width, out, out_stride); break;
-    case F16: mix_rows_as(F16, columns, w, first, last, c, width, out, out_stride); break;
-    case BF16: mix_rows_as(BF16, columns, w, first, last, c, width, out, out_stride); break;
-    case FP8: mix_rows_as(FP8, columns, w, first, last, c, width, out, out_stride); break;
-    case INT8: mix_rows_as(INT8, columns, w, first, last, c, width, out, out_stride); break;
-    default: mix_rows_as(INT4, columns, w, first, last, c, width, out, out_stride);
+    case F32: mix_rows_as(F32, outs, w, first, last, c, width, out, out_stride); break;
+    case F16: mix_rows_as(F16, outs, w, first, last, c, width, out, out_stride); break;
+    case BF16: mix_rows_as(BF16, outs, w, first, last, c, width, out, out_stride); break;
+    case FP8: mix_rows_as(FP8, outs, w, first, last, c, width, out, out_stride); break;
+    case INT8: mix_rows_as(INT8, outs, w, first, last, c, width, out, out_stride); break;
+    default: mix_rows_as(INT4, outs, w, first, last, c, width, out, out_stride);
     }
 }
 

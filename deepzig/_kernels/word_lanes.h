@@ -291,14 +291,14 @@ INLINE vint add_pairs(vint sum, vint a, vint b) {
 #endif
 }
 
-/* sum[j] += unit * the x row's unit * the products of pairs [first, last) of the block with `columns` packed x rows. */
-INLINE void word_tile(int columns, int32_t (*panel)[WORD_ROWS], int64_t first, int64_t last, const float *unit,
+/* sum[j] += unit * the x row's unit * the products of pairs [first, last) of the block with `x_rows` packed x rows. */
+INLINE void word_tile(int x_rows, int32_t (*panel)[WORD_ROWS], int64_t first, int64_t last, const float *unit,
                       const uint8_t *const *x, const float *const *x_unit, int64_t turn, float (*sum)[WORD_ROWS]) {
-    vint part[LANE_COLUMNS][2];
-    for (int j = 0; j < columns; j++) part[j][0] = part[j][1] = (vint){0};
+    vint part[LANE_X_ROWS][2];
+    for (int j = 0; j < x_rows; j++) part[j][0] = part[j][1] = (vint){0};
     for (int64_t q = first; q < last; q++) {
         const vint low = *(const vint *)panel[q], high = *(const vint *)(panel[q] + LANES);
-        for (int j = 0; j < columns; j++) {
+        for (int j = 0; j < x_rows; j++) {
             const vint spread = *(const int32_t *)(x[j] + 4 * q) - (vint){0};
             part[j][0] = add_pairs(part[j][0], low, spread);
             part[j][1] = add_pairs(part[j][1], high, spread);
@@ -306,32 +306,32 @@ INLINE void word_tile(int columns, int32_t (*panel)[WORD_ROWS], int64_t first, i
     }
     for (int half = 0; half < 2; half++) {
         const vfloat factor = vload(unit + half * LANES);
-        for (int j = 0; j < columns; j++) {
+        for (int j = 0; j < x_rows; j++) {
             float *to = sum[j] + half * LANES;
             vstore(to, vload(to) + factor * vset(x_unit[j][turn]) * __builtin_convertvector(part[j][half], vfloat));
         }
     }
 }
 
-/* All turns of the block, which begins with column k, with `columns` packed x rows. */
-INLINE void word_turns(int columns, const Matrix *w, WordSpace *space, int64_t k, int64_t width, const uint8_t *packed,
+/* All turns of the block, which begins with column k, with `x_rows` packed x rows. */
+INLINE void word_turns(int x_rows, const Matrix *w, WordSpace *space, int64_t k, int64_t width, const uint8_t *packed,
                        float (*sum)[WORD_ROWS]) {
     const int64_t bytes = word_row_bytes(w), turn = word_turn(w);
-    const uint8_t *x[LANE_COLUMNS];
-    const float *unit[LANE_COLUMNS];
-    for (int j = 0; j < columns; j++) {
+    const uint8_t *x[LANE_X_ROWS];
+    const float *unit[LANE_X_ROWS];
+    for (int j = 0; j < x_rows; j++) {
         x[j] = packed + j * bytes + 2 * k;
         unit[j] = (const float *)(packed + j * bytes + 2 * w->k) + k / turn;
     }
     for (int64_t t = 0, at = 0; at < width; t++, at += turn)
-        word_tile(columns, space->panel, at / 2, (at + turn < width ? at + turn : width) / 2, space->unit[t], x, unit, t, sum);
+        word_tile(x_rows, space->panel, at / 2, (at + turn < width ? at + turn : width) / 2, space->unit[t], x, unit, t, sum);
 }
 
-/* Rows [first, last), at most WORD_ROWS, with `columns` packed x rows, at most WORD_PASS. */
-static inline void word_pass(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t columns,
+/* Rows [first, last), at most WORD_ROWS, with `x_rows` packed x rows, at most WORD_PASS. */
+static inline void word_pass(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t x_rows,
                              WordSpace *space) {
     const int64_t bytes = word_row_bytes(w);
-    memset(space->sum, 0, (size_t)columns * sizeof *space->sum);
+    memset(space->sum, 0, (size_t)x_rows * sizeof *space->sum);
     for (int64_t k = 0; k < w->k; k += WORD_BLOCK) {
         const int64_t width = w->k - k < WORD_BLOCK ? w->k - k : WORD_BLOCK;
         for (int half = 0; half < WORD_ROWS; half += LANES) {
@@ -346,8 +346,8 @@ static inline void word_pass(const Matrix *w, int64_t first, int64_t last, const
             default: word_panel(INT4, w, first + half, last, k, width, panel, unit);
             }
         }
-        for (int64_t j = 0, count; j < columns; j += count) {
-            count = even_part(columns - j);
+        for (int64_t j = 0, count; j < x_rows; j += count) {
+            count = even_part(x_rows - j);
 #define TAKE(count)                                                                                                    \
     case count: word_turns(count, w, space, k, width, packed + j * bytes, space->sum + j); break;
             switch (count) { EACH_COUNT(TAKE) }
@@ -357,11 +357,11 @@ static inline void word_pass(const Matrix *w, int64_t first, int64_t last, const
 }
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and packed rows x, of one word or two: `words`. */
-static inline void word_lanes(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t columns, int words,
+static inline void word_lanes(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t x_rows, int words,
                               float *out, int64_t out_stride, WordSpace *space) {
     const int64_t most = WORD_PASS / words;
-    for (int64_t j = 0; j < columns; j += most, packed += WORD_PASS * word_row_bytes(w)) {
-        const int64_t count = columns - j < most ? columns - j : most;
+    for (int64_t j = 0; j < x_rows; j += most, packed += WORD_PASS * word_row_bytes(w)) {
+        const int64_t count = x_rows - j < most ? x_rows - j : most;
         for (int64_t n = first; n < last; n += WORD_ROWS) {
             const int64_t rows = last - n < WORD_ROWS ? last - n : WORD_ROWS;
             word_pass(w, n, n + rows, packed, words * count, space);

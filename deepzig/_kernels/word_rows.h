@@ -13,7 +13,7 @@
 
 #define NIBBLE_STEP 64 /* columns whose nibbles are spread at once: four to a word */
 #define NIBBLE_ROWS 4  /* weight rows of a register tile */
-#define NIBBLE_COLUMNS 2
+#define NIBBLE_X_ROWS 2
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 #define HAS_WORD_ROWS 1
@@ -118,14 +118,14 @@ INLINE void half_sums(const __m256i *v, __m256i *lower, __m256i *upper) {
 }
 
 /* The products of `steps` times 64 codes with packed x rows: of their first words, in each lane, and of their second. */
-INLINE void nibble_sums(int steps, int columns, const uint8_t *codes, const uint8_t *const *x, __m256i (*sum)[2]) {
+INLINE void nibble_sums(int steps, int x_rows, const uint8_t *codes, const uint8_t *const *x, __m256i (*sum)[2]) {
     const __m256i low = _mm256_set1_epi16(15);
-    for (int j = 0; j < columns; j++) sum[j][0] = sum[j][1] = _mm256_setzero_si256();
+    for (int j = 0; j < x_rows; j++) sum[j][0] = sum[j][1] = _mm256_setzero_si256();
     for (int step = 0; step < steps; step++) {
         const __m256i code = load_bytes(codes + step * NIBBLE_STEP / 2);
         const __m256i nibble[4] = {_mm256_and_si256(code, low), _mm256_and_si256(_mm256_srli_epi16(code, 4), low),
                                    _mm256_and_si256(_mm256_srli_epi16(code, 8), low), _mm256_srli_epi16(code, 12)};
-        for (int j = 0; j < columns; j++)
+        for (int j = 0; j < x_rows; j++)
             for (int part = 0; part < 2; part++)
                 for (int n = 0; n < 4; n++) {
                     const vint words = (vint)load_bytes(x[j] + 32 * (8 * step + 4 * part + n));
@@ -134,9 +134,9 @@ INLINE void nibble_sums(int steps, int columns, const uint8_t *codes, const uint
     }
 }
 
-/* out[j * out_stride + i] = W[row + i] . x[j] for i < rows, j < columns; scale_format: that of w, as a constant, or each scale
+/* out[j * out_stride + i] = W[row + i] . x[j] for i < rows, j < x_rows; scale_format: that of w, as a constant, or each scale
  * costs as much as its products. */
-INLINE void nibble_tile(int scale_format, int rows, int columns, const Matrix *w, int64_t row, const uint8_t *packed, float *out,
+INLINE void nibble_tile(int scale_format, int rows, int x_rows, const Matrix *w, int64_t row, const uint8_t *packed, float *out,
                         int64_t out_stride) {
     const int64_t turn = word_turn(w), turns = (w->k + turn - 1) / turn, ahead = rows * w->row_bytes;
     const int64_t bytes = nibble_row_bytes(w);
@@ -145,35 +145,35 @@ INLINE void nibble_tile(int scale_format, int rows, int columns, const Matrix *w
     const float *unit = (const float *)(start + 8 * turns);
     Matrix same = *w;
     same.scale_format = scale_format;
-    __m256 sum[NIBBLE_COLUMNS]; /* of first words for each weight row, then of second ones */
-    for (int j = 0; j < columns; j++) sum[j] = _mm256_setzero_ps();
+    __m256 sum[NIBBLE_X_ROWS]; /* of first words for each weight row, then of second ones */
+    for (int j = 0; j < x_rows; j++) sum[j] = _mm256_setzero_ps();
     int64_t scale[NIBBLE_ROWS], left = w->group_size;
     for (int i = 0; i < rows; i++) scale[i] = first_scale(w, row + i);
     for (int64_t k = 0, width; k < w->k; k += width) {
         width = turn == WORD_TURN && w->k - k >= WORD_TURN ? WORD_TURN : NIBBLE_STEP;
-        __m256i part[NIBBLE_COLUMNS][2 * NIBBLE_ROWS], half[NIBBLE_COLUMNS][2];
-        const uint8_t *x[NIBBLE_COLUMNS];
-        for (int j = 0; j < columns; j++) x[j] = packed + j * bytes + 4 * k;
+        __m256i part[NIBBLE_X_ROWS][2 * NIBBLE_ROWS], half[NIBBLE_X_ROWS][2];
+        const uint8_t *x[NIBBLE_X_ROWS];
+        for (int j = 0; j < x_rows; j++) x[j] = packed + j * bytes + 4 * k;
         if (k % 128 == 0) /* bytes of the rows that come next */
             for (int i = 0; i < rows; i++) __builtin_prefetch(codes + i * w->row_bytes + k / 2 + ahead, 0, 2);
         for (int i = 0; i < NIBBLE_ROWS; i++) {
-            __m256i of_row[NIBBLE_COLUMNS][2];
+            __m256i of_row[NIBBLE_X_ROWS][2];
             if (i >= rows) memset(of_row, 0, sizeof of_row);
-            else if (width == WORD_TURN) nibble_sums(2, columns, codes + i * w->row_bytes + k / 2, x, of_row);
-            else nibble_sums(1, columns, codes + i * w->row_bytes + k / 2, x, of_row);
-            for (int j = 0; j < columns; j++) {
+            else if (width == WORD_TURN) nibble_sums(2, x_rows, codes + i * w->row_bytes + k / 2, x, of_row);
+            else nibble_sums(1, x_rows, codes + i * w->row_bytes + k / 2, x, of_row);
+            for (int j = 0; j < x_rows; j++) {
                 part[j][i] = of_row[j][0];
                 part[j][NIBBLE_ROWS + i] = of_row[j][1];
             }
         }
-        for (int j = 0; j < columns; j++) half_sums(part[j], half[j], half[j] + 1);
+        for (int j = 0; j < x_rows; j++) half_sums(part[j], half[j], half[j] + 1);
         if (turn >= NIBBLE_STEP)
-            for (int j = 0; j < columns; j++) half[j][0] = _mm256_add_epi32(half[j][0], half[j][1]);
+            for (int j = 0; j < x_rows; j++) half[j][0] = _mm256_add_epi32(half[j][0], half[j][1]);
         for (int t = 0; t < (turn < NIBBLE_STEP ? 2 : 1); t++, start += 8, unit++) {
             float factor[NIBBLE_ROWS] = {0};
             for (int i = 0; i < rows; i++) factor[i] = scale_at(&same, scale[i]);
             const __m256 of_rows = _mm256_broadcast_ps((const __m128 *)factor);
-            for (int j = 0; j < columns; j++) {
+            for (int j = 0; j < x_rows; j++) {
                 const __m256i from = load_bytes((const uint8_t *)start + j * bytes);
                 const __m256 unit_of_x = _mm256_broadcast_ss((const float *)((const uint8_t *)unit + j * bytes));
                 const __m256 value = _mm256_cvtepi32_ps(_mm256_add_epi32(half[j][t], from));
@@ -184,7 +184,7 @@ INLINE void nibble_tile(int scale_format, int rows, int columns, const Matrix *w
             if (left <= 0) left = w->group_size;
         }
     }
-    for (int j = 0; j < columns; j++) {
+    for (int j = 0; j < x_rows; j++) {
         float sums[NIBBLE_ROWS];
         const __m128 second = _mm256_extractf128_ps(sum[j], 1);
         _mm_storeu_ps(sums, _mm256_castps256_ps128(sum[j]) + second * SECOND_WORD);
@@ -192,31 +192,31 @@ INLINE void nibble_tile(int scale_format, int rows, int columns, const Matrix *w
     }
 }
 
-INLINE void nibble_rows_of(int scale_format, int columns, const Matrix *w, int64_t first, int64_t last, const uint8_t *packed,
+INLINE void nibble_rows_of(int scale_format, int x_rows, const Matrix *w, int64_t first, int64_t last, const uint8_t *packed,
                            float *out, int64_t out_stride) {
     int64_t n = first;
     for (; n + NIBBLE_ROWS <= last; n += NIBBLE_ROWS)
-        nibble_tile(scale_format, NIBBLE_ROWS, columns, w, n, packed, out + (n - first), out_stride);
-    for (; n < last; n++) nibble_tile(scale_format, 1, columns, w, n, packed, out + (n - first), out_stride);
+        nibble_tile(scale_format, NIBBLE_ROWS, x_rows, w, n, packed, out + (n - first), out_stride);
+    for (; n < last; n++) nibble_tile(scale_format, 1, x_rows, w, n, packed, out + (n - first), out_stride);
 }
 
 INLINE void word_rows_as(int scale_format, const Matrix *w, int64_t first, int64_t last, const uint8_t *packed,
-                         int64_t columns, float *out, int64_t out_stride) {
-    for (int64_t j = 0; j < columns; j += NIBBLE_COLUMNS) {
+                         int64_t x_rows, float *out, int64_t out_stride) {
+    for (int64_t j = 0; j < x_rows; j += NIBBLE_X_ROWS) {
         const uint8_t *x = packed + j * nibble_row_bytes(w);
-        if (columns - j > 1) nibble_rows_of(scale_format, 2, w, first, last, x, out + j * out_stride, out_stride);
+        if (x_rows - j > 1) nibble_rows_of(scale_format, 2, w, first, last, x, out + j * out_stride, out_stride);
         else nibble_rows_of(scale_format, 1, w, first, last, x, out + j * out_stride, out_stride);
     }
 }
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and packed rows x. */
-static inline void word_rows(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t columns, float *out,
+static inline void word_rows(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t x_rows, float *out,
                              int64_t out_stride) {
     switch (w->scale_format) {
-    case SCALE_F32: word_rows_as(SCALE_F32, w, first, last, packed, columns, out, out_stride); break;
-    case SCALE_F16: word_rows_as(SCALE_F16, w, first, last, packed, columns, out, out_stride); break;
-    case SCALE_BF16: word_rows_as(SCALE_BF16, w, first, last, packed, columns, out, out_stride); break;
-    default: word_rows_as(SCALE_NONE, w, first, last, packed, columns, out, out_stride);
+    case SCALE_F32: word_rows_as(SCALE_F32, w, first, last, packed, x_rows, out, out_stride); break;
+    case SCALE_F16: word_rows_as(SCALE_F16, w, first, last, packed, x_rows, out, out_stride); break;
+    case SCALE_BF16: word_rows_as(SCALE_BF16, w, first, last, packed, x_rows, out, out_stride); break;
+    default: word_rows_as(SCALE_NONE, w, first, last, packed, x_rows, out, out_stride);
     }
 }
 
