@@ -7,20 +7,11 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._tiles cimport (
-    FOR_TASK, Matrix, TILE_X_ROWS, dequantize_row, float_matrix, has_nan, is_even, mix_rows, padded, thread_floats,
+    FOR_TASK, Matrix, TILE_X_ROWS, dequantize_row, float_matrix, has_nan, is_even, mix_rows, padded, prefetch_range,
+    thread_floats,
 )
 
 cnp.import_array()
-
-
-cdef extern from *:
-    """
-    /* Calls for bytes from memory. */
-    static inline void prefetch(const void *bytes, int64_t count) {
-        for (int64_t i = 0; i < count; i += 64) __builtin_prefetch((const char *)bytes + i, 0, 2);
-    }
-    """
-    void prefetch(const void* bytes, int64_t count) noexcept nogil
 
 cdef int64_t BLOCK_ROWS = 16  # weight rows whose columns are met part by part: they stay in L1 meanwhile
 
@@ -62,7 +53,8 @@ cdef void head_task(void* ctx, int64_t head, int thread) noexcept nogil:
             for j in range(count):
                 coefficients[j] = job.query + (t + j) * job.query_step + head * job.query_head_step + n
             if not decoded:  # soon this thread will want the same rows of the next head
-                prefetch(<const char*>matrix.codes + (first + n + job.head_rows) * matrix.row_bytes, rows * matrix.row_bytes)
+                prefetch_range(<const char*>matrix.codes + (first + n + job.head_rows) * matrix.row_bytes,
+                               rows * matrix.row_bytes)
             mix_rows(&matrix, first + n, first + n + rows, coefficients, <int>count, width, sums, width)
             n += rows
         for j in range(count):

@@ -57,15 +57,15 @@ INLINE void write_square(const float *sum, const float *factor, int64_t rows, in
     }
 }
 
-/* Memory that is called for while other is multiplied: the weights that come next. */
+/* What to prefetch while other memory is multiplied: the weights that come next. */
 typedef struct {
     const uint8_t *next;
     int64_t lines, at_once;
-} CallAhead;
+} Prefetch;
 
-INLINE void call_ahead(CallAhead *ahead) {
+INLINE void prefetch_some(Prefetch *ahead) {
     for (int64_t i = 0; i < ahead->at_once && ahead->lines > 0; i++, ahead->lines--, ahead->next += 64)
-        __builtin_prefetch(ahead->next, 0, 2);
+        prefetch(ahead->next);
 }
 
 #endif

@@ -40,7 +40,7 @@ typedef struct {
     float *running_max, *running_sum, *out; /* (rows), running_step apart; out (rows, value_dim), out_step apart */
     int64_t query_step, running_step, out_step, size, rope, value_dim; /* size: with the rotary part, the last `rope` */
     int64_t rows;    /* at most ATTENTION_QUERIES */
-    int64_t next;    /* rows that come after these: their memory is called for meanwhile */
+    int64_t next;    /* rows that come after these: prefetched meanwhile */
     int64_t visible; /* packed keys that row 0 sees, at least 1; row j sees j more */
     float scale;
 } Queries;
@@ -155,10 +155,6 @@ INLINE float float_softmax(float *score, int64_t visible, int64_t padded, float 
     return keep;
 }
 
-INLINE void call_for(const float *row, int64_t size) {
-    for (int64_t i = 0; i < size; i += 16) __builtin_prefetch(row + i, 0, 2);
-}
-
 INLINE void attention_product(int bf16, int adds, const void *a, int64_t a_step, int64_t rows, const void *b,
                               int64_t panel, int64_t steps, float *out, int64_t out_step) {
     if (bf16) bf16_product(adds, a, a_step, rows, b, panel, steps, out, out_step);
@@ -193,8 +189,8 @@ INLINE void attend_as(int bf16, const Queries *q, const PackedKeys *packed) {
             float *running_max = q->running_max + j * q->running_step, *running_sum = q->running_sum + j * q->running_step;
             const int64_t sees = q->visible + j - first, visible = sees < 0 ? 0 : sees < most ? sees : most;
             if (first == 0 && j < q->next) {
-                call_for(q->query + (j + q->rows) * q->query_step, q->size);
-                call_for(q->out + (j + q->rows) * q->out_step, q->value_dim);
+                prefetch_range(q->query + (j + q->rows) * q->query_step, 4 * q->size);
+                prefetch_range(q->out + (j + q->rows) * q->out_step, 4 * q->value_dim);
             }
             keep = bf16 ? bf16_softmax(score, visible, steps, running_max, running_sum, (uint16_t *)probs + j * PROB_STEP)
                         : float_softmax(score, visible, steps, running_max, running_sum);

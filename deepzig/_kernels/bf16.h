@@ -180,7 +180,7 @@ INLINE void bf16_collect(float *sum, const float *scale, int64_t scale_step, flo
 /* sum (1 or 2 blocks, rows, 16): the panel's rows times 16 x rows, or 32 if `wide`. What is multiplied is collected one
  * turn later, while the tiles work on the next; the packed x of a turn of K stays in L1 while weight rows pass. */
 INLINE void bf16_square(int wide, int terms, const Matrix *w, const uint16_t *panel, int64_t rows, const float *scale,
-                        const uint16_t *x, float *sum, CallAhead *ahead) {
+                        const uint16_t *x, float *sum, Prefetch *ahead) {
     const int64_t steps = bf16_width(w->k) / BF16_STEP;
     const int64_t columns = bf16_scales_apart(w) ? bf16_turn(w) : BF16_TURN;
     const int64_t turn = columns / BF16_STEP, turns = (w->k + columns - 1) / columns;
@@ -195,7 +195,7 @@ INLINE void bf16_square(int wide, int terms, const Matrix *w, const uint16_t *pa
             for (int64_t s = block; s < block + BF16_TURN / BF16_STEP && s < steps; s += turn, set ^= 1) {
                 bf16_multiply(wide, terms, set, panel + (r / 16 * steps + s) * 512, x + 512 * terms * s, steps * 512,
                               steps - s < turn ? steps - s : turn, product[set]);
-                call_ahead(ahead);
+                prefetch_some(ahead);
                 if (sum_before) {
                     bf16_collect(sum_before, scale_before, turns, product[1 - set][0]);
                     bf16_collect(sum_before + second_sum, scale_before + second_scale, turns, product[1 - set][1]);
@@ -214,7 +214,7 @@ static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, cons
     const int64_t turn = bf16_scales_apart(w) ? bf16_turn(w) : BF16_TURN, turns = (w->k + turn - 1) / turn;
     float *sum = space, *scale = sum + 32 * rows, *row = scale + turns * rows;
     uint16_t *panel = (uint16_t *)(row + width);
-    CallAhead ahead = {next, (last - first) * w->row_bytes / 64, 0};
+    Prefetch ahead = {next, (last - first) * w->row_bytes / 64, 0};
     ahead.at_once = ahead.lines / ((x_rows + BF16_X_ROWS - 1) / BF16_X_ROWS * turns * rows / 32) + 1;
     bf16_tiles(w, first, last, rows, row, panel);
     for (int64_t i = 0; i < rows; i++) {

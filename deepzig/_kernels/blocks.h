@@ -86,11 +86,10 @@ INLINE void block_pass(int grouped, const Block *b, const float *const *x, int64
     if (j < x_rows) block_tiles(grouped, 1, b, x + j, space, j);
 }
 
-/* Have memory bring columns k to k + width of a row that will be needed soon. */
-INLINE void call_for_row(const Matrix *w, int64_t row, int64_t k, int64_t width) {
+/* Columns k to k + width of a row. */
+INLINE void prefetch_columns(const Matrix *w, int64_t row, int64_t k, int64_t width) {
     const int64_t bits = code_bits((int)w->format);
-    const uint8_t *codes = (const uint8_t *)w->codes + row * w->row_bytes + k * bits / 8;
-    for (int64_t at = 0; at < width * bits / 8; at += 64) __builtin_prefetch(codes + at, 0, 2);
+    prefetch_range((const uint8_t *)w->codes + row * w->row_bytes + k * bits / 8, width * bits / 8);
 }
 
 /* Weights k to k + width of a row without their scales. */
@@ -121,7 +120,7 @@ static inline void dot_pass(const Matrix *w, int64_t first, int rows, const floa
     for (int i = 0; i < rows; i++) scale[i] = first_scale(w, first + i);
     for (; b.k < w->k; b.k += width) {
         b.width = b.k + width < w->k ? width : w->k - b.k;
-        for (int i = 0; i < rows; i++) call_for_row(w, first + BLOCK_ROWS + i, b.k, b.width);
+        for (int i = 0; i < rows; i++) prefetch_columns(w, first + BLOCK_ROWS + i, b.k, b.width);
         if (w->format == F32) {
             b.weights = (const float *)((const uint8_t *)w->codes + first * w->row_bytes) + b.k;
             b.step = w->row_bytes / 4;

@@ -70,12 +70,12 @@ static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int
     }
 }
 
-/* 64 columns of 16 rows, `codes`, as panel: codes without sign, transposed; those that lie `ahead` are called for. */
+/* 64 columns of 16 rows, `codes`, as panel: codes without sign, transposed; those that lie `ahead` are prefetched. */
 INLINE void transpose_codes(int format, const uint8_t *const *codes, int64_t at, int64_t ahead, __m512i flip,
                             uint8_t (*panel)[LANE_ROWS][4]) {
     vfloat row[16], column[16];
     for (int i = 0; i < 16; i++) {
-        __builtin_prefetch(codes[i] + at + ahead, 0, 2);
+        prefetch(codes[i] + at + ahead);
         if (format == INT8) {
             row[i] = (vfloat)_mm512_loadu_si512(codes[i] + at);
         } else {

@@ -132,7 +132,7 @@ INLINE void collect_digits(int digits, float *sum, const float *scale, int64_t s
 /* sum (rows / 16, 16, 16): the panel's rows times a block. What is multiplied is collected one turn later, while the tiles
  * work on the next. */
 INLINE void digit_square(int digits, const Matrix *w, const uint8_t *panel, int64_t rows, const float *scale,
-                         const uint8_t *x, float *sum, CallAhead *ahead) {
+                         const uint8_t *x, float *sum, Prefetch *ahead) {
     const int64_t steps = w->k / DIGIT_STEP, turn = joined_columns(w) / DIGIT_STEP;
     const int64_t turns = (steps + turn - 1) / turn;
     int32_t product[2][3][16][16];
@@ -145,7 +145,7 @@ INLINE void digit_square(int digits, const Matrix *w, const uint8_t *panel, int6
             for (int64_t s = block; s < block + DIGIT_BLOCK_STEPS && s < steps; s += turn, set ^= 1) {
                 multiply_digits(digits, set, panel + (r * steps + s) * 1024, x + 1024 * digits * s,
                                 steps - s < turn ? steps - s : turn, product[set]);
-                call_ahead(ahead);
+                prefetch_some(ahead);
                 if (sum_before) collect_digits(digits, sum_before, scale_before, turns, product[1 - set]);
                 sum_before = sum + 256 * r;
                 scale_before = scale + 16 * r * turns + s / turn;
@@ -165,7 +165,7 @@ INLINE void digit_blocks_as(int digits, const Matrix *w, int64_t first, int64_t 
     const int64_t turns = (w->k + joined_columns(w) - 1) / joined_columns(w);
     float *sum = space, *scale = sum + rows * 16;
     uint8_t *panel = (uint8_t *)(scale + rows * turns);
-    CallAhead ahead = {next, (last - first) * w->row_bytes / 64, 0};
+    Prefetch ahead = {next, (last - first) * w->row_bytes / 64, 0};
     ahead.at_once = ahead.lines / ((x_rows + DIGIT_BLOCK - 1) / DIGIT_BLOCK * turns * rows / 16) + 1;
     digit_panel(w, first, last, panel);
     for (int64_t i = 0; i < rows; i++) row_scales(w, first + i < last ? first + i : first, joined_columns(w), scale + i * turns);

@@ -204,7 +204,7 @@ INLINE void digit_tile(int format, int digits, int rows, int x_rows, const Matri
             __m512i weight[DIGIT_ROWS], high[DIGIT_ROWS];
             for (int i = 0; i < rows; i++) {
                 const uint8_t *from = codes + i * w->row_bytes + (format == INT4 ? k / 2 : k);
-                __builtin_prefetch(from + ahead, 0, 2); /* the rows that come next */
+                prefetch(from + ahead); /* the rows that come next */
                 weight[i] = _mm512_loadu_si512(from);
                 if (format == INT4) {
                     high[i] = _mm512_and_si512(_mm512_srli_epi16(weight[i], 4), low);

@@ -88,7 +88,7 @@ INLINE void transpose_rows(int format, const uint8_t *const *row, int64_t steps,
 }
 
 /* Columns [k, k + width) of LANES weight rows, from row `first` on, as panel; rows from `last` on are as the one before.
- * Meanwhile memory is called for the same columns of the rows that are needed next. */
+ * The same columns of the rows that are needed next are prefetched. */
 INLINE void transpose_floats(const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width,
                              float (*panel)[FLOAT_ROWS], float (*decoded)[FLOAT_BLOCK]) {
     const int together = transposed_codes(w, width);
@@ -99,7 +99,7 @@ INLINE void transpose_floats(const Matrix *w, int64_t first, int64_t last, int64
         const uint8_t *codes = (const uint8_t *)w->codes + n * w->row_bytes;
         row[i] = w->format == F32 ? codes + 4 * k : (const uint8_t *)decoded[i];
         if (together) row[i] = codes + 4 * k / together;
-        call_for_row(w, n + FLOAT_ROWS, k, width);
+        prefetch_columns(w, n + FLOAT_ROWS, k, width);
         if (!together && w->format != F32) decode_weights(w, n, k, width, decoded[i]);
     }
     switch (together ? w->format : F32) {

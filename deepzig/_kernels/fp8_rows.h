@@ -70,7 +70,7 @@ static void fp8_look_up(const uint8_t *const *row, int64_t k, uint8_t *tiles) {
     }
 }
 
-/* The same, but faster; and the lines that lie `ahead` are called for. A code s eeee mmm has the high byte s, eee + 60 and
+/* The same, but faster; and the lines that lie `ahead` are prefetched. A code s eeee mmm has the high byte s, eee + 60 and
  * the low byte e mmm 0000, unless eeee is 0 or the code NaN: such a step, one in nine of normal weights, is looked up. */
 INLINE void fp8_unpack(const uint8_t *const *row, int64_t k, int64_t ahead, uint8_t *tiles) {
     const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(60, 61, 62, 63, 64, 65, 66, 67, -68, -67, -66, -65, -64,
@@ -80,7 +80,7 @@ INLINE void fp8_unpack(const uint8_t *const *row, int64_t k, int64_t ahead, uint
     __m512i least = magnitude, most = _mm512_setzero_si512();
     for (int i = 0; i < 16; i++) {
         const __m512i code = _mm512_loadu_si512(row[i] + k);
-        __builtin_prefetch(row[i] + k + ahead, 0, 2);
+        prefetch(row[i] + k + ahead);
         __m512i low = _mm512_and_si512(_mm512_slli_epi16(code, 4), upper);
         __m512i high = _mm512_shuffle_epi8(bytes, _mm512_and_si512(_mm512_srli_epi16(code, 4), nibble));
         __m512i size = _mm512_and_si512(code, magnitude);

@@ -1,7 +1,7 @@
-/* Vectors of floats, the innermost layer of the compiled kernels: their size, sums and turns on each instruction set.
+/* Vectors of floats, the innermost layer of the compiled kernels: size, sums, transposition on each instruction set.
  *
  * Included, by way of vmath.h and weights.h, by the *_cython.pyx kernels, which hold the loops over tasks; built once per
- * ISA with that ISA's flags. Knows nothing of weights, Python or threads.
+ * ISA with that ISA's flags. Also prefetching. Knows nothing of weights, Python or threads.
  */
 #ifndef DEEPZIG_SIMD_H
 #define DEEPZIG_SIMD_H
@@ -30,6 +30,13 @@ typedef int32_t vint __attribute__((vector_size(LANES * 4), aligned(4), may_alia
 INLINE vfloat vload(const float *p) { return *(const vfloat *)p; }
 INLINE void vstore(float *p, vfloat v) { *(vfloat *)p = v; }
 INLINE vfloat vset(float s) { return s - (vfloat){0}; }
+
+/* Starts to load a line that is needed soon. Hint 2, into L2: what is used until then has L1 for itself. */
+INLINE void prefetch(const void *line) { __builtin_prefetch(line, 0, 2); }
+
+INLINE void prefetch_range(const void *first, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) prefetch((const uint8_t *)first + at);
+}
 
 /* Sum of the lanes: halves are added to halves. */
 INLINE float vsum(vfloat v) {

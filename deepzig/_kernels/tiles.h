@@ -50,7 +50,7 @@ INLINE Matrix float_matrix(const float *values, int64_t n, int64_t k, int64_t ro
 /* ---- dot -------------------------------------------------------------------------------------------- */
 
 /* out[j * out_stride + i] = sum_k W[row + i, k] * x[j][k] for i < rows, j < x_rows; weights are decoded on the way.
- * The same bytes of the next tile are called for from memory while this one is computed. */
+ * The same bytes of the next tile are prefetched while this one is computed. */
 INLINE void dot_tile(int format, int rows, int x_rows, const Matrix *w, int64_t row, const float *const *x, float *out,
                      int64_t out_stride) {
     enum { MOST = 2 * TILE_ROWS };
@@ -72,7 +72,7 @@ INLINE void dot_tile(int format, int rows, int x_rows, const Matrix *w, int64_t 
         for (; k < end; k += vectors * LANES) {
             if ((k * bits / 8) % 64 == 0)
                 for (int i = 0; i < rows; i++) {
-                    __builtin_prefetch(codes + i * w->row_bytes + k * bits / 8 + ahead, 0, 2);
+                    prefetch(codes + i * w->row_bytes + k * bits / 8 + ahead);
                     if (format == FP8) nan[i] |= fp8_nan(codes + i * w->row_bytes + k);
                 }
             for (int i = 0; i < rows; i++) {

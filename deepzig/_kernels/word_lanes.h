@@ -199,12 +199,12 @@ static inline void pack_words(const Matrix *w, const float *x, uint8_t *packed) 
     }
 }
 
-/* WORD_STEP columns of LANES rows, from byte `at` on, as panel of words; memory is called for what lies `ahead`. */
+/* WORD_STEP columns of LANES rows, from byte `at` on, as panel of words; what lies `ahead` is prefetched. */
 INLINE void transpose_words(int format, const uint8_t *const *row, int64_t at, int64_t ahead, int64_t offset,
                             const float *factor, int32_t (*panel)[WORD_ROWS]) {
     vfloat words[WORD_STEP / 2 / LANES][LANES], column[LANES];
     for (int i = 0; i < LANES; i++) {
-        __builtin_prefetch(row[i] + at + ahead, 0, 2);
+        prefetch(row[i] + at + ahead);
 #if defined(__AVX512F__)
         words[0][i] = (vfloat)decode_more_words(format, row[i] + at, offset, factor[i]);
 #else
@@ -231,7 +231,7 @@ INLINE void transpose_fp8_words(const uint8_t *const *row, int64_t at, int64_t a
     const __m512i second = _mm512_add_epi8(first, _mm512_set1_epi8(2)), none = _mm512_setzero_si512();
     vfloat codes[16], column[16];
     for (int i = 0; i < 16; i++) {
-        __builtin_prefetch(row[i] + at + ahead, 0, 2);
+        prefetch(row[i] + at + ahead);
         memcpy(codes + i, row[i] + at, sizeof *codes);
     }
     transpose(codes, column);

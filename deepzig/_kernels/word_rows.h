@@ -155,7 +155,7 @@ INLINE void nibble_tile(int scale_format, int rows, int x_rows, const Matrix *w,
         const uint8_t *x[NIBBLE_X_ROWS];
         for (int j = 0; j < x_rows; j++) x[j] = packed + j * bytes + 4 * k;
         if (k % 128 == 0) /* bytes of the rows that come next */
-            for (int i = 0; i < rows; i++) __builtin_prefetch(codes + i * w->row_bytes + k / 2 + ahead, 0, 2);
+            for (int i = 0; i < rows; i++) prefetch(codes + i * w->row_bytes + k / 2 + ahead);
         for (int i = 0; i < NIBBLE_ROWS; i++) {
             __m256i of_row[NIBBLE_X_ROWS][2];
             if (i >= rows) memset(of_row, 0, sizeof of_row);
