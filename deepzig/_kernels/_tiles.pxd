@@ -33,8 +33,8 @@ cdef extern from "blocks.h" nogil:
 
 
 cdef extern from "ways.h" nogil:
-    int FLOATS
-    int64_t PACK_ROWS
+    int WAY_FLOATS
+    int64_t PACK_X_ROWS
 
     ctypedef struct Way:
         int kind, terms

@@ -39,8 +39,8 @@ typedef struct {
 INLINE int64_t block_group(const Matrix *w) { return w->group_size < w->k ? w->group_size : 0; }
 
 /* `rows` rows of the block, from `row` on, against `x_rows` x rows, of which the first is the pass's `x_row`. */
-INLINE void block_tile(int grouped, int rows, int x_rows, const Block *b, int row, const float *const *x, DotSpace *space,
-                       int64_t x_row) {
+INLINE void block_tile(int grouped, int rows, int x_rows, const Block *b, int row, const float *const *x,
+                       DotSpace *space, int64_t x_row) {
     vfloat sum[TILE_ROWS][TILE_X_ROWS], part[TILE_ROWS][TILE_X_ROWS];
     const float *weights = b->weights + row * b->step;
     for (int i = 0; i < rows; i++)

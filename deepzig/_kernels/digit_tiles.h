@@ -29,8 +29,8 @@ INLINE int64_t digit_blocks_bytes(const Matrix *w, int64_t x_rows, int digits) {
 }
 
 /* Packed blocks of `x_rows` x rows; `space` holds 3 K bytes. */
-static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int64_t x_rows, int digits, uint8_t *packed,
-                                     uint8_t *space) {
+static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int64_t x_rows, int digits,
+                                     uint8_t *packed, uint8_t *space) {
     const int64_t bytes = digit_block_bytes(w, digits);
     for (int64_t j = 0; j < x_rows; j++) {
         uint8_t *block = packed + j / DIGIT_BLOCK * bytes;

@@ -12,7 +12,7 @@ from deepzig._kernels._array cimport floats, need_array, need_output, need_size,
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._rows cimport swiglu_row
 from deepzig._kernels._tiles cimport (
-    FLOATS, FOR_CALL, FOR_TASK, Matrix, Way, copy_step, has_panel, multiply, multiply_space, pack_rows, pack_space,
+    FOR_CALL, FOR_TASK, Matrix, WAY_FLOATS, Way, copy_step, has_panel, multiply, multiply_space, pack_rows, pack_space,
     packed_bytes, packs, padded, row_step, same_packing, thread_floats, wants_copies, way_for,
 )
 
@@ -159,7 +159,7 @@ cdef int64_t rows_of_task(const Matrix* weight, Way way) noexcept nogil:
 
 
 cdef Way common_way(const Job* job, int64_t first, int64_t count, int terms) noexcept nogil:
-    """The way of matrices first, .., first + count - 1 of every expert if rows packed for one suit all, else FLOATS."""
+    """The way of matrices first, .., first + count - 1 of every expert if rows packed for one suit all; or WAY_FLOATS."""
     cdef const Matrix* one = job.weights + first
     cdef int64_t rows = job.n_tokens * job.n_slots // job.n_experts  # of an expert, about
     cdef Way way = way_for(one, terms, rows), other
@@ -168,7 +168,7 @@ cdef Way common_way(const Job* job, int64_t first, int64_t count, int terms) noe
         for j in range(first, first + count):
             other = way_for(job.weights + 3 * i + j, terms, rows)
             if not same_packing(way, one, other, job.weights + 3 * i + j):
-                way.kind = FLOATS
+                way.kind = WAY_FLOATS
                 return way
     return way
 

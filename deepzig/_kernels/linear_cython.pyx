@@ -7,8 +7,8 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for, per_thread
 from deepzig._kernels._tiles cimport (
-    FOR_CALL, FOR_TASK, Matrix, PACK_ROWS, PASS_X_ROWS, Way, copy_step, has_panel, multiply, multiply_space, pack_rows,
-    pack_space, packed_bytes, packs, padded, row_step, thread_floats, wants_copies, way_for,
+    FOR_CALL, FOR_TASK, Matrix, PACK_X_ROWS, PASS_X_ROWS, Way, copy_step, has_panel, multiply, multiply_space,
+    pack_rows, pack_space, packed_bytes, packs, padded, row_step, thread_floats, wants_copies, way_for,
 )
 
 cnp.import_array()
@@ -16,7 +16,7 @@ cnp.import_array()
 cdef int64_t TASK_BYTES = 96 << 10  # weights of a task when they are read once: long enough to hide the task's start
 cdef int64_t PANEL_VALUES = 128 << 10  # weights of a task when they are used many times, as a panel
 cdef int64_t SPLIT_FROM = 128 << 10  # multiplications of a product from which every thread gets a part
-cdef int64_t PASS_ROWS = 128  # x rows that meet all weights before the next ones do: packed, they should stay in L2
+cdef int64_t PACKED_X_ROWS = 128  # x rows that meet all weights before the next ones do: packed, they should stay in L2
 cdef int64_t PASS_FLOATS = 128 << 10  # the same for rows of floats, unless they meet panels, costly to make again
 
 
@@ -40,9 +40,9 @@ cdef int64_t rows_of_task(const Matrix* weight, int64_t n_rows, Way way, int n_t
     return max(at_once, rows // at_once * at_once)
 
 
-cdef inline int64_t pass_rows(const Job* job) noexcept nogil:
+cdef inline int64_t pass_x_rows(const Job* job) noexcept nogil:
     if packs(job.way) or has_panel(job.way):
-        return PASS_ROWS
+        return PACKED_X_ROWS
     return max(1, PASS_FLOATS // (job.weight.k * PASS_X_ROWS)) * PASS_X_ROWS
 
 
@@ -56,18 +56,18 @@ cdef void dot_task(void* ctx, int64_t task, int thread) noexcept nogil:
     else:
         multiply(job.way, &job.weight, first, last, job.x + job.first_row,
                  job.packed + packed_bytes(job.way, &job.weight, job.first_row),
-                 min(pass_rows(job), job.n_rows - job.first_row), job.out + job.first_row * job.out_step + first,
+                 min(pass_x_rows(job), job.n_rows - job.first_row), job.out + job.first_row * job.out_step + first,
                  job.out_step, <const uint8_t*>job.weight.codes + last * job.weight.row_bytes, space)
 
 
 cdef void pack_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
-    cdef int64_t first = task * PACK_ROWS
+    cdef int64_t first = task * PACK_X_ROWS
     cdef float* space = thread_floats(FOR_TASK, pack_space(job.way, &job.weight))
     if space == NULL:
         job.no_memory = True
     else:
-        pack_rows(job.way, &job.weight, job.x + first, min(PACK_ROWS, job.n_rows - first),
+        pack_rows(job.way, &job.weight, job.x + first, min(PACK_X_ROWS, job.n_rows - first),
                   job.packed + packed_bytes(job.way, &job.weight, first), space)
 
 
@@ -91,11 +91,11 @@ cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept 
             memset(copy + t * width + k, 0, (padded(k) - k) * sizeof(float))
             job.x[t] = copy + t * width
     if packs(job.way):
-        parallel_for(pack_task, job, (job.n_rows + PACK_ROWS - 1) // PACK_ROWS, n_threads)
+        parallel_for(pack_task, job, (job.n_rows + PACK_X_ROWS - 1) // PACK_X_ROWS, n_threads)
     job.first_row = 0
     while job.first_row < job.n_rows and not job.no_memory:
         parallel_for(dot_task, job, (job.weight.n + job.task_rows - 1) // job.task_rows, n_threads)
-        job.first_row += pass_rows(job)
+        job.first_row += pass_x_rows(job)
 
 
 def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *, int bf16_terms=0, int n_threads):

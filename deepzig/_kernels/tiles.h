@@ -111,8 +111,8 @@ INLINE int rows_of_tile(int format, int x_rows) {
 }
 
 /* Rows [first, last) of W against `x_rows` x rows, in tiles of constant size. */
-INLINE void dot_rows_of(int format, int x_rows, const Matrix *w, int64_t first, int64_t last,
-                        const float *const *x, float *out, int64_t out_stride) {
+INLINE void dot_rows_of(int format, int x_rows, const Matrix *w, int64_t first, int64_t last, const float *const *x,
+                        float *out, int64_t out_stride) {
     const int tile_rows = rows_of_tile(format, x_rows);
     int64_t n = first;
     for (; n + tile_rows <= last; n += tile_rows)
@@ -133,7 +133,7 @@ INLINE void dot_rows_as(int format, int x_rows, const Matrix *w, int64_t first, 
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for x_rows <= TILE_X_ROWS; w must be even. */
 static inline void dot_rows(const Matrix *w, int64_t first, int64_t last, const float *const *x, int x_rows, float *out,
-                     int64_t out_stride) {
+                            int64_t out_stride) {
     switch (w->format) {
     case F32: dot_rows_as(F32, x_rows, w, first, last, x, out, out_stride); break;
     case F16: dot_rows_as(F16, x_rows, w, first, last, x, out, out_stride); break;
@@ -145,8 +145,8 @@ static inline void dot_rows(const Matrix *w, int64_t first, int64_t last, const 
 }
 
 /* The same for more x rows that stay in L1: each tile of weight rows meets them four at a time. */
-static inline void dot_few(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t x_rows, float *out,
-                           int64_t out_stride) {
+static inline void dot_few(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t x_rows,
+                           float *out, int64_t out_stride) {
     for (int64_t n = first; n < last; n += TILE_ROWS)
         for (int64_t j = 0; j < x_rows; j += 4) {
             const int64_t stop = last - n < TILE_ROWS ? last : n + TILE_ROWS;
@@ -217,8 +217,8 @@ INLINE void mix_rows_as(int format, int outs, const Matrix *w, int64_t first, in
 
 /* out[j * out_stride + k] += sum_n c[j][n - first] W[n][k] for n in [first, last), k < width, outs <= MIX_OUTS;
  * w must be even and width a multiple of LANES. */
-static inline void mix_rows(const Matrix *w, int64_t first, int64_t last, const float *const *c, int outs, int64_t width,
-                     float *out, int64_t out_stride) {
+static inline void mix_rows(const Matrix *w, int64_t first, int64_t last, const float *const *c, int outs,
+                            int64_t width, float *out, int64_t out_stride) {
     switch (w->format) {
     case F32: mix_rows_as(F32, outs, w, first, last, c, width, out, out_stride); break;
     case F16: mix_rows_as(F16, outs, w, first, last, c, width, out, out_stride); break;

@@ -1,15 +1,15 @@
 /* The ways of multiplying a weight with rows of activations, chosen by weight, ISA and what the caller asks for, and by the
  * number of rows only where both ways give the same bits. Included by linear and experts, which hold the loops over tasks.
  *
- *     FLOATS           fp32 products, weights decoded on the way or in blocks (blocks.h)
- *     FLOAT_LANES      the same for prompts, in registers transposed (float_lanes.h)
- *     WORD_LANES       x and weights as whole numbers of 16 bits (word_lanes.h): for fast prompts, and, x as two, for many
+ *     WAY_FLOATS       fp32 products, weights decoded on the way or in blocks (blocks.h)
+ *     WAY_FLOAT_LANES  the same for prompts, in registers transposed (float_lanes.h)
+ *     WAY_WORD_LANES   x and weights as whole numbers of 16 bits (word_lanes.h): for fast prompts, and, x as two, for many
  *                      rows that decode
- *     WORD_ROWS_WAY    the same for few rows that decode (word_rows.h)
- *     BF16_SUMS        x as one bf16 term or three (bf16.h)
- *     FP8_ROWS_WAY     x as three bf16 terms side by side in AMX tiles, for decoding (fp8_rows.h)
- *     DIGIT_ROWS_WAY   x as digits of whole numbers, in registers (digits.h)
- *     DIGIT_TILES_WAY  the same for many rows, in AMX tiles (digit_tiles.h) or in registers transposed (digit_lanes.h)
+ *     WAY_WORD_ROWS    the same for few rows that decode (word_rows.h)
+ *     WAY_BF16_SUMS    x as one bf16 term or three (bf16.h)
+ *     WAY_FP8_ROWS     x as three bf16 terms side by side in AMX tiles, for decoding (fp8_rows.h)
+ *     WAY_DIGIT_ROWS   x as digits of whole numbers, in registers (digits.h)
+ *     WAY_DIGIT_TILES  the same for many rows, in AMX tiles (digit_tiles.h) or in registers transposed (digit_lanes.h)
  *
  * All but the first two multiply x rows that were packed before. A "turn" in their files is a run of columns whose products
  * are summed before a scale multiplies them.
@@ -25,7 +25,9 @@
 #include "word_rows.h"
 
 /* In this order: x rows as they are, packed whatever the weight, packed for the weight. */
-enum { FLOATS, FLOAT_LANES, BF16_SUMS, FP8_ROWS_WAY, DIGIT_ROWS_WAY, DIGIT_TILES_WAY, WORD_LANES, WORD_ROWS_WAY };
+enum {
+    WAY_FLOATS, WAY_FLOAT_LANES, WAY_BF16_SUMS, WAY_FP8_ROWS, WAY_DIGIT_ROWS, WAY_DIGIT_TILES, WAY_WORD_LANES, WAY_WORD_ROWS
+};
 
 typedef struct {
     int kind;
@@ -33,75 +35,75 @@ typedef struct {
 } Way;
 
 /* x rows packed by one task: whole blocks of every way. */
-#define PACK_ROWS 16
+#define PACK_X_ROWS 16
 
-/* x rows from which DIGIT_TILES is faster than DIGIT_ROWS, and WORD_LANES than WORD_ROWS. */
-#define TILES_FROM_ROWS 5
-#define WORD_LANES_FROM_ROWS 3
+/* x rows from which WAY_DIGIT_TILES is faster than WAY_DIGIT_ROWS, and WAY_WORD_LANES than WAY_WORD_ROWS. */
+#define DIGIT_TILES_FROM 5
+#define WORD_LANES_FROM 3
 
 /* The way for w and about so many x rows; `terms` is the caller's bf16_terms: 0 for decoding, and
  * for prompts too if they are to have its bits; 1 for fast prompts, 3 for exact ones. */
 INLINE Way way_for(const Matrix *w, int terms, int64_t x_rows) {
     const int bf16 = bf16_terms(w, terms);
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
-    if (takes_digit_tiles(w) && (tiles_equal_rows(w) ? x_rows >= TILES_FROM_ROWS : terms != 0))
-        return (Way){DIGIT_TILES_WAY, terms == 1 ? 2 : 3};
+    if (takes_digit_tiles(w) && (tiles_equal_rows(w) ? x_rows >= DIGIT_TILES_FROM : terms != 0))
+        return (Way){WAY_DIGIT_TILES, terms == 1 ? 2 : 3};
 #endif
-    if (!terms && takes_fp8_rows(w)) return (Way){FP8_ROWS_WAY, 3};
-    if (takes_digits(w)) return (Way){DIGIT_ROWS_WAY, terms == 1 ? 2 : 3};
-    if (!terms && takes_word_rows(w)) return (Way){x_rows >= WORD_LANES_FROM_ROWS ? WORD_LANES : WORD_ROWS_WAY, 2};
-    if (bf16) return (Way){BF16_SUMS, bf16};
-    if (terms == 1 && takes_words(w)) return (Way){WORD_LANES, 1};
-    return (Way){terms ? FLOAT_LANES : FLOATS, 0};
+    if (!terms && takes_fp8_rows(w)) return (Way){WAY_FP8_ROWS, 3};
+    if (takes_digits(w)) return (Way){WAY_DIGIT_ROWS, terms == 1 ? 2 : 3};
+    if (!terms && takes_word_rows(w)) return (Way){x_rows >= WORD_LANES_FROM ? WAY_WORD_LANES : WAY_WORD_ROWS, 2};
+    if (bf16) return (Way){WAY_BF16_SUMS, bf16};
+    if (terms == 1 && takes_words(w)) return (Way){WAY_WORD_LANES, 1};
+    return (Way){terms ? WAY_FLOAT_LANES : WAY_FLOATS, 0};
 }
 
 /* Whether rows packed for one are packed for the other. */
 INLINE int same_packing(Way a, const Matrix *first, Way b, const Matrix *second) {
     return a.kind == b.kind && a.terms == b.terms && first->k == second->k &&
-           (a.kind < DIGIT_ROWS_WAY || (first->format == second->format && first->group_size == second->group_size));
+           (a.kind < WAY_DIGIT_ROWS || (first->format == second->format && first->group_size == second->group_size));
 }
 
-/* Bytes of so many packed x rows, a multiple of 64; if `x_rows` is a multiple of PACK_ROWS also where the next begin. */
+/* Bytes of so many packed x rows, a multiple of 64; if `x_rows` is a multiple of PACK_X_ROWS also where the next begin. */
 INLINE int64_t packed_bytes(Way way, const Matrix *w, int64_t x_rows) {
     switch (way.kind) {
-    case BF16_SUMS: return (2 * bf16_packed_size(x_rows, w->k, way.terms) + 63) / 64 * 64;
+    case WAY_BF16_SUMS: return (2 * bf16_packed_size(x_rows, w->k, way.terms) + 63) / 64 * 64;
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
-    case DIGIT_ROWS_WAY: return x_rows * digit_row_bytes(w, way.terms);
-    case DIGIT_TILES_WAY: return digit_blocks_bytes(w, x_rows, way.terms);
+    case WAY_DIGIT_ROWS: return x_rows * digit_row_bytes(w, way.terms);
+    case WAY_DIGIT_TILES: return digit_blocks_bytes(w, x_rows, way.terms);
 #endif
 #if defined(__AMX_BF16__)
-    case FP8_ROWS_WAY: return fp8_packed_bytes(w, x_rows);
+    case WAY_FP8_ROWS: return fp8_packed_bytes(w, x_rows);
 #endif
 #if HAS_WORDS
-    case WORD_LANES: return x_rows * way.terms * word_row_bytes(w);
+    case WAY_WORD_LANES: return x_rows * way.terms * word_lane_row_bytes(w);
 #endif
 #if HAS_WORD_ROWS
-    case WORD_ROWS_WAY: return x_rows * nibble_row_bytes(w);
+    case WAY_WORD_ROWS: return x_rows * word_row_bytes(w);
 #endif
     default: return 0;
     }
 }
 
 /* Floats of `space` that pack_rows needs. */
-INLINE int64_t pack_space(Way way, const Matrix *w) { return way.kind == DIGIT_TILES_WAY ? w->k : 0; }
+INLINE int64_t pack_space(Way way, const Matrix *w) { return way.kind == WAY_DIGIT_TILES ? w->k : 0; }
 
 static inline void pack_rows(Way way, const Matrix *w, const float *const *x, int64_t x_rows, uint8_t *packed,
                              float *space) {
     switch (way.kind) {
-    case BF16_SUMS: bf16_pack(x, x_rows, w->k, way.terms, (uint16_t *)packed); break;
+    case WAY_BF16_SUMS: bf16_pack(x, x_rows, w->k, way.terms, (uint16_t *)packed); break;
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
-    case DIGIT_ROWS_WAY:
+    case WAY_DIGIT_ROWS:
         for (int64_t j = 0; j < x_rows; j++)
             pack_digit_row(w, x[j], way.terms, packed + j * digit_row_bytes(w, way.terms));
         break;
-    case DIGIT_TILES_WAY: pack_digit_blocks(w, x, x_rows, way.terms, packed, (uint8_t *)space); break;
+    case WAY_DIGIT_TILES: pack_digit_blocks(w, x, x_rows, way.terms, packed, (uint8_t *)space); break;
 #endif
 #if defined(__AMX_BF16__)
-    case FP8_ROWS_WAY: pack_fp8_rows(w, x, x_rows, packed); break;
+    case WAY_FP8_ROWS: pack_fp8_rows(w, x, x_rows, packed); break;
 #endif
 #if HAS_WORDS
-    case WORD_LANES:
-        for (int64_t j = 0; j < x_rows; j++, packed += way.terms * word_row_bytes(w)) {
+    case WAY_WORD_LANES:
+        for (int64_t j = 0; j < x_rows; j++, packed += way.terms * word_lane_row_bytes(w)) {
 #if HAS_WORD_ROWS
             if (way.terms == 2) pack_word_pair(w, x[j], packed);
 #endif
@@ -110,8 +112,8 @@ static inline void pack_rows(Way way, const Matrix *w, const float *const *x, in
         break;
 #endif
 #if HAS_WORD_ROWS
-    case WORD_ROWS_WAY:
-        for (int64_t j = 0; j < x_rows; j++) pack_nibble_row(w, x[j], packed + j * nibble_row_bytes(w));
+    case WAY_WORD_ROWS:
+        for (int64_t j = 0; j < x_rows; j++) pack_word_row(w, x[j], packed + j * word_row_bytes(w));
         break;
 #endif
     }
@@ -120,17 +122,17 @@ static inline void pack_rows(Way way, const Matrix *w, const float *const *x, in
 /* Floats of `space` that multiply needs for so many weight rows. */
 INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
     switch (way.kind) {
-    case FLOATS: return dot_space(w);
-    case FLOAT_LANES: return float_lanes_space(w);
-    case BF16_SUMS: return bf16_space(w, rows);
+    case WAY_FLOATS: return dot_space(w);
+    case WAY_FLOAT_LANES: return float_lanes_space(w);
+    case WAY_BF16_SUMS: return bf16_space(w, rows);
 #if defined(__AMX_BF16__)
-    case FP8_ROWS_WAY: return fp8_rows_space(w);
+    case WAY_FP8_ROWS: return fp8_rows_space(w);
 #endif
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
-    case DIGIT_TILES_WAY: return digit_blocks_space(w, rows);
+    case WAY_DIGIT_TILES: return digit_blocks_space(w, rows);
 #endif
 #if HAS_WORDS
-    case WORD_LANES: return sizeof(WordSpace) / sizeof(float);
+    case WAY_WORD_LANES: return sizeof(WordLaneSpace) / sizeof(float);
 #endif
     default: return 0;
     }
@@ -139,23 +141,24 @@ INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
 /* Weight rows that a task takes in multiples of. */
 INLINE int64_t row_step(Way way) {
     switch (way.kind) {
-    case FLOATS: return BLOCK_ROWS;
-    case FLOAT_LANES:
-    case WORD_LANES: return 2 * LANES;
-    case BF16_SUMS: return BF16_ROWS;
-    case FP8_ROWS_WAY:
-    case DIGIT_TILES_WAY: return 32; /* two tiles, or lanes of two vectors */
+    case WAY_FLOATS: return BLOCK_ROWS;
+    case WAY_FLOAT_LANES:
+    case WAY_WORD_LANES: return 2 * LANES;
+    case WAY_BF16_SUMS: return BF16_ROWS;
+    case WAY_FP8_ROWS:
+    case WAY_DIGIT_TILES: return 32; /* two tiles, or lanes of two vectors */
     default: return 8;               /* two tiles of registers */
     }
 }
 
 /* Whether weight rows become a panel that is used for all x rows, so that it has to fit a cache. */
 INLINE int has_panel(Way way) {
-    return way.kind != FLOATS && way.kind != FP8_ROWS_WAY && way.kind != DIGIT_ROWS_WAY && way.kind != WORD_ROWS_WAY;
+    return way.kind != WAY_FLOATS && way.kind != WAY_FP8_ROWS && way.kind != WAY_DIGIT_ROWS &&
+           way.kind != WAY_WORD_ROWS;
 }
 
 /* Whether x rows are packed. */
-INLINE int packs(Way way) { return way.kind > FLOAT_LANES; }
+INLINE int packs(Way way) { return way.kind > WAY_FLOAT_LANES; }
 
 /* Whether x rows that are not packed are to be copied, copy_step apart and with zeros behind them: rows that are not even
  * need the zeros, many the distance. */
@@ -169,25 +172,27 @@ static inline void multiply(Way way, const Matrix *w, int64_t first, int64_t las
                             const uint8_t *packed, int64_t x_rows, float *out, int64_t out_stride, const void *next,
                             float *space) {
     switch (way.kind) {
-    case FLOATS: dot_block(w, first, last, x, x_rows, out, out_stride, space); break;
-    case FLOAT_LANES: float_lanes(w, first, last, x, x_rows, out, out_stride, (FloatSpace *)space); break;
-    case BF16_SUMS:
+    case WAY_FLOATS: dot_block(w, first, last, x, x_rows, out, out_stride, space); break;
+    case WAY_FLOAT_LANES: float_lanes(w, first, last, x, x_rows, out, out_stride, (FloatSpace *)space); break;
+    case WAY_BF16_SUMS:
         bf16_block(w, first, last, (const uint16_t *)packed, x_rows, way.terms, out, out_stride, next, space);
         break;
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
-    case DIGIT_ROWS_WAY: digit_rows(w, first, last, packed, x_rows, way.terms, out, out_stride); break;
-    case DIGIT_TILES_WAY:
+    case WAY_DIGIT_ROWS: digit_rows(w, first, last, packed, x_rows, way.terms, out, out_stride); break;
+    case WAY_DIGIT_TILES:
         digit_blocks(w, first, last, packed, x_rows, way.terms, out, out_stride, next, space);
         break;
 #endif
 #if defined(__AMX_BF16__)
-    case FP8_ROWS_WAY: fp8_rows(w, first, last, packed, x_rows, out, out_stride, space); break;
+    case WAY_FP8_ROWS: fp8_rows(w, first, last, packed, x_rows, out, out_stride, space); break;
 #endif
 #if HAS_WORDS
-    case WORD_LANES: word_lanes(w, first, last, packed, x_rows, way.terms, out, out_stride, (WordSpace *)space); break;
+    case WAY_WORD_LANES:
+        word_lanes(w, first, last, packed, x_rows, way.terms, out, out_stride, (WordLaneSpace *)space);
+        break;
 #endif
 #if HAS_WORD_ROWS
-    case WORD_ROWS_WAY: word_rows(w, first, last, packed, x_rows, out, out_stride); break;
+    case WAY_WORD_ROWS: word_rows(w, first, last, packed, x_rows, out, out_stride); break;
 #endif
     }
 }

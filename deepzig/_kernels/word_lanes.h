@@ -36,16 +36,16 @@ INLINE int takes_words(const Matrix *w) {
 
 #if HAS_WORDS
 
-#define WORD_ROWS (2 * LANES)
-#define WORD_BLOCK (LANES == 16 ? 256 : 512)
-#define WORD_PASS 128 /* x rows that meet a block before it is made again */
+#define WORD_LANE_ROWS (2 * LANES)
+#define WORD_LANE_BLOCK (LANES == 16 ? 256 : 512)
+#define WORD_LANE_PASS 128   /* x rows that meet a block before it is made again */
 #define SECOND_WORD 0x1p-15f /* what the second word of an activation counts in units of the first (word_rows.h) */
 
 typedef struct {
-    int32_t panel[WORD_BLOCK / 2][WORD_ROWS];       /* pairs of columns */
-    float unit[WORD_BLOCK / WORD_STEP][WORD_ROWS];  /* of each turn */
-    float sum[WORD_PASS][WORD_ROWS];
-} WordSpace;
+    int32_t panel[WORD_LANE_BLOCK / 2][WORD_LANE_ROWS];      /* pairs of columns */
+    float unit[WORD_LANE_BLOCK / WORD_STEP][WORD_LANE_ROWS]; /* of each turn */
+    float sum[WORD_LANE_PASS][WORD_LANE_ROWS];
+} WordLaneSpace;
 
 /* The largest whole number that stands for a weight. */
 INLINE int weight_most(int format) { return format == FP8 ? 1792 : format == INT8 ? 128 : format == INT4 ? 8 : 2047; }
@@ -185,7 +185,7 @@ __attribute__((constructor)) static void fill_fp8_words(void) {
 #endif
 
 /* A packed x row: K words, then the unit of each turn. */
-INLINE int64_t word_row_bytes(const Matrix *w) { return (2 * w->k + 4 * (w->k / WORD_STEP) + 63) / 64 * 64; }
+INLINE int64_t word_lane_row_bytes(const Matrix *w) { return (2 * w->k + 4 * (w->k / WORD_STEP) + 63) / 64 * 64; }
 
 static inline void pack_words(const Matrix *w, const float *x, uint8_t *packed) {
     const int64_t turn = word_turn(w);
@@ -201,7 +201,7 @@ static inline void pack_words(const Matrix *w, const float *x, uint8_t *packed) 
 
 /* WORD_STEP columns of LANES rows, from byte `at` on, as panel of words; what lies `ahead` is prefetched. */
 INLINE void transpose_words(int format, const uint8_t *const *row, int64_t at, int64_t ahead, int64_t offset,
-                            const float *factor, int32_t (*panel)[WORD_ROWS]) {
+                            const float *factor, int32_t (*panel)[WORD_LANE_ROWS]) {
     vfloat words[WORD_STEP / 2 / LANES][LANES], column[LANES];
     for (int i = 0; i < LANES; i++) {
         prefetch(row[i] + at + ahead);
@@ -222,7 +222,7 @@ INLINE void transpose_words(int format, const uint8_t *const *row, int64_t at, i
 
 #if LOOKS_UP_FP8
 /* 64 columns of fp8, transposed by fours; then each code becomes a word, and fours become two pairs. */
-INLINE void transpose_fp8_words(const uint8_t *const *row, int64_t at, int64_t ahead, int32_t (*panel)[WORD_ROWS]) {
+INLINE void transpose_fp8_words(const uint8_t *const *row, int64_t at, int64_t ahead, int32_t (*panel)[WORD_LANE_ROWS]) {
     const __m512i low0 = _mm512_loadu_si512(fp8_low_words), low1 = _mm512_loadu_si512(fp8_low_words + 64);
     const __m512i high0 = _mm512_loadu_si512(fp8_high_words), high1 = _mm512_loadu_si512(fp8_high_words + 64);
     const __m512i lane = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
@@ -250,9 +250,9 @@ INLINE void transpose_fp8_words(const uint8_t *const *row, int64_t at, int64_t a
 
 /* Columns [k, k + width) of LANES weight rows, from row `first` on, as panel with units; rows from `last` on are as the one
  * before. */
-INLINE void word_panel(int format, const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width,
-                       int32_t (*panel)[WORD_ROWS], float (*unit)[WORD_ROWS]) {
-    const int64_t turn = word_turn(w), bits = code_bits(format), ahead = WORD_ROWS * w->row_bytes;
+INLINE void word_lane_panel(int format, const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width,
+                            int32_t (*panel)[WORD_LANE_ROWS], float (*unit)[WORD_LANE_ROWS]) {
+    const int64_t turn = word_turn(w), bits = code_bits(format), ahead = WORD_LANE_ROWS * w->row_bytes;
     const uint8_t *row[LANES];
     int64_t scale[LANES];
     for (int i = 0; i < LANES; i++) {
@@ -292,8 +292,9 @@ INLINE vint add_pairs(vint sum, vint a, vint b) {
 }
 
 /* sum[j] += unit * the x row's unit * the products of pairs [first, last) of the block with `x_rows` packed x rows. */
-INLINE void word_tile(int x_rows, int32_t (*panel)[WORD_ROWS], int64_t first, int64_t last, const float *unit,
-                      const uint8_t *const *x, const float *const *x_unit, int64_t turn, float (*sum)[WORD_ROWS]) {
+INLINE void word_lane_tile(int x_rows, int32_t (*panel)[WORD_LANE_ROWS], int64_t first, int64_t last, const float *unit,
+                           const uint8_t *const *x, const float *const *x_unit, int64_t turn,
+                           float (*sum)[WORD_LANE_ROWS]) {
     vint part[LANE_X_ROWS][2];
     for (int j = 0; j < x_rows; j++) part[j][0] = part[j][1] = (vint){0};
     for (int64_t q = first; q < last; q++) {
@@ -314,9 +315,9 @@ INLINE void word_tile(int x_rows, int32_t (*panel)[WORD_ROWS], int64_t first, in
 }
 
 /* All turns of the block, which begins with column k, with `x_rows` packed x rows. */
-INLINE void word_turns(int x_rows, const Matrix *w, WordSpace *space, int64_t k, int64_t width, const uint8_t *packed,
-                       float (*sum)[WORD_ROWS]) {
-    const int64_t bytes = word_row_bytes(w), turn = word_turn(w);
+INLINE void word_lane_turns(int x_rows, const Matrix *w, WordLaneSpace *space, int64_t k, int64_t width,
+                            const uint8_t *packed, float (*sum)[WORD_LANE_ROWS]) {
+    const int64_t bytes = word_lane_row_bytes(w), turn = word_turn(w);
     const uint8_t *x[LANE_X_ROWS];
     const float *unit[LANE_X_ROWS];
     for (int j = 0; j < x_rows; j++) {
@@ -324,32 +325,32 @@ INLINE void word_turns(int x_rows, const Matrix *w, WordSpace *space, int64_t k,
         unit[j] = (const float *)(packed + j * bytes + 2 * w->k) + k / turn;
     }
     for (int64_t t = 0, at = 0; at < width; t++, at += turn)
-        word_tile(x_rows, space->panel, at / 2, (at + turn < width ? at + turn : width) / 2, space->unit[t], x, unit, t, sum);
+        word_lane_tile(x_rows, space->panel, at / 2, (at + turn < width ? at + turn : width) / 2, space->unit[t], x, unit, t, sum);
 }
 
-/* Rows [first, last), at most WORD_ROWS, with `x_rows` packed x rows, at most WORD_PASS. */
-static inline void word_pass(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t x_rows,
-                             WordSpace *space) {
-    const int64_t bytes = word_row_bytes(w);
+/* Rows [first, last), at most WORD_LANE_ROWS, with `x_rows` packed x rows, at most WORD_LANE_PASS. */
+static inline void word_lane_pass(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t x_rows,
+                                  WordLaneSpace *space) {
+    const int64_t bytes = word_lane_row_bytes(w);
     memset(space->sum, 0, (size_t)x_rows * sizeof *space->sum);
-    for (int64_t k = 0; k < w->k; k += WORD_BLOCK) {
-        const int64_t width = w->k - k < WORD_BLOCK ? w->k - k : WORD_BLOCK;
-        for (int half = 0; half < WORD_ROWS; half += LANES) {
-            int32_t(*panel)[WORD_ROWS] = (int32_t(*)[WORD_ROWS]) & space->panel[0][half];
-            float(*unit)[WORD_ROWS] = (float(*)[WORD_ROWS]) & space->unit[0][half];
+    for (int64_t k = 0; k < w->k; k += WORD_LANE_BLOCK) {
+        const int64_t width = w->k - k < WORD_LANE_BLOCK ? w->k - k : WORD_LANE_BLOCK;
+        for (int half = 0; half < WORD_LANE_ROWS; half += LANES) {
+            int32_t(*panel)[WORD_LANE_ROWS] = (int32_t(*)[WORD_LANE_ROWS]) & space->panel[0][half];
+            float(*unit)[WORD_LANE_ROWS] = (float(*)[WORD_LANE_ROWS]) & space->unit[0][half];
             switch (w->format) {
-            case F32: word_panel(F32, w, first + half, last, k, width, panel, unit); break;
-            case F16: word_panel(F16, w, first + half, last, k, width, panel, unit); break;
-            case BF16: word_panel(BF16, w, first + half, last, k, width, panel, unit); break;
-            case FP8: word_panel(FP8, w, first + half, last, k, width, panel, unit); break;
-            case INT8: word_panel(INT8, w, first + half, last, k, width, panel, unit); break;
-            default: word_panel(INT4, w, first + half, last, k, width, panel, unit);
+            case F32: word_lane_panel(F32, w, first + half, last, k, width, panel, unit); break;
+            case F16: word_lane_panel(F16, w, first + half, last, k, width, panel, unit); break;
+            case BF16: word_lane_panel(BF16, w, first + half, last, k, width, panel, unit); break;
+            case FP8: word_lane_panel(FP8, w, first + half, last, k, width, panel, unit); break;
+            case INT8: word_lane_panel(INT8, w, first + half, last, k, width, panel, unit); break;
+            default: word_lane_panel(INT4, w, first + half, last, k, width, panel, unit);
             }
         }
         for (int64_t j = 0, count; j < x_rows; j += count) {
             count = even_part(x_rows - j);
 #define TAKE(count)                                                                                                    \
-    case count: word_turns(count, w, space, k, width, packed + j * bytes, space->sum + j); break;
+    case count: word_lane_turns(count, w, space, k, width, packed + j * bytes, space->sum + j); break;
             switch (count) { EACH_COUNT(TAKE) }
 #undef TAKE
         }
@@ -357,17 +358,18 @@ static inline void word_pass(const Matrix *w, int64_t first, int64_t last, const
 }
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and packed rows x, of one word or two: `words`. */
-static inline void word_lanes(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t x_rows, int words,
-                              float *out, int64_t out_stride, WordSpace *space) {
-    const int64_t most = WORD_PASS / words;
-    for (int64_t j = 0; j < x_rows; j += most, packed += WORD_PASS * word_row_bytes(w)) {
+static inline void word_lanes(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t x_rows,
+                              int words, float *out, int64_t out_stride, WordLaneSpace *space) {
+    const int64_t most = WORD_LANE_PASS / words;
+    for (int64_t j = 0; j < x_rows; j += most, packed += WORD_LANE_PASS * word_lane_row_bytes(w)) {
         const int64_t count = x_rows - j < most ? x_rows - j : most;
-        for (int64_t n = first; n < last; n += WORD_ROWS) {
-            const int64_t rows = last - n < WORD_ROWS ? last - n : WORD_ROWS;
-            word_pass(w, n, n + rows, packed, words * count, space);
+        for (int64_t n = first; n < last; n += WORD_LANE_ROWS) {
+            const int64_t rows = last - n < WORD_LANE_ROWS ? last - n : WORD_LANE_ROWS;
+            word_lane_pass(w, n, n + rows, packed, words * count, space);
             for (int64_t c = 0; c < count; c++) {
                 float *sum = space->sum[words * c];
-                for (int64_t i = 0; words == 2 && i < WORD_ROWS; i++) sum[i] += sum[WORD_ROWS + i] * SECOND_WORD;
+                for (int64_t i = 0; words == 2 && i < WORD_LANE_ROWS; i++)
+                    sum[i] += sum[WORD_LANE_ROWS + i] * SECOND_WORD;
                 memcpy(out + (j + c) * out_stride + (n - first), sum, (size_t)rows * sizeof(float));
             }
         }
