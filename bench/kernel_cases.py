@@ -15,7 +15,7 @@ from deepzig._kernels._isa import ISA_NAMES
 from deepzig._kernels.dequantize import all_rows
 from deepzig._kernels.experts import scratch_size as expert_scratch_size
 from deepzig._kernels.mla_decode import scratch_size as mla_scratch_size
-from deepzig._kernels.weight import ExpertWeights, Weight
+from deepzig._kernels.weight import EXACT, FAST, ExpertWeights, Weight
 
 ROTATED_BYTES = 1_100_000_000  # that a case goes through before it meets the same operands again: no cache holds them
 MAX_VARIANTS = 1024
@@ -86,8 +86,8 @@ def in_all_ways(stem: str, name: str, arguments: Arguments) -> Iterator[Case]:
     """A product as in decoding and, where the picked kernel may tell them apart, as of fast and of exact prompts."""
     yield Case(stem, name, [arguments])
     if is_fast_apart(stem):
-        yield Case(stem, f"{name}, fast", [arguments], {"bf16_terms": 1})
-        yield Case(stem, f"{name}, exact", [arguments], {"bf16_terms": 3})
+        yield Case(stem, f"{name}, fast", [arguments], {"products": FAST})
+        yield Case(stem, f"{name}, exact", [arguments], {"products": EXACT})
 
 
 def linear_cases(operands: Operands) -> Iterator[Case]:
@@ -194,7 +194,7 @@ def mla_prefill_cases(operands: Operands) -> Iterator[Case]:
         shown = f"{N_HEADS} heads, {PROMPT} x {PROMPT}{'' if first_query else ', causal'}"
         yield Case("mla_prefill", shown, [arguments])
         if ACTIVE["mla_prefill"].endswith(("amx", "bf16")):
-            yield Case("mla_prefill", f"{shown}, fast", [arguments], {"bf16_terms": 1})
+            yield Case("mla_prefill", f"{shown}, fast", [arguments], {"products": FAST})
 
 
 def expert_gate_cases(operands: Operands) -> Iterator[Case]:

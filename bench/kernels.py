@@ -12,7 +12,7 @@ from time import perf_counter
 from bench.kernel_cases import CASES, Case, Operands
 from bench.machine import Limits
 from deepzig import _kernels
-from deepzig._kernels import ACTIVE, REGISTRY, implementations
+from deepzig._kernels import ACTIVE, DECODING, REGISTRY, implementations
 
 BUDGET_S = 0.5
 LEAST_CALLS = 3
@@ -30,7 +30,7 @@ class KernelTime:
     n_bytes: int  # that the call must move at least
     n_flops: int
     is_cold: bool  # operands come from memory
-    bf16_terms: int  # 0: float32 arithmetic
+    products: int  # DECODING, FAST or EXACT
 
     @property
     def gb_s(self) -> float:
@@ -41,8 +41,8 @@ class KernelTime:
         return self.n_flops / self.seconds / 1e9
 
     def peak(self, limits: Limits) -> float:
-        """GFLOPS that the arithmetic of this case could reach: fp32, or the bf16 peak shared by the terms."""
-        return max(limits.fp32, (limits.bf16 or 0) / self.bf16_terms) if self.bf16_terms else limits.fp32
+        """GFLOPS that the arithmetic of this case could reach: fp32, or bf16 with as many products as make up one."""
+        return limits.fp32 if self.products == DECODING else max(limits.fp32, (limits.bf16 or 0) / self.products)
 
     def is_arithmetic(self, limits: Limits) -> bool:
         """Whether the peak bounds it rather than the bandwidth."""
@@ -77,7 +77,7 @@ def time_case(case: Case, n_threads: int) -> KernelTime:
         if len(seconds) >= LEAST_CALLS and ended - began > BUDGET_S:
             break
     n_bytes, n_flops = REGISTRY[case.stem].cost(*case.variants[0])
-    terms = int(case.keywords.get("bf16_terms", 0))
+    products = int(case.keywords.get("products", DECODING))
     return KernelTime(
-        case.stem, case.name, label, min(seconds), median(seconds), n_bytes, n_flops, case.is_cold, terms
+        case.stem, case.name, label, min(seconds), median(seconds), n_bytes, n_flops, case.is_cold, products
     )

@@ -19,6 +19,7 @@ from deepzig._kernels._pick import (
     pick_for_prompts,
     table,
 )
+from deepzig._kernels.weight import DECODING, EXACT, FAST
 
 absorb_query = pick("absorb_query")
 dequantize = pick("dequantize")
@@ -34,13 +35,16 @@ softmax = pick("softmax")
 swiglu = pick("swiglu")
 top_tokens = pick("top_tokens")
 
-# For rows of prompts that need not have the bits of decoding, where bf16_terms is not 0.
+# For rows of prompts that need not have the bits of decoding, where `products` is FAST or EXACT.
 prompt_experts = pick_for_prompts("experts")
 prompt_linear = pick_for_prompts("linear")
 LONG_PIECE = long_piece()
 
 __all__ = [
     "ACTIVE",
+    "DECODING",
+    "EXACT",
+    "FAST",
     "FOR_PROMPTS",
     "LONG_PIECE",
     "REGISTRY",

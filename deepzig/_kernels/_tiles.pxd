@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint8_t
 cdef extern from "tiles.h" nogil:
     int64_t LANES
     int64_t TILE_X_ROWS
+    int DECODING
 
     ctypedef struct Matrix:
         int64_t codes, scale, n, k, row_bytes, format, scale_format, group_size, block_rows, offset
@@ -37,9 +38,9 @@ cdef extern from "ways.h" nogil:
     int64_t PACK_X_ROWS
 
     ctypedef struct Way:
-        int kind, terms
+        int kind, parts
 
-    Way way_for(const Matrix* w, int terms, int64_t x_rows)
+    Way way_for(const Matrix* w, int products, int64_t x_rows)
     bint same_packing(Way a, const Matrix* first, Way b, const Matrix* second)
     int64_t packed_bytes(Way way, const Matrix* w, int64_t x_rows)
     int64_t pack_space(Way way, const Matrix* w)

@@ -35,12 +35,12 @@ INLINE int bf16_scales_apart(const Matrix *w) {
     return w->group_size >= w->k || (w->group_size % BF16_STEP == 0 && BF16_TURN % w->group_size == 0);
 }
 
-/* Terms to give activations for w, when the caller wants `wanted`, 1 or 3: 0 stands for plain float products. */
-INLINE int bf16_terms(const Matrix *w, int wanted) {
-    if (wanted > BF16_TERMS || wanted == 0) return 0;
-    if (wanted == 1) return 1;
+/* Terms to give activations for w: 0 stands for plain float products. */
+INLINE int bf16_terms(const Matrix *w, int products) {
+    if (products > BF16_TERMS || products == DECODING) return 0;
+    if (products == FAST) return 1;
     const int exact = w->format == BF16 || w->format == FP8 || w->format == INT8 || w->format == INT4;
-    return exact && bf16_scales_apart(w) ? wanted : 0;
+    return exact && bf16_scales_apart(w) ? products : 0;
 }
 
 #if defined(__AVX512BF16__)

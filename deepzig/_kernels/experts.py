@@ -3,7 +3,7 @@
     out[t] = sum_j topk_weight[t, j] * down_e(silu(gate_e(x[t])) * up_e(x[t])),   e = topk_idx[t, j]
 
 Tokens are grouped by expert, so that each expert's weights are read once a call. The sum over j runs in slot order
-whatever the grouping, so a row does not depend on the other rows, nor on n_threads. bf16_terms as in `linear`.
+whatever the grouping, so a row does not depend on the other rows, nor on n_threads. products as in `linear`.
 Called by `model.moe`.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from deepzig._kernels.linear import reference as linear_reference
 from deepzig._kernels.swiglu import reference as swiglu_reference
-from deepzig._kernels.weight import ExpertWeights
+from deepzig._kernels.weight import DECODING, ExpertWeights
 from deepzig._kernels.weight_cases import random_weights
 
 ISAS = ("plain", "avx2", "avx512", "avx512_vnni", "amx")
@@ -36,7 +36,7 @@ def reference(
     scratch: np.ndarray,
     out: np.ndarray,
     *,
-    bf16_terms: int = 0,
+    products: int = DECODING,
     n_threads: int,
 ) -> None:
     """x f32 (T, D), topk_idx i32 (T, K), topk_weight f32 (T, K), scratch f32 (>= scratch_size,), out f32 (T, D)."""
@@ -46,10 +46,10 @@ def reference(
         gate = np.empty((len(token), weights.intermediate_size), np.float32)
         up = np.empty_like(gate)
         down = np.empty((len(token), weights.hidden_size), np.float32)
-        linear_reference(x[token], weights.gate_proj[expert], gate, bf16_terms=bf16_terms, n_threads=n_threads)
-        linear_reference(x[token], weights.up_proj[expert], up, bf16_terms=bf16_terms, n_threads=n_threads)
+        linear_reference(x[token], weights.gate_proj[expert], gate, products=products, n_threads=n_threads)
+        linear_reference(x[token], weights.up_proj[expert], up, products=products, n_threads=n_threads)
         swiglu_reference(gate, up, gate, n_threads=n_threads)
-        linear_reference(gate, weights.down_proj[expert], down, bf16_terms=bf16_terms, n_threads=n_threads)
+        linear_reference(gate, weights.down_proj[expert], down, products=products, n_threads=n_threads)
         by_slot[token, slot] = down * topk_weight[token, slot, None]
     np.sum(by_slot, axis=1, out=out)
 

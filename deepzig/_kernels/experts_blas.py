@@ -15,7 +15,7 @@ from deepzig._kernels._array_checks import need, need_output, threads_for
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels._park import park
 from deepzig._kernels.linear_blas import multiply_columns, one_blas_thread
-from deepzig._kernels.weight import ExpertWeights
+from deepzig._kernels.weight import DECODING, ExpertWeights
 
 
 def experts(
@@ -26,7 +26,7 @@ def experts(
     scratch: np.ndarray,
     out: np.ndarray,
     *,
-    bf16_terms: int = 0,
+    products: int = DECODING,
     n_threads: int,
 ) -> None:
     need(topk_idx, "topk_idx", np.int32, None, None)

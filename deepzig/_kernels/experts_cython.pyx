@@ -12,8 +12,8 @@ from deepzig._kernels._array cimport floats, need_array, need_output, need_size,
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._rows cimport swiglu_row
 from deepzig._kernels._tiles cimport (
-    FOR_CALL, FOR_TASK, Matrix, WAY_FLOATS, Way, copy_step, has_panel, multiply, multiply_space, pack_rows, pack_space,
-    packed_bytes, packs, padded, row_step, same_packing, thread_floats, wants_copies, way_for,
+    DECODING, FOR_CALL, FOR_TASK, Matrix, WAY_FLOATS, Way, copy_step, has_panel, multiply, multiply_space, pack_rows,
+    pack_space, packed_bytes, packs, padded, row_step, same_packing, thread_floats, wants_copies, way_for,
 )
 
 cnp.import_array()
@@ -158,15 +158,15 @@ cdef int64_t rows_of_task(const Matrix* weight, Way way) noexcept nogil:
     return max(at_once, rows // at_once * at_once)
 
 
-cdef Way common_way(const Job* job, int64_t first, int64_t count, int terms) noexcept nogil:
+cdef Way common_way(const Job* job, int64_t first, int64_t count, int products) noexcept nogil:
     """The way of matrices first, .., first + count - 1 of every expert if rows packed for one suit all; or WAY_FLOATS."""
     cdef const Matrix* one = job.weights + first
     cdef int64_t rows = job.n_tokens * job.n_slots // job.n_experts  # of an expert, about
-    cdef Way way = way_for(one, terms, rows), other
+    cdef Way way = way_for(one, products, rows), other
     cdef int64_t i, j
     for i in range(job.n_experts):
         for j in range(first, first + count):
-            other = way_for(job.weights + 3 * i + j, terms, rows)
+            other = way_for(job.weights + 3 * i + j, products, rows)
             if not same_packing(way, one, other, job.weights + 3 * i + j):
                 way.kind = WAY_FLOATS
                 return way
@@ -220,7 +220,7 @@ cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept 
 
 
 def experts(cnp.ndarray x not None, cnp.ndarray topk_idx not None, cnp.ndarray topk_weight not None, weights not None,
-            cnp.ndarray scratch not None, cnp.ndarray out not None, *, int bf16_terms=0, int n_threads):
+            cnp.ndarray scratch not None, cnp.ndarray out not None, *, int products=DECODING, int n_threads):
     cdef Job job
     cdef int64_t total, i
     cdef int64_t* integers
@@ -255,8 +255,8 @@ def experts(cnp.ndarray x not None, cnp.ndarray topk_idx not None, cnp.ndarray t
     job.activations = floats(scratch)
     job.outputs = job.activations + total * job.activation_step
     job.out, job.out_step = floats(out), step(out, 0)
-    job.up_way = common_way(&job, 0, 2, bf16_terms)
-    job.down_way = common_way(&job, 2, 1, bf16_terms)
+    job.up_way = common_way(&job, 0, 2, products)
+    job.down_way = common_way(&job, 2, 1, products)
     integers = <int64_t*>calloc(2 * total + 4 * job.n_experts + 3, sizeof(int64_t))
     if integers == NULL:
         raise MemoryError

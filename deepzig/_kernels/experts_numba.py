@@ -10,7 +10,7 @@ import numpy as np
 from deepzig._kernels._array_checks import need, need_output, packed, threads_for, unpack
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels._numba_weights import FROM_0, dot_rows
-from deepzig._kernels.weight import ExpertWeights
+from deepzig._kernels.weight import DECODING, ExpertWeights
 
 
 @numba.njit(nogil=True, cache=True)
@@ -79,7 +79,7 @@ def experts(
     scratch: np.ndarray,
     out: np.ndarray,
     *,
-    bf16_terms: int = 0,
+    products: int = DECODING,
     n_threads: int,
 ) -> None:
     hidden, intermediate = weights.hidden_size, weights.intermediate_size

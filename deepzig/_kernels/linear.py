@@ -3,9 +3,10 @@
     out[t, n] = sum_k x[t, k] * W[n, k]
 
 Products are as accurate as float32 arithmetic, in one of the ways of `ways.h`. A row of `out` does not depend on the
-other rows, nor on n_threads. bf16_terms says what is multiplied, where the CPU has faster ways for prompts: 0 rows
-of decoding, or of a prompt that is to have their bits; 1 a prompt that may be rounded to bfloat16 or no more than that
-(1e-2 of a product; infinity may become NaN); 3 a prompt with all bits of a float32. Implementations may ignore it.
+other rows, nor on n_threads. `products` says what is multiplied, where the CPU has faster ways for prompts: DECODING
+rows that decode, or of a prompt that is to have their bits; FAST a prompt that may be rounded to bfloat16 or no more
+than that (1e-2 of a product; infinity may become NaN); EXACT a prompt with all bits of a float32. Implementations may
+ignore it.
 Called by `model.linear`; the formats are those of `weight.Weight`.
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from deepzig._kernels.dequantize import all_rows
 from deepzig._kernels.dequantize import reference as dequantize_reference
-from deepzig._kernels.weight import Weight
+from deepzig._kernels.weight import DECODING, Weight
 from deepzig._kernels.weight_cases import random_weights
 
 ISAS = ("plain", "avx2", "avx512", "avx512_vnni", "amx")
@@ -25,11 +26,11 @@ PORTABLE = ("numba", "blas")
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}  # sums of a few hundred products of order 1e-1
 
 
-def reference(x: np.ndarray, weight: Weight, out: np.ndarray, *, bf16_terms: int = 0, n_threads: int) -> None:
-    """x f32 (T, K), rows contiguous; weight (N, K); out f32 (T, N), rows contiguous; bf16_terms 0, 1 or 3."""
+def reference(x: np.ndarray, weight: Weight, out: np.ndarray, *, products: int = DECODING, n_threads: int) -> None:
+    """x f32 (T, K), rows contiguous; weight (N, K); out f32 (T, N), rows contiguous."""
     decoded = np.empty(weight.shape, np.float32)
     dequantize_reference(weight, all_rows(weight), decoded, n_threads=n_threads)
-    np.matmul(sum_of_bf16(x, bf16_terms) if bf16_terms else x, decoded.T, out=out)
+    np.matmul(x if products == DECODING else sum_of_bf16(x, products), decoded.T, out=out)
 
 
 def sum_of_bf16(x: np.ndarray, n_terms: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from deepzig import _kernels
 from deepzig._kernels._array_checks import need, need_output, threads_for
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels._park import park
-from deepzig._kernels.weight import Weight
+from deepzig._kernels.weight import DECODING, Weight
 
 PANEL_BYTES = 1 << 20  # floats of a panel
 
@@ -95,7 +95,7 @@ def _panel_of(weight: Weight, first: int, last: int) -> np.ndarray:
     return panel
 
 
-def linear(x: np.ndarray, weight: Weight, out: np.ndarray, *, bf16_terms: int = 0, n_threads: int) -> None:
+def linear(x: np.ndarray, weight: Weight, out: np.ndarray, *, products: int = DECODING, n_threads: int) -> None:
     n_rows, n_columns = weight.shape
     need(x, "x", np.float32, None, n_columns)
     need_output(out, "out", len(x), n_rows)

@@ -7,7 +7,7 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for, per_thread
 from deepzig._kernels._tiles cimport (
-    FOR_CALL, FOR_TASK, Matrix, PACK_X_ROWS, PASS_X_ROWS, Way, copy_step, has_panel, multiply, multiply_space,
+    DECODING, FOR_CALL, FOR_TASK, Matrix, PACK_X_ROWS, PASS_X_ROWS, Way, copy_step, has_panel, multiply, multiply_space,
     pack_rows, pack_space, packed_bytes, packs, padded, row_step, thread_floats, wants_copies, way_for,
 )
 
@@ -98,7 +98,7 @@ cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept 
         job.first_row += pass_x_rows(job)
 
 
-def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *, int bf16_terms=0, int n_threads):
+def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *, int products=DECODING, int n_threads):
     cdef Job job
     cdef cnp.ndarray descriptor = weight.descriptor
     need_array(x, "x", cnp.NPY_FLOAT32, 2, 1)
@@ -109,7 +109,7 @@ def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *,
     need_size(out, "out", 0, job.n_rows)
     need_size(out, "out", 1, job.weight.n)
     job.out, job.out_step = floats(out), step(out, 0)
-    job.way = way_for(&job.weight, bf16_terms, job.n_rows)
+    job.way = way_for(&job.weight, products, job.n_rows)
     job.task_rows = rows_of_task(&job.weight, job.n_rows, job.way, n_threads)
     job.no_memory = False
     with nogil:

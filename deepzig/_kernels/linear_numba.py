@@ -6,7 +6,7 @@ import numpy as np
 from deepzig._kernels._array_checks import need, need_output, packed, threads_for, unpack
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels._numba_weights import dot_rows
-from deepzig._kernels.weight import Weight
+from deepzig._kernels.weight import DECODING, Weight
 
 
 @numba.njit(nogil=True, cache=True)
@@ -15,7 +15,7 @@ def _rows(first: int, stop: int, matrix: np.ndarray, x: np.ndarray, out: np.ndar
     dot_rows(matrix, first, stop, x, rows, out, rows, first)
 
 
-def linear(x: np.ndarray, weight: Weight, out: np.ndarray, *, bf16_terms: int = 0, n_threads: int) -> None:
+def linear(x: np.ndarray, weight: Weight, out: np.ndarray, *, products: int = DECODING, n_threads: int) -> None:
     n_rows, n_columns = weight.shape
     need(x, "x", np.float32, None, n_columns)
     need_output(out, "out", len(x), n_rows)

@@ -5,9 +5,9 @@
     out, running_max, running_sum: continued from the tiles before; the last tile's caller divides out by running_sum
 
 Keys and values of a tile come from kv_b_proj applied to cached rows, so that nothing of size T x S, nor all expanded
-keys, exists at once. A row does not depend on the other rows, nor on n_threads. bf16_terms as in `linear`: 1 allows
+keys, exists at once. A row does not depend on the other rows, nor on n_threads. products as in `linear`: FAST allows
 queries, keys, probabilities and values to be rounded once to bfloat16 (1e-2 of a weighted sum); sums and softmax stay
-float32. With 0 and 3 nothing is rounded. Implementations may ignore it.
+float32. DECODING and EXACT round nothing. Implementations may ignore it.
 Called by `model.attention`.
 """
 
@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from deepzig._kernels.weight import DECODING
 
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16", "amx")
 TOLERANCE = {"rtol": 0.0, "atol": 5e-5}
@@ -31,7 +33,7 @@ def reference(
     running_sum: np.ndarray,
     out: np.ndarray,
     *,
-    bf16_terms: int = 0,
+    products: int = DECODING,
     n_threads: int,
 ) -> None:
     """

@@ -9,7 +9,7 @@ cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size
 from deepzig._kernels._pool cimport parallel_for
-from deepzig._kernels._tiles cimport FOR_TASK, thread_floats
+from deepzig._kernels._tiles cimport DECODING, FOR_TASK, thread_floats
 
 cnp.import_array()
 
@@ -31,7 +31,7 @@ cdef extern from "attention.h" nogil:
         int64_t query_step, running_step, out_step, size, rope, value_dim, rows, next, visible
         float scale
 
-    bint attention_in_bf16(int terms)
+    bint attention_in_bf16(int products)
     int64_t attention_space(bint bf16, int64_t nope, int64_t rope, int64_t value_dim)
     PackedKeys room_for_keys(bint bf16, int64_t nope, int64_t rope, int64_t value_dim, float* space)
     void pack_keys(PackedKeys* packed, const float* rows, int64_t step, int64_t nope, const float* rope_rows,
@@ -91,8 +91,7 @@ cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
 
 def mla_prefill(cnp.ndarray query not None, cnp.ndarray kv not None, cnp.ndarray k_pe not None, int64_t first_query,
                 int64_t first_key, float softmax_scale, cnp.ndarray running_max not None,
-                cnp.ndarray running_sum not None, cnp.ndarray out not None, *, int bf16_terms=0,
-                int n_threads):
+                cnp.ndarray running_sum not None, cnp.ndarray out not None, *, int products=DECODING, int n_threads):
     cdef Job job
     need_array(query, "query", cnp.NPY_FLOAT32, 3, 3)
     need_array(kv, "kv", cnp.NPY_FLOAT32, 3, 3)
@@ -117,7 +116,7 @@ def mla_prefill(cnp.ndarray query not None, cnp.ndarray kv not None, cnp.ndarray
     job.softmax_scale = softmax_scale
     job.no_memory = False
     job.task_rows = rows_of_task(&job, n_threads)
-    job.bf16 = attention_in_bf16(bf16_terms)
+    job.bf16 = attention_in_bf16(products)
     with nogil:
         parallel_for(attend_task, &job, job.n_heads * ((job.n_rows + job.task_rows - 1) // job.task_rows), n_threads)
     if job.no_memory:

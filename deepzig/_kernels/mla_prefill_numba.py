@@ -10,6 +10,7 @@ import numpy as np
 from deepzig._kernels._array_checks import need, need_output, packed, threads_for, unpack
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels._numba_weights import FROM_0, attend, dot_panel
+from deepzig._kernels.weight import DECODING
 
 QUERY_BLOCK = 32
 
@@ -81,7 +82,7 @@ def mla_prefill(
     running_sum: np.ndarray,
     out: np.ndarray,
     *,
-    bf16_terms: int = 0,
+    products: int = DECODING,
     n_threads: int,
 ) -> None:
     need(query, "query", np.float32, None, None, None)

@@ -31,7 +31,7 @@ enum {
 
 typedef struct {
     int kind;
-    int terms; /* bf16 terms, digits or words of x */
+    int parts; /* numbers that an x is split into: bf16 terms, digits or words */
 } Way;
 
 /* x rows packed by one task: whole blocks of every way. */
@@ -41,41 +41,41 @@ typedef struct {
 #define DIGIT_TILES_FROM 5
 #define WORD_LANES_FROM 3
 
-/* The way for w and about so many x rows; `terms` is the caller's bf16_terms: 0 for decoding, and
- * for prompts too if they are to have its bits; 1 for fast prompts, 3 for exact ones. */
-INLINE Way way_for(const Matrix *w, int terms, int64_t x_rows) {
-    const int bf16 = bf16_terms(w, terms);
+/* The way for w and about so many x rows. DECODING is asked for of prompts too if they are to have its bits. */
+INLINE Way way_for(const Matrix *w, int products, int64_t x_rows) {
+    const int terms = bf16_terms(w, products), digits = products == FAST ? 2 : 3;
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
-    if (takes_digit_tiles(w) && (tiles_equal_rows(w) ? x_rows >= DIGIT_TILES_FROM : terms != 0))
-        return (Way){WAY_DIGIT_TILES, terms == 1 ? 2 : 3};
+    if (takes_digit_tiles(w) && (tiles_equal_rows(w) ? x_rows >= DIGIT_TILES_FROM : products != DECODING))
+        return (Way){WAY_DIGIT_TILES, digits};
 #endif
-    if (!terms && takes_fp8_rows(w)) return (Way){WAY_FP8_ROWS, 3};
-    if (takes_digits(w)) return (Way){WAY_DIGIT_ROWS, terms == 1 ? 2 : 3};
-    if (!terms && takes_word_rows(w)) return (Way){x_rows >= WORD_LANES_FROM ? WAY_WORD_LANES : WAY_WORD_ROWS, 2};
-    if (bf16) return (Way){WAY_BF16_SUMS, bf16};
-    if (terms == 1 && takes_words(w)) return (Way){WAY_WORD_LANES, 1};
-    return (Way){terms ? WAY_FLOAT_LANES : WAY_FLOATS, 0};
+    if (products == DECODING && takes_fp8_rows(w)) return (Way){WAY_FP8_ROWS, 3};
+    if (takes_digits(w)) return (Way){WAY_DIGIT_ROWS, digits};
+    if (products == DECODING && takes_word_rows(w))
+        return (Way){x_rows >= WORD_LANES_FROM ? WAY_WORD_LANES : WAY_WORD_ROWS, 2};
+    if (terms) return (Way){WAY_BF16_SUMS, terms};
+    if (products == FAST && takes_words(w)) return (Way){WAY_WORD_LANES, 1};
+    return (Way){products == DECODING ? WAY_FLOATS : WAY_FLOAT_LANES, 0};
 }
 
 /* Whether rows packed for one are packed for the other. */
 INLINE int same_packing(Way a, const Matrix *first, Way b, const Matrix *second) {
-    return a.kind == b.kind && a.terms == b.terms && first->k == second->k &&
+    return a.kind == b.kind && a.parts == b.parts && first->k == second->k &&
            (a.kind < WAY_DIGIT_ROWS || (first->format == second->format && first->group_size == second->group_size));
 }
 
 /* Bytes of so many packed x rows, a multiple of 64; if `x_rows` is a multiple of PACK_X_ROWS also where the next begin. */
 INLINE int64_t packed_bytes(Way way, const Matrix *w, int64_t x_rows) {
     switch (way.kind) {
-    case WAY_BF16_SUMS: return (2 * bf16_packed_size(x_rows, w->k, way.terms) + 63) / 64 * 64;
+    case WAY_BF16_SUMS: return (2 * bf16_packed_size(x_rows, w->k, way.parts) + 63) / 64 * 64;
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
-    case WAY_DIGIT_ROWS: return x_rows * digit_row_bytes(w, way.terms);
-    case WAY_DIGIT_TILES: return digit_blocks_bytes(w, x_rows, way.terms);
+    case WAY_DIGIT_ROWS: return x_rows * digit_row_bytes(w, way.parts);
+    case WAY_DIGIT_TILES: return digit_blocks_bytes(w, x_rows, way.parts);
 #endif
 #if defined(__AMX_BF16__)
     case WAY_FP8_ROWS: return fp8_packed_bytes(w, x_rows);
 #endif
 #if HAS_WORDS
-    case WAY_WORD_LANES: return x_rows * way.terms * word_lane_row_bytes(w);
+    case WAY_WORD_LANES: return x_rows * way.parts * word_lane_row_bytes(w);
 #endif
 #if HAS_WORD_ROWS
     case WAY_WORD_ROWS: return x_rows * word_row_bytes(w);
@@ -90,24 +90,24 @@ INLINE int64_t pack_space(Way way, const Matrix *w) { return way.kind == WAY_DIG
 static inline void pack_rows(Way way, const Matrix *w, const float *const *x, int64_t x_rows, uint8_t *packed,
                              float *space) {
     switch (way.kind) {
-    case WAY_BF16_SUMS: bf16_pack(x, x_rows, w->k, way.terms, (uint16_t *)packed); break;
+    case WAY_BF16_SUMS: bf16_pack(x, x_rows, w->k, way.parts, (uint16_t *)packed); break;
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
     case WAY_DIGIT_ROWS:
         for (int64_t j = 0; j < x_rows; j++)
-            pack_digit_row(w, x[j], way.terms, packed + j * digit_row_bytes(w, way.terms));
+            pack_digit_row(w, x[j], way.parts, packed + j * digit_row_bytes(w, way.parts));
         break;
-    case WAY_DIGIT_TILES: pack_digit_blocks(w, x, x_rows, way.terms, packed, (uint8_t *)space); break;
+    case WAY_DIGIT_TILES: pack_digit_blocks(w, x, x_rows, way.parts, packed, (uint8_t *)space); break;
 #endif
 #if defined(__AMX_BF16__)
     case WAY_FP8_ROWS: pack_fp8_rows(w, x, x_rows, packed); break;
 #endif
 #if HAS_WORDS
     case WAY_WORD_LANES:
-        for (int64_t j = 0; j < x_rows; j++, packed += way.terms * word_lane_row_bytes(w)) {
+        for (int64_t j = 0; j < x_rows; j++, packed += way.parts * word_lane_row_bytes(w)) {
 #if HAS_WORD_ROWS
-            if (way.terms == 2) pack_word_pair(w, x[j], packed);
+            if (way.parts == 2) pack_word_pair(w, x[j], packed);
 #endif
-            if (way.terms == 1) pack_words(w, x[j], packed);
+            if (way.parts == 1) pack_words(w, x[j], packed);
         }
         break;
 #endif
@@ -175,12 +175,12 @@ static inline void multiply(Way way, const Matrix *w, int64_t first, int64_t las
     case WAY_FLOATS: dot_block(w, first, last, x, x_rows, out, out_stride, space); break;
     case WAY_FLOAT_LANES: float_lanes(w, first, last, x, x_rows, out, out_stride, (FloatSpace *)space); break;
     case WAY_BF16_SUMS:
-        bf16_block(w, first, last, (const uint16_t *)packed, x_rows, way.terms, out, out_stride, next, space);
+        bf16_block(w, first, last, (const uint16_t *)packed, x_rows, way.parts, out, out_stride, next, space);
         break;
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
-    case WAY_DIGIT_ROWS: digit_rows(w, first, last, packed, x_rows, way.terms, out, out_stride); break;
+    case WAY_DIGIT_ROWS: digit_rows(w, first, last, packed, x_rows, way.parts, out, out_stride); break;
     case WAY_DIGIT_TILES:
-        digit_blocks(w, first, last, packed, x_rows, way.terms, out, out_stride, next, space);
+        digit_blocks(w, first, last, packed, x_rows, way.parts, out, out_stride, next, space);
         break;
 #endif
 #if defined(__AMX_BF16__)
@@ -188,7 +188,7 @@ static inline void multiply(Way way, const Matrix *w, int64_t first, int64_t las
 #endif
 #if HAS_WORDS
     case WAY_WORD_LANES:
-        word_lanes(w, first, last, packed, x_rows, way.terms, out, out_stride, (WordLaneSpace *)space);
+        word_lanes(w, first, last, packed, x_rows, way.parts, out, out_stride, (WordLaneSpace *)space);
         break;
 #endif
 #if HAS_WORD_ROWS

@@ -15,6 +15,7 @@ typedef struct {
 
 enum { F32, F16, BF16, FP8, INT8, INT4 };          /* weight.FORMAT_CODE */
 enum { SCALE_NONE, SCALE_F32, SCALE_F16, SCALE_BF16 }; /* weight.SCALE_CODE */
+enum { DECODING, FAST, EXACT = 3 };                    /* what products are to be like, as in weight.py */
 
 INLINE float bits_to_float(uint32_t bits) {
     float value;

@@ -54,22 +54,22 @@ class Attention:
             self._attend_absorbed(step.rows, step.cache, space)
         else:
             self._attend_expanded(step.rows, step.cache, space)
-        return self.o_proj(space.o_flat, out, space.bf16_terms)
+        return self.o_proj(space.o_flat, out, space.products)
 
     def _project_query(self, x: np.ndarray, step: Step) -> None:
         """space.q f32 (T, H, N + P), its last P rotated."""
         space = step.space
         if self.q_proj is not None:
-            self.q_proj(x, space.q_flat, space.bf16_terms)
+            self.q_proj(x, space.q_flat, space.products)
         elif self.q_a_proj is not None and self.q_a_layernorm is not None and self.q_b_proj is not None:
-            self.q_a_proj(x, space.q_a, space.bf16_terms)
-            self.q_b_proj(self.q_a_layernorm(space.q_a, space.q_a), space.q_flat, space.bf16_terms)
+            self.q_a_proj(x, space.q_a, space.products)
+            self.q_b_proj(self.q_a_layernorm(space.q_a, space.q_a), space.q_flat, space.products)
         _kernels.rope(space.q_pe, step.cos, step.sin, self._interleave, n_threads=self._n_threads)
 
     def _project_latent(self, x: np.ndarray, step: Step) -> None:
         """space.latent f32 (T, R + P): c_kv, normed, beside k_pe, rotated."""
         space = step.space
-        self.kv_a_proj_with_mqa(x, space.latent, space.bf16_terms)
+        self.kv_a_proj_with_mqa(x, space.latent, space.products)
         self.kv_a_layernorm(space.c_kv, space.c_kv)
         _kernels.rope(space.k_pe, step.cos, step.sin, self._interleave, n_threads=self._n_threads)
 
@@ -100,7 +100,7 @@ class Attention:
             block_table = rows.block_tables[rows.row_sequence[first]]
             first_query = int(rows.positions[first])
             self._attend_piece(
-                space.q[first:last], first_query, cache, block_table, space.bf16_terms, space.o[first:last]
+                space.q[first:last], first_query, cache, block_table, space.products, space.o[first:last]
             )
 
     def _attend_piece(
@@ -109,7 +109,7 @@ class Attention:
         first_query: int,
         cache: LatentCache,
         block_table: np.ndarray,
-        bf16_terms: int,
+        products: int,
         out: np.ndarray,
     ) -> None:
         """q f32 (T, H, N + P) of positions from first_query on -> out f32 (T, H, V). KEY_TILE cached rows at a time."""
@@ -121,7 +121,7 @@ class Attention:
         for first_key in range(0, length, KEY_TILE):
             latent = cache.read(self._layer, block_table, first_key, min(first_key + KEY_TILE, length))  # (S, R + P)
             kv = np.empty((len(latent), self.kv_b_proj.out_features), np.float32)
-            self.kv_b_proj(latent[:, : self._rank], kv, bf16_terms)
+            self.kv_b_proj(latent[:, : self._rank], kv, products)
             _kernels.mla_prefill(
                 q,
                 kv.reshape(len(latent), n_heads, -1),
@@ -132,7 +132,7 @@ class Attention:
                 running_max,
                 running_sum,
                 out,
-                bf16_terms=bf16_terms,
+                products=products,
                 n_threads=self._n_threads,
             )
         out /= running_sum[:, :, None]

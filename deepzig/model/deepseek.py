@@ -54,10 +54,11 @@ class DeepseekModel:
         n_mtp = config.num_nextn_predict_layers if weights.has_mtp else 0
         self.mtp_layers = [assembler.mtp_layer(config.num_hidden_layers + i) for i in range(n_mtp)]
         self._rotary = RotaryEmbedding(config)
-        self._prompt_terms = 0 if deterministic else 1 if precision == "fast" else 3
+        of_prompts = _kernels.FAST if precision == "fast" else _kernels.EXACT
+        self._prompt_products = _kernels.DECODING if deterministic else of_prompts
         self._long_piece = _kernels.LONG_PIECE[precision]
         # BLAS, where it reads prompts, gives a row other bits in other company.
-        self.reads_together = self._prompt_terms == 0 or not _kernels.FOR_PROMPTS
+        self.reads_together = self._prompt_products == _kernels.DECODING or not _kernels.FOR_PROMPTS
         self._workspaces: dict[tuple[int, int], Workspace] = {}
         self._mla_scratch = MlaScratch(config)
 
@@ -172,7 +173,7 @@ class DeepseekModel:
 
     def _workspace(self, rows: Rows) -> Workspace:
         takes_prompt_kernels = rows.is_prompt and not self.is_short(rows.longest_piece)
-        key = (rows.n_rows, self._prompt_terms if takes_prompt_kernels else 0)
+        key = (rows.n_rows, self._prompt_products if takes_prompt_kernels else _kernels.DECODING)
         space = self._workspaces.pop(key, None) or Workspace(self.config, *key, self._mla_scratch)
         self._workspaces[key] = space  # most recently used last
         while len(self._workspaces) > 1 and sum(n_rows for n_rows, _ in self._workspaces) > KEPT_ROWS:

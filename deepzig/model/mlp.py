@@ -18,7 +18,7 @@ class MLP:
         """x f32 (T, D) -> out f32 (T, D), returned; the activations are scratch of `space`."""
         intermediate = self.gate_proj.out_features
         gate, up = space.gate[:, :intermediate], space.up[:, :intermediate]
-        self.gate_proj(x, gate, space.bf16_terms)
-        self.up_proj(x, up, space.bf16_terms)
+        self.gate_proj(x, gate, space.products)
+        self.up_proj(x, up, space.products)
         _kernels.swiglu(gate, up, gate, n_threads=self._n_threads)
-        return self.down_proj(gate, out, space.bf16_terms)
+        return self.down_proj(gate, out, space.products)

@@ -51,7 +51,7 @@ class MoE:
     def __call__(self, x: np.ndarray, space: Workspace, out: np.ndarray) -> np.ndarray:
         """x f32 (T, D) -> out f32 (T, D), returned."""
         topk_idx, topk_weight = self.route(x, space)
-        multiply = _kernels.prompt_experts if space.bf16_terms else _kernels.experts
+        multiply = _kernels.experts if space.products == _kernels.DECODING else _kernels.prompt_experts
         multiply(
             x,
             topk_idx,
@@ -59,7 +59,7 @@ class MoE:
             self.experts,
             space.expert_scratch,
             out,
-            bf16_terms=space.bf16_terms,
+            products=space.products,
             n_threads=self._n_threads,
         )
         if self.shared_experts is not None:

@@ -37,14 +37,14 @@ class MlaScratch:
 class Workspace:
     """Arrays for steps of n_rows new tokens, and how activations are given to products (`_kernels.linear`)."""
 
-    def __init__(self, config: ModelConfig, n_rows: int, bf16_terms: int, mla_scratch: MlaScratch) -> None:
+    def __init__(self, config: ModelConfig, n_rows: int, products: int, mla_scratch: MlaScratch) -> None:
         def floats(*shape: int) -> np.ndarray:
             return np.empty(shape, np.float32)
 
         heads, rank = config.num_attention_heads, config.kv_lora_rank
         shared = config.n_shared_experts * config.moe_intermediate_size
         dense = config.intermediate_size
-        self.bf16_terms = bf16_terms
+        self.products = products
         self.mla_scratch = mla_scratch  # shared with other workspaces
         self.hidden = floats(n_rows, config.hidden_size)  # (T, D) residual stream
         self.normed = floats(n_rows, config.hidden_size)  # (T, D)

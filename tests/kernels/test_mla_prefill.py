@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from deepzig._kernels import REGISTRY
+from deepzig._kernels import DECODING, EXACT, FAST, REGISTRY
 
 from . import agreement
 from .agreement import every_implementation
@@ -52,12 +52,12 @@ def inputs(
 
 @every_implementation_but("mla_prefill", "reference")
 @pytest.mark.parametrize("sizes", [(4, 32, 16, 48), (3, 5, 6, 7)])
-@pytest.mark.parametrize("bf16_terms", [0, 1])
+@pytest.mark.parametrize("products", [DECODING, FAST])
 def test_a_row_does_not_depend_on_its_neighbours(
-    function: Callable[..., None], sizes: tuple[int, int, int, int], bf16_terms: int
+    function: Callable[..., None], sizes: tuple[int, int, int, int], products: int
 ) -> None:
     query, kv, k_pe = inputs(np.random.default_rng(51), 140, 900, *sizes)
-    rounded = partial(function, bf16_terms=bf16_terms)
+    rounded = partial(function, products=products)
     for tile in (64, 700):
         together = attend(rounded, query, kv, k_pe, 760, tile)
         for t in range(0, 140, 3):
@@ -66,15 +66,15 @@ def test_a_row_does_not_depend_on_its_neighbours(
 
 
 @every_implementation("mla_prefill")
-@pytest.mark.parametrize("bf16_terms", [1, 3])
-def test_roundings_of_prompts(function: Callable[..., None], bf16_terms: int) -> None:
+@pytest.mark.parametrize("products", [FAST, EXACT])
+def test_roundings_of_prompts(function: Callable[..., None], products: int) -> None:
     """Beside the reference, in parts of the weighted sum of magnitudes: that of one rounding, or of float32."""
-    tolerance = 1e-2 if bf16_terms == 1 else 1e-5
+    tolerance = 1e-2 if products == FAST else 1e-5
     for case, (given, magnitudes) in enumerate(
         zip(agreement.cases("mla_prefill"), agreement.cases("mla_prefill"), strict=True)
     ):
         *_, running_max, running_sum, out = given
-        function(*given, bf16_terms=bf16_terms, n_threads=1)
+        function(*given, products=products, n_threads=1)
         expected = agreement.expected_of("mla_prefill")[case]
         value_dim = out.shape[2]
         magnitudes[1][:, :, -value_dim:] = abs(magnitudes[1][:, :, -value_dim:])
@@ -91,13 +91,13 @@ def test_roundings_of_prompts(function: Callable[..., None], bf16_terms: int) ->
 
 @every_implementation("mla_prefill")
 def test_threads_do_not_matter_to_roundings(function: Callable[..., None]) -> None:
-    agreement.check_threads_do_not_matter("mla_prefill", partial(function, bf16_terms=1))
+    agreement.check_threads_do_not_matter("mla_prefill", partial(function, products=FAST))
 
 
 @every_implementation_but("mla_prefill", "reference")
-@pytest.mark.parametrize("bf16_terms", [0, 1])
-def test_nan_and_infinity_reach_the_queries_that_see_them(function: Callable[..., None], bf16_terms: int) -> None:
-    rounded = partial(function, bf16_terms=bf16_terms)
+@pytest.mark.parametrize("products", [DECODING, FAST])
+def test_nan_and_infinity_reach_the_queries_that_see_them(function: Callable[..., None], products: int) -> None:
+    rounded = partial(function, products=products)
     for special in (np.nan, np.inf):
         query, kv, k_pe = inputs(np.random.default_rng(54), 80, 80, 2, 16, 16, 40)
         expected = attend(rounded, query, kv, k_pe, 0, tile=80)
@@ -126,10 +126,10 @@ def test_tiles_against_the_whole_softmax(function: Callable[..., None], tile: in
 
 
 @every_implementation("mla_prefill")
-@pytest.mark.parametrize("bf16_terms", [0, 1])
-def test_keys_ahead_of_a_query_do_not_reach_it(function: Callable[..., None], bf16_terms: int) -> None:
+@pytest.mark.parametrize("products", [DECODING, FAST])
+def test_keys_ahead_of_a_query_do_not_reach_it(function: Callable[..., None], products: int) -> None:
     query, kv, k_pe = inputs(np.random.default_rng(53), 6, 12, 2, 16, 16, 32)
-    rounded = partial(function, bf16_terms=bf16_terms)
+    rounded = partial(function, products=products)
     expected = attend(rounded, query, kv, k_pe, 2, tile=12)
     kv[8:], k_pe[8:] = 1e30, 1e30
     np.testing.assert_array_equal(attend(rounded, query, kv, k_pe, 2, tile=12), expected)
