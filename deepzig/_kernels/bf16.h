@@ -1,7 +1,7 @@
 /* Products of weights with activations given as sums of bfloat16 terms, in AMX tiles: the way of prompts on CPUs that have
- * them. Included by ways.h, and for its terms by fp8_rows.h, word_lanes.h and bf16_attention.h; knows matrices and float rows, nothing of threads. Tiles are 16 x 16 x 32: weight
- * rows lie as tile A, packed activations as tile B. (Without AMX whole numbers of 16 bits are as fast, and more exact:
- * word_lanes.h.)
+ * them. Included by ways.h, and for its terms by fp8_rows.h, word_lanes.h and bf16_attention.h; knows matrices and float
+ * rows, nothing of threads. Tiles are 16 x 16 x 32: weight rows lie as tile A, packed activations as tile B. (Without AMX
+ * whole numbers of 16 bits are as fast, and more exact: word_lanes.h.)
  *
  * One term is `precision="fast"`; three hold all 24 bits of a float. (Two hold 16 bits and move the logits of small models
  * by up to 2.7e-4: docs/log.md.) Weights stay what the codes say, exact in bf16 but for float weights, and scales multiply
@@ -15,10 +15,11 @@
 
 #define BF16_STEP 32 /* columns of K that one instruction takes */
 
+/* Whether tiles multiply bf16. */
 #if defined(__AMX_BF16__)
-#define BF16_TERMS 3 /* most terms that are worth it here */
+#define HAS_BF16_TILES 1
 #else
-#define BF16_TERMS 0
+#define HAS_BF16_TILES 0
 #endif
 
 INLINE int64_t bf16_width(int64_t k) { return (k + BF16_STEP - 1) / BF16_STEP * BF16_STEP; }
@@ -37,10 +38,10 @@ INLINE int bf16_scales_apart(const Matrix *w) {
 
 /* Terms to give activations for w: 0 stands for plain float products. */
 INLINE int bf16_terms(const Matrix *w, int products) {
-    if (products > BF16_TERMS || products == DECODING) return 0;
+    if (!HAS_BF16_TILES || products == DECODING) return 0;
     if (products == FAST) return 1;
     const int exact = w->format == BF16 || w->format == FP8 || w->format == INT8 || w->format == INT4;
-    return exact && bf16_scales_apart(w) ? products : 0;
+    return exact && bf16_scales_apart(w) ? 3 : 0;
 }
 
 #if defined(__AVX512BF16__)
@@ -56,7 +57,7 @@ INLINE __m256i bf16_round(const float *p, int64_t count, __m512 *rest) {
 
 #endif
 
-#if defined(__AMX_BF16__)
+#if HAS_BF16_TILES
 
 #define BF16_ROWS 32   /* panels are whole pairs of tiles */
 #define BF16_X_ROWS 16 /* packed activations are whole tiles */
@@ -241,15 +242,6 @@ INLINE int64_t bf16_space(const Matrix *w, int64_t rows) {
     rows = (rows + BF16_ROWS - 1) / BF16_ROWS * BF16_ROWS;
     return rows * (32 + bf16_width(w->k) / BF16_STEP) + bf16_width(w->k) + rows * bf16_width(w->k) / 2;
 }
-
-#else /* no bf16 arithmetic: bf16_terms is 0, these are never reached */
-
-#define BF16_ROWS 1
-INLINE int64_t bf16_packed_size(int64_t x_rows, int64_t k, int terms) { return 0; }
-static inline void bf16_pack(const float *const *x, int64_t x_rows, int64_t k, int terms, uint16_t *packed) {}
-static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, const uint16_t *packed, int64_t x_rows,
-                              int terms, float *out, int64_t out_stride, const void *next, float *space) {}
-INLINE int64_t bf16_space(const Matrix *w, int64_t rows) { return 0; }
 
 #endif
 

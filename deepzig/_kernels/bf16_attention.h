@@ -96,7 +96,7 @@ INLINE void bf16_query(const float *row, int64_t size, int64_t rope, float scale
     }
 }
 
-#if defined(__AMX_BF16__)
+#if HAS_BF16_TILES
 
 #define BF16_PRODUCT_ROWS 16
 

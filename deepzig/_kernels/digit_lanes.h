@@ -11,7 +11,7 @@
 
 #include "digits.h"
 
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__) && !defined(__AMX_INT8__)
+#if HAS_DIGITS && !defined(__AMX_INT8__)
 
 #define DIGIT_LANE_ROWS 32
 #define DIGIT_LANE_BLOCK 512

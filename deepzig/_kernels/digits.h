@@ -14,6 +14,13 @@
 
 #include "tiles.h"
 
+/* Whether this CPU multiplies digits. */
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#define HAS_DIGITS 1
+#else
+#define HAS_DIGITS 0
+#endif
+
 #define DIGITS_MOST 3
 #define DIGIT_STEP 64         /* bytes of codes that one instruction takes */
 #define DIGIT_MOST_UNIT 512   /* columns of a unit: joined digits of so many products fit 32 bits */
@@ -30,7 +37,7 @@ INLINE int64_t unit_count(const Matrix *w) { return (w->k + unit_columns(w) - 1)
 
 /* Whether digits can multiply w: groups are whole units, or units whole groups. */
 INLINE int takes_digits(const Matrix *w) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#if HAS_DIGITS
     const int64_t size = w->group_size;
     if (w->format == INT8) return w->k % 64 == 0 && (size >= w->k || (size % 64 == 0 && size <= DIGIT_MOST_UNIT));
     if (w->format == INT4)
@@ -52,7 +59,7 @@ INLINE int tiles_equal_rows(const Matrix *w) {
     return joined_columns(w) == unit_columns(w) || (w->format == INT4 && w->group_size < 128);
 }
 
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#if HAS_DIGITS
 
 /* sum + products of four unsigned codes with four digits, in each lane. In assembly, since gcc 12 moves the sums of a loop
  * from register to register around its own function for it; an emulation (tests/emulation) has that alone. */

@@ -18,7 +18,7 @@
 
 /* Whether they can be multiplied so: a step of K has one scale. */
 INLINE int takes_fp8_rows(const Matrix *w) {
-#if defined(__AMX_BF16__)
+#if HAS_BF16_TILES
     return w->format == FP8 && w->k % FP8_STEP == 0 && (w->group_size >= w->k || w->group_size % FP8_STEP == 0);
 #else
     (void)w;
@@ -26,7 +26,7 @@ INLINE int takes_fp8_rows(const Matrix *w) {
 #endif
 }
 
-#if defined(__AMX_BF16__)
+#if HAS_BF16_TILES
 
 INLINE int64_t fp8_turn(const Matrix *w) { return w->group_size < w->k ? w->group_size : BF16_TURN; }
 

@@ -44,7 +44,7 @@ typedef struct {
 /* The way for w and about so many x rows. DECODING is asked for of prompts too if they are to have its bits. */
 INLINE Way way_for(const Matrix *w, int products, int64_t x_rows) {
     const int terms = bf16_terms(w, products), digits = products == FAST ? 2 : 3;
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#if HAS_DIGITS
     if (takes_digit_tiles(w) && (tiles_equal_rows(w) ? x_rows >= DIGIT_TILES_FROM : products != DECODING))
         return (Way){WAY_DIGIT_TILES, digits};
 #endif
@@ -66,12 +66,12 @@ INLINE int same_packing(Way a, const Matrix *first, Way b, const Matrix *second)
 /* Bytes of so many packed x rows, a multiple of 64; if `x_rows` is a multiple of PACK_X_ROWS also where the next begin. */
 INLINE int64_t packed_bytes(Way way, const Matrix *w, int64_t x_rows) {
     switch (way.kind) {
-    case WAY_BF16_SUMS: return (2 * bf16_packed_size(x_rows, w->k, way.parts) + 63) / 64 * 64;
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#if HAS_DIGITS
     case WAY_DIGIT_ROWS: return x_rows * digit_row_bytes(w, way.parts);
     case WAY_DIGIT_TILES: return digit_blocks_bytes(w, x_rows, way.parts);
 #endif
-#if defined(__AMX_BF16__)
+#if HAS_BF16_TILES
+    case WAY_BF16_SUMS: return (2 * bf16_packed_size(x_rows, w->k, way.parts) + 63) / 64 * 64;
     case WAY_FP8_ROWS: return fp8_packed_bytes(w, x_rows);
 #endif
 #if HAS_WORDS
@@ -90,15 +90,15 @@ INLINE int64_t pack_space(Way way, const Matrix *w) { return way.kind == WAY_DIG
 static inline void pack_rows(Way way, const Matrix *w, const float *const *x, int64_t x_rows, uint8_t *packed,
                              float *space) {
     switch (way.kind) {
-    case WAY_BF16_SUMS: bf16_pack(x, x_rows, w->k, way.parts, (uint16_t *)packed); break;
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#if HAS_DIGITS
     case WAY_DIGIT_ROWS:
         for (int64_t j = 0; j < x_rows; j++)
             pack_digit_row(w, x[j], way.parts, packed + j * digit_row_bytes(w, way.parts));
         break;
     case WAY_DIGIT_TILES: pack_digit_blocks(w, x, x_rows, way.parts, packed, (uint8_t *)space); break;
 #endif
-#if defined(__AMX_BF16__)
+#if HAS_BF16_TILES
+    case WAY_BF16_SUMS: bf16_pack(x, x_rows, w->k, way.parts, (uint16_t *)packed); break;
     case WAY_FP8_ROWS: pack_fp8_rows(w, x, x_rows, packed); break;
 #endif
 #if HAS_WORDS
@@ -124,11 +124,11 @@ INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
     switch (way.kind) {
     case WAY_FLOATS: return dot_space(w);
     case WAY_FLOAT_LANES: return float_lanes_space(w);
+#if HAS_BF16_TILES
     case WAY_BF16_SUMS: return bf16_space(w, rows);
-#if defined(__AMX_BF16__)
     case WAY_FP8_ROWS: return fp8_rows_space(w);
 #endif
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#if HAS_DIGITS
     case WAY_DIGIT_TILES: return digit_blocks_space(w, rows);
 #endif
 #if HAS_WORDS
@@ -144,7 +144,9 @@ INLINE int64_t row_step(Way way) {
     case WAY_FLOATS: return BLOCK_ROWS;
     case WAY_FLOAT_LANES:
     case WAY_WORD_LANES: return 2 * LANES;
+#if HAS_BF16_TILES
     case WAY_BF16_SUMS: return BF16_ROWS;
+#endif
     case WAY_FP8_ROWS:
     case WAY_DIGIT_TILES: return 32; /* two tiles, or lanes of two vectors */
     default: return 8;               /* two tiles of registers */
@@ -174,16 +176,16 @@ static inline void multiply(Way way, const Matrix *w, int64_t first, int64_t las
     switch (way.kind) {
     case WAY_FLOATS: dot_block(w, first, last, x, x_rows, out, out_stride, space); break;
     case WAY_FLOAT_LANES: float_lanes(w, first, last, x, x_rows, out, out_stride, (FloatSpace *)space); break;
-    case WAY_BF16_SUMS:
-        bf16_block(w, first, last, (const uint16_t *)packed, x_rows, way.parts, out, out_stride, next, space);
-        break;
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#if HAS_DIGITS
     case WAY_DIGIT_ROWS: digit_rows(w, first, last, packed, x_rows, way.parts, out, out_stride); break;
     case WAY_DIGIT_TILES:
         digit_blocks(w, first, last, packed, x_rows, way.parts, out, out_stride, next, space);
         break;
 #endif
-#if defined(__AMX_BF16__)
+#if HAS_BF16_TILES
+    case WAY_BF16_SUMS:
+        bf16_block(w, first, last, (const uint16_t *)packed, x_rows, way.parts, out, out_stride, next, space);
+        break;
     case WAY_FP8_ROWS: fp8_rows(w, first, last, packed, x_rows, out, out_stride, space); break;
 #endif
 #if HAS_WORDS

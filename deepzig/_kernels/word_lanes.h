@@ -16,7 +16,7 @@
 #include "float_lanes.h"
 
 /* Whether this CPU gains by words. */
-#if defined(__AVX2__) && BF16_TERMS == 0
+#if defined(__AVX2__) && !HAS_BF16_TILES
 #define HAS_WORDS 1
 #else
 #define HAS_WORDS 0
