@@ -11,6 +11,7 @@ cdef extern from "tiles.h" nogil:
     ctypedef struct Matrix:
         int64_t codes, scale, n, k, row_bytes, format, scale_format, group_size, block_rows, offset
 
+    const uint8_t* codes_of(const Matrix* w, int64_t row)
     void prefetch_range(const void* first, int64_t bytes)
     int64_t padded(int64_t k)
     int64_t copy_step(int64_t k)

@@ -7,8 +7,8 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._tiles cimport (
-    FOR_TASK, Matrix, TILE_X_ROWS, dequantize_row, float_matrix, has_nan, is_even, mix_rows, padded, prefetch_range,
-    thread_floats,
+    FOR_TASK, Matrix, TILE_X_ROWS, codes_of, dequantize_row, float_matrix, has_nan, is_even, mix_rows, padded,
+    prefetch_range, thread_floats,
 )
 
 cnp.import_array()
@@ -53,8 +53,7 @@ cdef void head_task(void* ctx, int64_t head, int thread) noexcept nogil:
             for j in range(count):
                 coefficients[j] = job.query + (t + j) * job.query_step + head * job.query_head_step + n
             if not decoded:  # soon this thread will want the same rows of the next head
-                prefetch_range(<const char*>matrix.codes + (first + n + job.head_rows) * matrix.row_bytes,
-                               rows * matrix.row_bytes)
+                prefetch_range(codes_of(&matrix, first + n + job.head_rows), rows * matrix.row_bytes)
             mix_rows(&matrix, first + n, first + n + rows, coefficients, <int>count, width, sums, width)
             n += rows
         for j in range(count):

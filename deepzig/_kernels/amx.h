@@ -24,7 +24,7 @@ INLINE void amx_end(void) { _tile_release(); }
 
 /* The scales of row n for each turn of so many columns, as floats: a turn is a group, or a part of the only one. */
 INLINE void row_scales(const Matrix *w, int64_t n, int64_t turn_columns, float *out) {
-    const int64_t at = first_scale(w, n), turns = (w->k + turn_columns - 1) / turn_columns;
+    const int64_t at = first_scale(w, n), turns = parts_of(w->k, turn_columns);
     if (turn_columns < w->group_size) {
         for (int64_t t = 0; t < turns; t++) out[t] = scale_at(w, at);
         return;

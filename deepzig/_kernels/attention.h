@@ -45,8 +45,6 @@ typedef struct {
     float scale;
 } Queries;
 
-INLINE int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
 /* Columns that a product takes at once. */
 INLINE int64_t product_columns(int bf16) { return bf16 ? BF16_STEP : 2 * LANES; }
 
@@ -177,8 +175,8 @@ INLINE void attend_as(int bf16, const Queries *q, const PackedKeys *packed) {
         memset(sums + j * value_width + q->value_dim, 0, (size_t)(value_width - q->value_dim) * 4);
     }
     for (int64_t first = 0; first < packed->n_keys && first < end; first += ATTENTION_KEYS) {
-        int64_t most = packed->n_keys < end ? packed->n_keys - first : end - first; /* keys that the last row sees */
-        if (most > ATTENTION_KEYS) most = ATTENTION_KEYS;
+        /* keys that the last row sees */
+        const int64_t most = least(least(packed->n_keys, end) - first, ATTENTION_KEYS);
         const int64_t steps = bf16 ? bf16_width(most) : most;
         for (int64_t s = 0; s < most; s += columns)
             attention_product(bf16, 0, queries, width, q->rows, keys + (first + s) * width * size, LANES * width, width,
@@ -186,7 +184,7 @@ INLINE void attend_as(int bf16, const Queries *q, const PackedKeys *packed) {
         for (int64_t j = 0; j < q->rows; j++) {
             float *score = scores + j * SCORE_STEP, *sum = sums + j * value_width, keep;
             float *running_max = q->running_max + j * q->running_step, *running_sum = q->running_sum + j * q->running_step;
-            const int64_t sees = q->visible + j - first, visible = sees < 0 ? 0 : sees < most ? sees : most;
+            const int64_t sees = q->visible + j - first, visible = sees < 0 ? 0 : least(sees, most);
             if (first == 0 && j < q->next) {
                 prefetch_range(q->query + (j + q->rows) * q->query_step, 4 * q->size);
                 prefetch_range(q->out + (j + q->rows) * q->out_step, 4 * q->value_dim);

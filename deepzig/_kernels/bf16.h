@@ -22,13 +22,13 @@
 #define HAS_BF16_TILES 0
 #endif
 
-INLINE int64_t bf16_width(int64_t k) { return (k + BF16_STEP - 1) / BF16_STEP * BF16_STEP; }
+INLINE int64_t bf16_width(int64_t k) { return round_up(k, BF16_STEP); }
 
 /* Columns whose sums are scaled and added to the row's at once: a group, or a part of the only one. */
 #define BF16_TURN 256
 
 INLINE int64_t bf16_turn(const Matrix *w) {
-    return w->group_size < w->k && w->group_size < BF16_TURN ? w->group_size : BF16_TURN;
+    return w->group_size < w->k ? least(w->group_size, BF16_TURN) : BF16_TURN;
 }
 
 /* Whether turns have one scale each; if not, scales are folded into the weights, which is not exact. */
@@ -63,7 +63,7 @@ INLINE __m256i bf16_round(const float *p, int64_t count, __m512 *rest) {
 #define BF16_X_ROWS 16 /* packed activations are whole tiles */
 
 INLINE int64_t bf16_packed_size(int64_t x_rows, int64_t k, int terms) {
-    return (x_rows + BF16_X_ROWS - 1) / BF16_X_ROWS * BF16_X_ROWS * bf16_width(k) * terms;
+    return round_up(x_rows, BF16_X_ROWS) * bf16_width(k) * terms;
 }
 
 /* Packed activations: for each 16 x rows, each 32 columns, each term a tile B [k / 2][x row][k % 2]. */
@@ -76,7 +76,7 @@ static inline void bf16_pack(const float *const *x, int64_t x_rows, int64_t k, i
                 float rest[32] = {0};
                 uint16_t rounded[32];
                 if (j + c < x_rows)
-                    memcpy(rest, x[j + c] + at, sizeof(float) * (size_t)(k - at < 32 ? k - at : 32));
+                    memcpy(rest, x[j + c] + at, sizeof(float) * (size_t)least(k - at, 32));
                 for (int term = 0; term < terms; term++) {
                     for (int half = 0; half < 32; half += 16) {
                         __m512 lost;
@@ -110,7 +110,7 @@ static inline void bf16_tiles(const Matrix *w, int64_t first, int64_t last, int6
     if (bf16_scales_apart(w)) plain.scale_format = SCALE_NONE;
     for (int64_t i = 0; i < rows; i++) {
         uint16_t *to = panel + i / 16 * steps * 512 + i % 16 * 32;
-        const uint8_t *codes = (const uint8_t *)w->codes + (first + i) * w->row_bytes;
+        const uint8_t *codes = codes_of(w, first + i);
         if (first + i >= last) {
             for (int64_t s = 0; s < steps; s++) memset(to + 512 * s, 0, 64);
         } else if (w->format == BF16 && w->k % BF16_STEP == 0) {
@@ -184,7 +184,7 @@ INLINE void bf16_square(int wide, int terms, const Matrix *w, const uint16_t *pa
                         const uint16_t *x, float *sum, Prefetch *ahead) {
     const int64_t steps = bf16_width(w->k) / BF16_STEP;
     const int64_t columns = bf16_scales_apart(w) ? bf16_turn(w) : BF16_TURN;
-    const int64_t turn = columns / BF16_STEP, turns = (w->k + columns - 1) / columns;
+    const int64_t turn = columns / BF16_STEP, turns = parts_of(w->k, columns);
     const int64_t second_sum = wide ? 16 * rows : 256, second_scale = wide ? 0 : 16 * turns;
     float product[2][2][16][16];
     float *sum_before = NULL;
@@ -195,7 +195,7 @@ INLINE void bf16_square(int wide, int terms, const Matrix *w, const uint16_t *pa
         for (int64_t r = 0; r < rows; r += wide ? 16 : 32)
             for (int64_t s = block; s < block + BF16_TURN / BF16_STEP && s < steps; s += turn, set ^= 1) {
                 bf16_multiply(wide, terms, set, panel + (r / 16 * steps + s) * 512, x + 512 * terms * s, steps * 512,
-                              steps - s < turn ? steps - s : turn, product[set]);
+                              least(steps - s, turn), product[set]);
                 prefetch_some(ahead);
                 if (sum_before) {
                     bf16_collect(sum_before, scale_before, turns, product[1 - set][0]);
@@ -211,12 +211,12 @@ INLINE void bf16_square(int wide, int terms, const Matrix *w, const uint16_t *pa
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last); `next`: codes of as many rows needed after. */
 static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, const uint16_t *packed, int64_t x_rows,
                               int terms, float *out, int64_t out_stride, const void *next, float *space) {
-    const int64_t rows = (last - first + BF16_ROWS - 1) / BF16_ROWS * BF16_ROWS, width = bf16_width(w->k);
-    const int64_t turn = bf16_scales_apart(w) ? bf16_turn(w) : BF16_TURN, turns = (w->k + turn - 1) / turn;
+    const int64_t rows = round_up(last - first, BF16_ROWS), width = bf16_width(w->k);
+    const int64_t turn = bf16_scales_apart(w) ? bf16_turn(w) : BF16_TURN, turns = parts_of(w->k, turn);
     float *sum = space, *scale = sum + 32 * rows, *row = scale + turns * rows;
     uint16_t *panel = (uint16_t *)(row + width);
     Prefetch ahead = {next, (last - first) * w->row_bytes / 64, 0};
-    ahead.at_once = ahead.lines / ((x_rows + BF16_X_ROWS - 1) / BF16_X_ROWS * turns * rows / 32) + 1;
+    ahead.at_once = ahead.lines / (parts_of(x_rows, BF16_X_ROWS) * turns * rows / 32) + 1;
     bf16_tiles(w, first, last, rows, row, panel);
     for (int64_t i = 0; i < rows; i++) {
         if (bf16_scales_apart(w)) row_scales(w, first + i < last ? first + i : first, turn, scale + i * turns);
@@ -231,15 +231,15 @@ static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, cons
         else bf16_square(0, 3, w, panel, rows, scale, x, sum, &ahead);
         for (int block = 0; block <= wide; block++, j += BF16_X_ROWS)
             for (int64_t r = 0; r < last - first; r += 16)
-                write_square(sum + 16 * (r + block * rows), NULL, last - first - r,
-                             x_rows - j < BF16_X_ROWS ? x_rows - j : BF16_X_ROWS, out + j * out_stride + r, out_stride);
+                write_square(sum + 16 * (r + block * rows), NULL, last - first - r, least(x_rows - j, BF16_X_ROWS),
+                             out + j * out_stride + r, out_stride);
     }
     amx_end();
 }
 
 /* Floats of `space` that bf16_block needs for `rows` weight rows: sums, scales, a row, and the panel. */
 INLINE int64_t bf16_space(const Matrix *w, int64_t rows) {
-    rows = (rows + BF16_ROWS - 1) / BF16_ROWS * BF16_ROWS;
+    rows = round_up(rows, BF16_ROWS);
     return rows * (32 + bf16_width(w->k) / BF16_STEP) + bf16_width(w->k) + rows * bf16_width(w->k) / 2;
 }
 

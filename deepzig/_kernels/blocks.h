@@ -55,7 +55,7 @@ INLINE void block_tile(int grouped, int rows, int x_rows, const Block *b, int ro
         for (int64_t group = 0, k = 0; k < b->width; group++) {
             for (int i = 0; i < rows; i++)
                 for (int j = 0; j < x_rows; j++) part[i][j] = vset(0);
-            for (const int64_t end = k + b->group < b->width ? k + b->group : b->width; k < end; k += LANES)
+            for (const int64_t end = least(k + b->group, b->width); k < end; k += LANES)
                 for (int i = 0; i < rows; i++) {
                     const vfloat weight = vload(weights + i * b->step + k);
                     for (int j = 0; j < x_rows; j++) part[i][j] += weight * vload(x[j] + b->k + k);
@@ -89,12 +89,12 @@ INLINE void block_pass(int grouped, const Block *b, const float *const *x, int64
 /* Columns k to k + width of a row. */
 INLINE void prefetch_columns(const Matrix *w, int64_t row, int64_t k, int64_t width) {
     const int64_t bits = code_bits((int)w->format);
-    prefetch_range((const uint8_t *)w->codes + row * w->row_bytes + k * bits / 8, width * bits / 8);
+    prefetch_range(codes_of(w, row) + k * bits / 8, width * bits / 8);
 }
 
 /* Weights k to k + width of a row without their scales. */
 static inline void decode_weights(const Matrix *w, int64_t row, int64_t k, int64_t width, float *out) {
-    const uint8_t *codes = (const uint8_t *)w->codes + row * w->row_bytes;
+    const uint8_t *codes = codes_of(w, row);
 #define DECODE_AS(format)                                                                                              \
     for (int64_t i = 0; i < width; i += LANES * STEP_VECTORS(format)) {                                                \
         vfloat weight[4];                                                                                              \
@@ -119,10 +119,10 @@ static inline void dot_pass(const Matrix *w, int64_t first, int rows, const floa
     int64_t scale[BLOCK_ROWS];
     for (int i = 0; i < rows; i++) scale[i] = first_scale(w, first + i);
     for (; b.k < w->k; b.k += width) {
-        b.width = b.k + width < w->k ? width : w->k - b.k;
+        b.width = least(width, w->k - b.k);
         for (int i = 0; i < rows; i++) prefetch_columns(w, first + BLOCK_ROWS + i, b.k, b.width);
         if (w->format == F32) {
-            b.weights = (const float *)((const uint8_t *)w->codes + first * w->row_bytes) + b.k;
+            b.weights = (const float *)codes_of(w, first) + b.k;
             b.step = w->row_bytes / 4;
         } else {
             for (int i = 0; i < rows; i++) decode_weights(w, first + i, b.k, b.width, space->weights[i]);
@@ -175,7 +175,7 @@ static inline void dot_block(const Matrix *w, int64_t first, int64_t last, const
         const int64_t width = padded(w->k);
         float *rows = space + sizeof(DotSpace) / sizeof(float);
         for (int64_t n = first; n < last; n += BLOCK_ROWS) {
-            const int64_t count = last - n < BLOCK_ROWS ? last - n : BLOCK_ROWS;
+            const int64_t count = least(last - n, BLOCK_ROWS);
             for (int64_t i = 0; i < count; i++) {
                 dequantize_row(w, n + i, rows + i * width);
                 for (int64_t k = w->k; k < width; k++) rows[i * width + k] = 0;
@@ -192,9 +192,8 @@ static inline void dot_block(const Matrix *w, int64_t first, int64_t last, const
     } else {
         for (int64_t j = 0; j < x_rows; j += PASS_X_ROWS)
             for (int64_t n = first; n < last; n += BLOCK_ROWS)
-                dot_pass(w, n, (int)(last - n < BLOCK_ROWS ? last - n : BLOCK_ROWS), x + j,
-                         x_rows - j < PASS_X_ROWS ? x_rows - j : PASS_X_ROWS, out + j * out_stride + (n - first),
-                         out_stride, (DotSpace *)space);
+                dot_pass(w, n, (int)least(last - n, BLOCK_ROWS), x + j, least(x_rows - j, PASS_X_ROWS),
+                         out + j * out_stride + (n - first), out_stride, (DotSpace *)space);
     }
 }
 

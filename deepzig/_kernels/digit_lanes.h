@@ -29,8 +29,8 @@ INLINE int takes_digit_tiles(const Matrix *w) { return takes_digits(w) && joined
 
 /* A packed x row: (K / 4, digits, 4) bytes, what each turn's sums start with (turns, digits) int32, and its scale. */
 INLINE int64_t digit_lane_row_bytes(const Matrix *w, int digits) {
-    const int64_t turns = (w->k + joined_columns(w) - 1) / joined_columns(w);
-    return (digits * (w->k + 4 * turns) + 4 + 63) / 64 * 64;
+    const int64_t turns = parts_of(w->k, joined_columns(w));
+    return round_up(digits * (w->k + 4 * turns) + 4, 64);
 }
 
 INLINE int64_t digit_blocks_bytes(const Matrix *w, int64_t x_rows, int digits) {
@@ -45,7 +45,7 @@ INLINE void pack_digit_lane_row(int digits, const Matrix *w, const float *x, uin
     int32_t *start = (int32_t *)(packed + digits * w->k);
     for (int64_t k = 0; k < w->k; start += digits) {
         __m512i sum[DIGITS_MOST] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
-        for (const int64_t end = k + turn < w->k ? k + turn : w->k; k < end; k += 16) {
+        for (const int64_t end = least(k + turn, w->k); k < end; k += 16) {
             __m512i digit[DIGITS_MOST], quads;
             take_digits(x + k, scale.factor, digits, digit);
             for (int d = 0; d < digits; d++) sum[d] = _mm512_add_epi32(sum[d], digit[d]);
@@ -94,12 +94,12 @@ INLINE void transpose_codes(int format, const uint8_t *const *codes, int64_t at,
 /* Columns [k, k + width) of rows [first, last), transposed, and their scales; rows beyond the last are as the last. */
 static inline void digit_lane_panel(const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width, DigitLaneSpace *space) {
     const int64_t ahead = DIGIT_LANE_ROWS * w->row_bytes, group = k / w->group_size;
-    const int64_t turns = (width + joined_columns(w) - 1) / joined_columns(w);
+    const int64_t turns = parts_of(width, joined_columns(w));
     const __m512i flip = code_flip(w);
     const uint8_t *codes[DIGIT_LANE_ROWS];
     for (int i = 0; i < DIGIT_LANE_ROWS; i++) {
-        const int64_t n = first + i < last ? first + i : last - 1, scale = first_scale(w, n) + group;
-        codes[i] = (const uint8_t *)w->codes + n * w->row_bytes + (w->format == INT4 ? k / 2 : k);
+        const int64_t n = least(first + i, last - 1), scale = first_scale(w, n) + group;
+        codes[i] = codes_of(w, n) + (w->format == INT4 ? k / 2 : k);
         for (int64_t t = 0; t < turns; t++) space->scale[t][i] = scale_at(w, scale + t); /* a turn is a group, or all */
     }
     for (int half = 0; half < DIGIT_LANE_ROWS; half += 16)
@@ -153,7 +153,7 @@ INLINE void digit_lane_turns(int digits, int x_rows, const Matrix *w, const Digi
         start[j] = (const int32_t *)(packed + j * bytes + digits * w->k) + digits * (k / turn);
     }
     for (int64_t t = 0, at = 0; at < width; t++, at += turn)
-        digit_lane_tile(digits, x_rows, space, t, at / 4, (at + turn < width ? at + turn : width) / 4, x, start, sum);
+        digit_lane_tile(digits, x_rows, space, t, at / 4, least(at + turn, width) / 4, x, start, sum);
 }
 
 /* Rows [first, last), at most DIGIT_LANE_ROWS, with `x_rows` packed x rows, at most DIGIT_LANE_PASS. */
@@ -164,11 +164,11 @@ INLINE void digit_lane_pass(int digits, const Matrix *w, int64_t first, int64_t 
     const int at_once = DIGIT_LANE_SUMS / digits;
     memset(space->sum, 0, (size_t)x_rows * sizeof *space->sum);
     for (int64_t k = 0; k < w->k; k += block) {
-        const int64_t width = k + block < w->k ? block : w->k - k;
+        const int64_t width = least(block, w->k - k);
         digit_lane_panel(w, first, last, k, width, space);
         for (int64_t j = 0; j < x_rows; j += at_once) {
             const uint8_t *x = packed + j * bytes;
-            switch (x_rows - j < at_once ? x_rows - j : at_once) {
+            switch (least(x_rows - j, at_once)) {
             case 1: digit_lane_turns(digits, 1, w, space, k, width, x, space->sum + j); break;
             case 2: digit_lane_turns(digits, 2, w, space, k, width, x, space->sum + j); break;
             case 3: digit_lane_turns(digits, 3, w, space, k, width, x, space->sum + j); break;
@@ -182,7 +182,7 @@ INLINE void digit_lane_pass(int digits, const Matrix *w, int64_t first, int64_t 
     for (int64_t j = 0; j < x_rows; j++) {
         vfloat sums[2];
         float factor;
-        memcpy(&factor, packed + j * bytes + digits * (w->k + 4 * ((w->k + turn - 1) / turn)), 4);
+        memcpy(&factor, packed + j * bytes + digits * (w->k + 4 * parts_of(w->k, turn)), 4);
         for (int half = 0; half < 2; half++) sums[half] = vload(space->sum[j] + 16 * half) * factor;
         memcpy(out + j * out_stride, sums, size);
     }
@@ -195,9 +195,9 @@ INLINE int64_t digit_blocks_space(const Matrix *w, int64_t rows) { return sizeof
 static inline void digit_blocks(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t x_rows,
                                 int digits, float *out, int64_t out_stride, const void *next, float *space) {
     for (int64_t j = 0; j < x_rows; j += DIGIT_LANE_PASS, packed += DIGIT_LANE_PASS * digit_lane_row_bytes(w, digits)) {
-        const int64_t count = x_rows - j < DIGIT_LANE_PASS ? x_rows - j : DIGIT_LANE_PASS;
+        const int64_t count = least(x_rows - j, DIGIT_LANE_PASS);
         for (int64_t n = first; n < last; n += DIGIT_LANE_ROWS) {
-            const int64_t end = n + DIGIT_LANE_ROWS < last ? n + DIGIT_LANE_ROWS : last;
+            const int64_t end = least(n + DIGIT_LANE_ROWS, last);
             float *to = out + j * out_stride + (n - first);
             if (digits == 2) digit_lane_pass(2, w, n, end, packed, count, to, out_stride, (DigitLaneSpace *)space);
             else digit_lane_pass(3, w, n, end, packed, count, to, out_stride, (DigitLaneSpace *)space);

@@ -25,7 +25,7 @@ INLINE int takes_digit_tiles(const Matrix *w) {
 INLINE int64_t digit_block_bytes(const Matrix *w, int digits) { return 16 * digits * w->k + 64; }
 
 INLINE int64_t digit_blocks_bytes(const Matrix *w, int64_t x_rows, int digits) {
-    return (x_rows + DIGIT_BLOCK - 1) / DIGIT_BLOCK * digit_block_bytes(w, digits);
+    return parts_of(x_rows, DIGIT_BLOCK) * digit_block_bytes(w, digits);
 }
 
 /* Packed blocks of `x_rows` x rows; `space` holds 3 K bytes. */
@@ -51,8 +51,8 @@ static inline void digit_panel(const Matrix *w, int64_t first, int64_t last, uin
     const int64_t steps = w->k / DIGIT_STEP;
     const __m512i flip = _mm512_set1_epi8(w->offset ? (char)0x80 : 0);
     const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
-    for (int64_t i = 0; i < (last - first + 15) / 16 * 16; i++) {
-        const uint8_t *codes = (const uint8_t *)w->codes + (first + i) * w->row_bytes;
+    for (int64_t i = 0; i < round_up(last - first, 16); i++) {
+        const uint8_t *codes = codes_of(w, first + i);
         uint8_t *to = panel + i / 16 * steps * 1024 + i % 16 * 64;
         for (int64_t s = 0; s < steps; s++, to += 1024) {
             if (first + i >= last) {
@@ -133,8 +133,7 @@ INLINE void collect_digits(int digits, float *sum, const float *scale, int64_t s
  * work on the next. */
 INLINE void digit_square(int digits, const Matrix *w, const uint8_t *panel, int64_t rows, const float *scale,
                          const uint8_t *x, float *sum, Prefetch *ahead) {
-    const int64_t steps = w->k / DIGIT_STEP, turn = joined_columns(w) / DIGIT_STEP;
-    const int64_t turns = (steps + turn - 1) / turn;
+    const int64_t steps = w->k / DIGIT_STEP, turn = joined_columns(w) / DIGIT_STEP, turns = parts_of(steps, turn);
     int32_t product[2][3][16][16];
     float *sum_before = NULL;
     const float *scale_before = NULL;
@@ -144,7 +143,7 @@ INLINE void digit_square(int digits, const Matrix *w, const uint8_t *panel, int6
         for (int64_t r = 0; r < rows / 16; r++)
             for (int64_t s = block; s < block + DIGIT_BLOCK_STEPS && s < steps; s += turn, set ^= 1) {
                 multiply_digits(digits, set, panel + (r * steps + s) * 1024, x + 1024 * digits * s,
-                                steps - s < turn ? steps - s : turn, product[set]);
+                                least(steps - s, turn), product[set]);
                 prefetch_some(ahead);
                 if (sum_before) collect_digits(digits, sum_before, scale_before, turns, product[1 - set]);
                 sum_before = sum + 256 * r;
@@ -155,27 +154,28 @@ INLINE void digit_square(int digits, const Matrix *w, const uint8_t *panel, int6
 
 /* Floats of `space` that digit_blocks needs for so many weight rows: scales, sums, and the panel. */
 INLINE int64_t digit_blocks_space(const Matrix *w, int64_t rows) {
-    rows = (rows + 15) / 16 * 16;
+    rows = round_up(rows, 16);
     return rows * (w->k / DIGIT_STEP) + rows * 16 + rows * w->k / 4;
 }
 
 INLINE void digit_blocks_as(int digits, const Matrix *w, int64_t first, int64_t last, const uint8_t *packed,
                             int64_t x_rows, float *out, int64_t out_stride, const void *next, float *space) {
-    const int64_t rows = (last - first + 15) / 16 * 16, bytes = digit_block_bytes(w, digits);
-    const int64_t turns = (w->k + joined_columns(w) - 1) / joined_columns(w);
+    const int64_t rows = round_up(last - first, 16), bytes = digit_block_bytes(w, digits);
+    const int64_t turns = parts_of(w->k, joined_columns(w));
     float *sum = space, *scale = sum + rows * 16;
     uint8_t *panel = (uint8_t *)(scale + rows * turns);
     Prefetch ahead = {next, (last - first) * w->row_bytes / 64, 0};
-    ahead.at_once = ahead.lines / ((x_rows + DIGIT_BLOCK - 1) / DIGIT_BLOCK * turns * rows / 16) + 1;
+    ahead.at_once = ahead.lines / (parts_of(x_rows, DIGIT_BLOCK) * turns * rows / 16) + 1;
     digit_panel(w, first, last, panel);
-    for (int64_t i = 0; i < rows; i++) row_scales(w, first + i < last ? first + i : first, joined_columns(w), scale + i * turns);
+    for (int64_t i = 0; i < rows; i++)
+        row_scales(w, first + i < last ? first + i : first, joined_columns(w), scale + i * turns);
     amx_begin();
     for (int64_t j = 0; j < x_rows; j += DIGIT_BLOCK) {
         const uint8_t *x = packed + j / DIGIT_BLOCK * bytes;
         digit_square(digits, w, panel, rows, scale, x, sum, &ahead);
         for (int64_t r = 0; r < last - first; r += 16)
             write_square(sum + 16 * r, (const float *)(x + bytes - 64), last - first - r,
-                         x_rows - j < DIGIT_BLOCK ? x_rows - j : DIGIT_BLOCK, out + j * out_stride + r, out_stride);
+                         least(x_rows - j, DIGIT_BLOCK), out + j * out_stride + r, out_stride);
     }
     amx_end();
 }

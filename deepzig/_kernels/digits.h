@@ -27,13 +27,13 @@
 #define DIGIT_ROWS 4          /* weight rows of a register tile for one x row; half as many for more */
 #define DIGIT_X_ROWS 4
 
-/* Columns of a unit. int4: 128, the nibbles of one instruction, which may have several scales side by side. */
-INLINE int64_t unit_columns(const Matrix *w) {
-    if (w->format == INT4) return 128;
-    return w->group_size < DIGIT_MOST_UNIT ? w->group_size : DIGIT_MOST_UNIT;
-}
+/* Columns whose sums are joined at once where many x rows are multiplied: a group, or a part of one that fits 32 bits. */
+INLINE int64_t joined_columns(const Matrix *w) { return least(w->group_size, DIGIT_MOST_UNIT); }
 
-INLINE int64_t unit_count(const Matrix *w) { return (w->k + unit_columns(w) - 1) / unit_columns(w); }
+/* Columns of a unit. int4: 128, the nibbles of one instruction, which may have several scales side by side. */
+INLINE int64_t unit_columns(const Matrix *w) { return w->format == INT4 ? 128 : joined_columns(w); }
+
+INLINE int64_t unit_count(const Matrix *w) { return parts_of(w->k, unit_columns(w)); }
 
 /* Whether digits can multiply w: groups are whole units, or units whole groups. */
 INLINE int takes_digits(const Matrix *w) {
@@ -46,12 +46,7 @@ INLINE int takes_digits(const Matrix *w) {
     return 0;
 }
 
-/* Columns whose sums are joined at once where many x rows are multiplied: a group, or a part of one that fits 32 bits. */
-INLINE int64_t joined_columns(const Matrix *w) {
-    return w->group_size < DIGIT_MOST_UNIT ? w->group_size : DIGIT_MOST_UNIT;
-}
-
-/* Whether they have one scale. */
+/* Whether joined columns have one scale. */
 INLINE int joined_in_groups(const Matrix *w) { return w->group_size >= w->k || w->group_size <= DIGIT_MOST_UNIT; }
 
 /* Whether registers sum the same columns before they scale (digit_tile), so that both give the same bits. */
@@ -146,7 +141,7 @@ static inline void pack_digit_row(const Matrix *w, const float *x, int digits, u
         if (w->format == INT4)
             for (int64_t k = 0; k < w->k; k += 128) sort_nibbles(packed + d * w->k + k, 64);
         for (int64_t u = 0; u < units; u++) {
-            const int64_t end = (u + 1) * columns < w->k ? (u + 1) * columns : w->k;
+            const int64_t end = least((u + 1) * columns, w->k);
             __m512i sum = _mm512_setzero_si512();
             for (int64_t k = u * columns; k < end; k += DIGIT_STEP)
                 sum = _mm512_dpbusd_epi32(sum, offset, _mm512_loadu_si512(packed + d * w->k + k));
@@ -192,7 +187,7 @@ INLINE __m256i group_sums(__m512i low, __m512i high, int groups, int group) {
 /* out[j * out_stride + i] = W[row + i] . x[j] for i < rows, j < x_rows. */
 INLINE void digit_tile(int format, int digits, int rows, int x_rows, const Matrix *w, int64_t row,
                        const uint8_t *const *x, float *out, int64_t out_stride) {
-    const uint8_t *codes = (const uint8_t *)w->codes + row * w->row_bytes;
+    const uint8_t *codes = codes_of(w, row);
     const int64_t k_total = w->k, units = unit_count(w), width = unit_columns(w), ahead = rows * w->row_bytes;
     const __m512i flip = code_flip(w), low = _mm512_set1_epi8(15);
     const int groups = unit_groups(format, w);
@@ -206,7 +201,7 @@ INLINE void digit_tile(int format, int digits, int rows, int x_rows, const Matri
                 __m512i start = _mm512_loadu_si512(x[j] + digits * k_total + 64 * (u * digits + d));
                 for (int i = 0; i < rows; i++) part[i][j][d] = start;
             }
-        const int64_t end = (u + 1) * width < k_total ? (u + 1) * width : k_total;
+        const int64_t end = least((u + 1) * width, k_total);
         for (int64_t k = u * width; k < end; k += (format == INT4 ? 2 : 1) * DIGIT_STEP) {
             __m512i weight[DIGIT_ROWS], high[DIGIT_ROWS];
             for (int i = 0; i < rows; i++) {

@@ -12,8 +12,8 @@ from deepzig._kernels._array cimport floats, need_array, need_output, need_size,
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._rows cimport swiglu_row
 from deepzig._kernels._tiles cimport (
-    DECODING, FOR_CALL, FOR_TASK, Matrix, WAY_FLOATS, Way, copy_step, has_panel, multiply, multiply_space, pack_rows,
-    pack_space, packed_bytes, packs, padded, row_step, same_packing, thread_floats, wants_copies, way_for,
+    DECODING, FOR_CALL, FOR_TASK, Matrix, WAY_FLOATS, Way, codes_of, copy_step, has_panel, multiply, multiply_space,
+    pack_rows, pack_space, packed_bytes, packs, padded, row_step, same_packing, thread_floats, wants_copies, way_for,
 )
 
 cnp.import_array()
@@ -86,10 +86,6 @@ cdef void pack_activation_task(void* ctx, int64_t task, int thread) noexcept nog
                   job.packed_activations + job.activation_start[expert], space)
 
 
-cdef inline const uint8_t* codes_from(const Matrix* weight, int64_t row) noexcept nogil:
-    return <const uint8_t*>weight.codes + row * weight.row_bytes
-
-
 cdef void gate_up_task(void* ctx, int64_t task, int thread) noexcept nogil:
     """Rows of gate_proj and up_proj of one expert against its tokens, and silu(gate) * up."""
     cdef Job* job = <Job*>ctx
@@ -108,8 +104,8 @@ cdef void gate_up_task(void* ctx, int64_t task, int thread) noexcept nogil:
         job.no_memory = True
         return
     multiply(job.up_way, gate, first, last, job.x + place, packed, count, activation, job.activation_step,
-             codes_from(gate + 1, first), space)
-    multiply(job.up_way, gate + 1, first, last, job.x + place, packed, count, up, rows, codes_from(gate, last), space)
+             codes_of(gate + 1, first), space)
+    multiply(job.up_way, gate + 1, first, last, job.x + place, packed, count, up, rows, codes_of(gate, last), space)
     for j in range(count):
         swiglu_row(activation + j * job.activation_step, up + j * rows, activation + j * job.activation_step, rows)
         if last == job.intermediate_size:
@@ -130,7 +126,7 @@ cdef void down_task(void* ctx, int64_t task, int thread) noexcept nogil:
     else:
         multiply(job.down_way, down, first, last, job.activation + place,
                  job.packed_activations + job.activation_start[expert], count, out, job.hidden_size,
-                 codes_from(down, last), space)
+                 codes_of(down, last), space)
 
 
 cdef void sum_task(void* ctx, int64_t token, int thread) noexcept nogil:

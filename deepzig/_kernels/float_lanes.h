@@ -26,8 +26,8 @@
 
 /* How many of so many x rows to take next: parts as even as can be, since few sums at once wait for each other. */
 INLINE int64_t even_part(int64_t x_rows) {
-    const int64_t parts = (x_rows + LANE_X_ROWS - 1) / LANE_X_ROWS;
-    return (x_rows + parts - 1) / parts;
+    const int64_t parts = parts_of(x_rows, LANE_X_ROWS);
+    return parts_of(x_rows, parts);
 }
 
 typedef struct {
@@ -95,8 +95,8 @@ INLINE void transpose_floats(const Matrix *w, int64_t first, int64_t last, int64
     const vint flip = (vint){0} + (w->offset ? (int32_t)0x80808080 : 0);
     const uint8_t *row[LANES];
     for (int i = 0; i < LANES; i++) {
-        const int64_t n = first + i < last ? first + i : last - 1;
-        const uint8_t *codes = (const uint8_t *)w->codes + n * w->row_bytes;
+        const int64_t n = least(first + i, last - 1);
+        const uint8_t *codes = codes_of(w, n);
         row[i] = w->format == F32 ? codes + 4 * k : (const uint8_t *)decoded[i];
         if (together) row[i] = codes + 4 * k / together;
         prefetch_columns(w, n + FLOAT_ROWS, k, width);
@@ -138,15 +138,15 @@ static inline void float_pass(const Matrix *w, int64_t first, int64_t last, cons
     const int format = (int)w->format;
     float scale[FLOAT_ROWS];
     int64_t of_row[FLOAT_ROWS];
-    for (int i = 0; i < FLOAT_ROWS; i++) of_row[i] = first_scale(w, first + i < last ? first + i : last - 1);
+    for (int i = 0; i < FLOAT_ROWS; i++) of_row[i] = first_scale(w, least(first + i, last - 1));
     memset(space->sum, 0, (size_t)x_rows * sizeof *space->sum);
     for (int64_t k = 0; k < w->k; k += FLOAT_BLOCK) {
-        const int64_t width = w->k - k < FLOAT_BLOCK ? w->k - k : FLOAT_BLOCK;
+        const int64_t width = least(w->k - k, FLOAT_BLOCK);
         for (int half = 0; half < FLOAT_ROWS; half += LANES)
             transpose_floats(w, first + half, last, k, width, (float(*)[FLOAT_ROWS]) & space->panel[0][half], space->decoded);
         for (int64_t at = 0, end; at < width; at = end) {
             const int64_t group = (k + at) / w->group_size, group_end = (group + 1) * w->group_size - k;
-            end = group_end < width ? group_end : width;
+            end = least(group_end, width);
             for (int i = 0; i < FLOAT_ROWS; i++) scale[i] = decode_scale(format, scale_at(w, of_row[i] + group));
             for (int64_t j = 0, count; j < x_rows; j += count) {
                 count = even_part(x_rows - j);
@@ -172,14 +172,14 @@ static inline void float_lanes(const Matrix *w, int64_t first, int64_t last, con
                                float *out, int64_t out_stride, FloatSpace *space) {
     const int64_t width = padded(w->k);
     for (int64_t n = first; n < last; n += FLOAT_ROWS) {
-        const int64_t end = n + FLOAT_ROWS < last ? n + FLOAT_ROWS : last;
+        const int64_t end = least(n + FLOAT_ROWS, last);
         Matrix decoded;
         if (!is_even(w)) {
             for (int64_t i = n; i < end; i++) dequantize_row(w, i, space->rows + (i - n) * width);
             decoded = float_matrix(space->rows, end - n, w->k, width);
         }
         for (int64_t j = 0; j < x_rows; j += FLOAT_PASS) {
-            const int64_t count = x_rows - j < FLOAT_PASS ? x_rows - j : FLOAT_PASS;
+            const int64_t count = least(x_rows - j, FLOAT_PASS);
             if (is_even(w)) float_pass(w, n, end, x + j, count, space);
             else float_pass(&decoded, 0, end - n, x + j, count, space);
             for (int64_t c = 0; c < count; c++)

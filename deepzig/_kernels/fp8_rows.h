@@ -38,7 +38,7 @@ INLINE int64_t fp8_packed_bytes(const Matrix *w, int64_t x_rows) { return 8 * w-
 static inline void pack_fp8_rows(const Matrix *w, const float *const *x, int64_t x_rows, uint8_t *packed) {
     for (int64_t j = 0; j < x_rows; j++) {
         const int64_t block = j / FP8_BLOCK * FP8_BLOCK;
-        const int64_t count = x_rows - block < FP8_BLOCK ? x_rows - block : FP8_BLOCK;
+        const int64_t count = least(x_rows - block, FP8_BLOCK);
         uint8_t *to = packed + fp8_packed_bytes(w, block) + 16 * (j - block);
         for (int64_t k = 0; k < w->k; k += 32, to += 16 * 16 * count) {
             const float *from = x[j] + k / FP8_STEP * FP8_STEP + k % FP8_STEP / 4;
@@ -77,19 +77,19 @@ INLINE void fp8_unpack(const uint8_t *const *row, int64_t k, int64_t ahead, uint
                                                                -63, -62, -61));
     const __m512i nibble = _mm512_set1_epi8(15), upper = _mm512_set1_epi8((char)0xf0);
     const __m512i magnitude = _mm512_set1_epi8(0x7f);
-    __m512i least = magnitude, most = _mm512_setzero_si512();
+    __m512i smallest = magnitude, most = _mm512_setzero_si512();
     for (int i = 0; i < 16; i++) {
         const __m512i code = _mm512_loadu_si512(row[i] + k);
         prefetch(row[i] + k + ahead);
         __m512i low = _mm512_and_si512(_mm512_slli_epi16(code, 4), upper);
         __m512i high = _mm512_shuffle_epi8(bytes, _mm512_and_si512(_mm512_srli_epi16(code, 4), nibble));
         __m512i size = _mm512_and_si512(code, magnitude);
-        least = _mm512_min_epu8(least, size);
+        smallest = _mm512_min_epu8(smallest, size);
         most = _mm512_max_epu8(most, size);
         _mm512_store_si512(tiles + 64 * i, _mm512_unpacklo_epi8(low, high));
         _mm512_store_si512(tiles + 1024 + 64 * i, _mm512_unpackhi_epi8(low, high));
     }
-    if (__builtin_expect(_mm512_cmplt_epu8_mask(least, _mm512_set1_epi8(8)) |
+    if (__builtin_expect(_mm512_cmplt_epu8_mask(smallest, _mm512_set1_epi8(8)) |
                              _mm512_cmpeq_epi8_mask(most, magnitude), 0) != 0)
         fp8_look_up(row, k, tiles);
 }
@@ -162,12 +162,12 @@ INLINE void fp8_collect(int blocks, const Fp8XRows *x, float (*sum)[FP8_ROWS * 1
 }
 
 /* Floats of `space` that fp8_rows needs: scales of FP8_ROWS rows. */
-INLINE int64_t fp8_rows_space(const Matrix *w) { return FP8_ROWS * ((w->k + fp8_turn(w) - 1) / fp8_turn(w)); }
+INLINE int64_t fp8_rows_space(const Matrix *w) { return FP8_ROWS * parts_of(w->k, fp8_turn(w)); }
 
 /* Scales of rows [n, n + FP8_ROWS) for each turn; returns how far those of one row lie from the next's: 0 if they share. */
 INLINE int64_t fp8_scales(const Matrix *w, int64_t n, int64_t last, float *scale) {
-    const int64_t turn = fp8_turn(w), turns = (w->k + turn - 1) / turn;
-    const int64_t end = n + FP8_ROWS < last ? n + FP8_ROWS : last;
+    const int64_t turn = fp8_turn(w), turns = parts_of(w->k, turn);
+    const int64_t end = least(n + FP8_ROWS, last);
     const int64_t step = n / w->block_rows == (end - 1) / w->block_rows ? 0 : turns;
     for (int64_t i = 0; i < (step ? FP8_ROWS : 1); i++) row_scales(w, n + i < end ? n + i : n, turn, scale + i * turns);
     return step;
@@ -180,10 +180,10 @@ INLINE void fp8_rows_of(int blocks, const Matrix *w, int64_t first, int64_t last
     const int64_t steps = w->k / FP8_STEP, turn = fp8_turn(w) / FP8_STEP, ahead = FP8_ROWS * w->row_bytes;
     fp8_begin(x);
     for (int64_t n = first; n < last; n += FP8_ROWS, out += FP8_ROWS) {
-        const int64_t rows = last - n < FP8_ROWS ? last - n : FP8_ROWS, scale_step = fp8_scales(w, n, last, scale);
+        const int64_t rows = least(last - n, FP8_ROWS), scale_step = fp8_scales(w, n, last, scale);
         const uint8_t *row[FP8_ROWS]; /* those beyond the last stand for nothing */
         for (int64_t i = 0; i < FP8_ROWS; i++)
-            row[i] = (const uint8_t *)w->codes + (n + (i < rows ? i : 0)) * w->row_bytes;
+            row[i] = codes_of(w, n + (i < rows ? i : 0));
         int64_t turns = 0;
         for (int b = 0; b < blocks; b++) memset(sum[b], 0, (size_t)(FP8_ROWS * 16 * x->count[b]));
         fp8_unpack(row, 0, ahead, tiles[0]);

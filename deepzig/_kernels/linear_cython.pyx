@@ -7,8 +7,8 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for, per_thread
 from deepzig._kernels._tiles cimport (
-    DECODING, FOR_CALL, FOR_TASK, Matrix, PACK_X_ROWS, PASS_X_ROWS, Way, copy_step, has_panel, multiply, multiply_space,
-    pack_rows, pack_space, packed_bytes, packs, padded, row_step, thread_floats, wants_copies, way_for,
+    DECODING, FOR_CALL, FOR_TASK, Matrix, PACK_X_ROWS, PASS_X_ROWS, Way, codes_of, copy_step, has_panel, multiply,
+    multiply_space, pack_rows, pack_space, packed_bytes, packs, padded, row_step, thread_floats, wants_copies, way_for,
 )
 
 cnp.import_array()
@@ -57,7 +57,7 @@ cdef void dot_task(void* ctx, int64_t task, int thread) noexcept nogil:
         multiply(job.way, &job.weight, first, last, job.x + job.first_row,
                  job.packed + packed_bytes(job.way, &job.weight, job.first_row),
                  min(pass_x_rows(job), job.n_rows - job.first_row), job.out + job.first_row * job.out_step + first,
-                 job.out_step, <const uint8_t*>job.weight.codes + last * job.weight.row_bytes, space)
+                 job.out_step, codes_of(&job.weight, last), space)
 
 
 cdef void pack_task(void* ctx, int64_t task, int thread) noexcept nogil:

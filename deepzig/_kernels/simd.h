@@ -31,6 +31,13 @@ INLINE vfloat vload(const float *p) { return *(const vfloat *)p; }
 INLINE void vstore(float *p, vfloat v) { *(vfloat *)p = v; }
 INLINE vfloat vset(float s) { return s - (vfloat){0}; }
 
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Parts of `size` that hold n. */
+INLINE int64_t parts_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+INLINE int64_t round_up(int64_t n, int64_t size) { return parts_of(n, size) * size; }
+
 /* Starts to load a line that is needed soon. Hint 2, into L2: what is used until then has L1 for itself. */
 INLINE void prefetch(const void *line) { __builtin_prefetch(line, 0, 2); }
 

@@ -37,7 +37,7 @@
 #endif
 #define FEW_X_ROWS 16 /* x rows that stay in L1 while weight rows pass */
 
-INLINE int64_t padded(int64_t k) { return (k + LANES - 1) / LANES * LANES; }
+INLINE int64_t padded(int64_t k) { return round_up(k, LANES); }
 
 /* Floats from one row to the next in copies of x rows: rows a whole number of pages apart would displace each other in L1. */
 INLINE int64_t copy_step(int64_t k) { return padded(k) + 32; }
@@ -56,7 +56,7 @@ INLINE void dot_tile(int format, int rows, int x_rows, const Matrix *w, int64_t 
     enum { MOST = 2 * TILE_ROWS };
     const int vectors = STEP_VECTORS(format);
     const int64_t bits = code_bits(format);
-    const uint8_t *codes = (const uint8_t *)w->codes + row * w->row_bytes;
+    const uint8_t *codes = codes_of(w, row);
     const int64_t ahead = rows * w->row_bytes;
     vfloat sum[MOST][TILE_X_ROWS];
     int64_t scale[MOST];
@@ -65,7 +65,7 @@ INLINE void dot_tile(int format, int rows, int x_rows, const Matrix *w, int64_t 
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < x_rows; j++) sum[i][j] = vset(0);
     for (int64_t k = 0, g = 0; k < w->k; g++) {
-        const int64_t end = k + w->group_size < w->k ? k + w->group_size : w->k;
+        const int64_t end = least(k + w->group_size, w->k);
         vfloat part[MOST][TILE_X_ROWS];
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < x_rows; j++) part[i][j] = vset(0);
@@ -149,8 +149,8 @@ static inline void dot_few(const Matrix *w, int64_t first, int64_t last, const f
                            float *out, int64_t out_stride) {
     for (int64_t n = first; n < last; n += TILE_ROWS)
         for (int64_t j = 0; j < x_rows; j += 4) {
-            const int64_t stop = last - n < TILE_ROWS ? last : n + TILE_ROWS;
-            dot_rows(w, n, stop, x + j, x_rows - j < 4 ? (int)(x_rows - j) : 4, out + j * out_stride + (n - first),
+            const int64_t stop = least(n + TILE_ROWS, last);
+            dot_rows(w, n, stop, x + j, (int)least(x_rows - j, 4), out + j * out_stride + (n - first),
                      out_stride);
         }
 }
@@ -159,7 +159,7 @@ static inline void dot_few(const Matrix *w, int64_t first, int64_t last, const f
 
 INLINE void mix_tile(int format, int vectors, int outs, const Matrix *w, int64_t first, int64_t last,
                      const float *const *c, int64_t k, float *out, int64_t out_stride) {
-    const int64_t groups = (w->k + w->group_size - 1) / w->group_size;
+    const int64_t groups = parts_of(w->k, w->group_size);
     const int step = format == FP8 && vectors % STEP_VECTORS(FP8) == 0 ? STEP_VECTORS(FP8) : 1;
     vfloat sum[MIX_OUTS][4 * MIX_VECTORS];
     int64_t group[4 * MIX_VECTORS]; /* of each vector, in a row */
@@ -169,7 +169,7 @@ INLINE void mix_tile(int format, int vectors, int outs, const Matrix *w, int64_t
     const int one_group = group[0] == group[vectors - 1];
     int64_t block = first / w->block_rows;
     for (int64_t n = first; n < last; n++) {
-        const uint8_t *row = (const uint8_t *)w->codes + n * w->row_bytes;
+        const uint8_t *row = codes_of(w, n);
         vfloat coefficient[MIX_OUTS], factor = vset(1);
         if (n == (block + 1) * w->block_rows) block++;
         for (int j = 0; j < outs; j++) coefficient[j] = vset(c[j][n - first]);

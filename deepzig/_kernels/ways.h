@@ -71,7 +71,7 @@ INLINE int64_t packed_bytes(Way way, const Matrix *w, int64_t x_rows) {
     case WAY_DIGIT_TILES: return digit_blocks_bytes(w, x_rows, way.parts);
 #endif
 #if HAS_BF16_TILES
-    case WAY_BF16_SUMS: return (2 * bf16_packed_size(x_rows, w->k, way.parts) + 63) / 64 * 64;
+    case WAY_BF16_SUMS: return round_up(2 * bf16_packed_size(x_rows, w->k, way.parts), 64);
     case WAY_FP8_ROWS: return fp8_packed_bytes(w, x_rows);
 #endif
 #if HAS_WORDS

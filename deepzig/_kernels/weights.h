@@ -13,6 +13,9 @@ typedef struct {
     int64_t codes, scale, n, k, row_bytes, format, scale_format, group_size, block_rows, offset;
 } Matrix;
 
+/* Where a row's codes begin. */
+INLINE const uint8_t *codes_of(const Matrix *w, int64_t row) { return (const uint8_t *)w->codes + row * w->row_bytes; }
+
 enum { F32, F16, BF16, FP8, INT8, INT4 };          /* weight.FORMAT_CODE */
 enum { SCALE_NONE, SCALE_F32, SCALE_F16, SCALE_BF16 }; /* weight.SCALE_CODE */
 enum { DECODING, FAST, EXACT = 3 };                    /* what products are to be like, as in weight.py */
@@ -42,8 +45,7 @@ INLINE int code_bits(int format) { return format == F32 ? 32 : format <= BF16 ? 
 
 /* Index of the scale of a row's first group. */
 INLINE int64_t first_scale(const Matrix *w, int64_t row) {
-    int64_t groups = (w->k + w->group_size - 1) / w->group_size;
-    return (w->block_rows == 1 ? row : row / w->block_rows) * groups;
+    return (w->block_rows == 1 ? row : row / w->block_rows) * parts_of(w->k, w->group_size);
 }
 
 INLINE float scale_at(const Matrix *w, int64_t index) {
@@ -263,15 +265,15 @@ static inline int has_nan(const Matrix *w, int64_t first, int64_t last) {
     uint64_t found = 0;
     if (w->format == FP8)
         for (int64_t n = first; n < last; n++)
-            for (int64_t k = 0; k < w->k; k += 64) found |= fp8_nan((const uint8_t *)w->codes + n * w->row_bytes + k);
+            for (int64_t k = 0; k < w->k; k += 64) found |= fp8_nan(codes_of(w, n) + k);
     return found != 0;
 }
 
 INLINE void dequantize_row_as(int format, const Matrix *w, int64_t n, float *out) {
-    const uint8_t *row = (const uint8_t *)w->codes + n * w->row_bytes;
+    const uint8_t *row = codes_of(w, n);
     const int64_t scale = first_scale(w, n);
     for (int64_t k = 0, g = 0; k < w->k; g++) {
-        int64_t end = k + w->group_size < w->k ? k + w->group_size : w->k;
+        int64_t end = least(k + w->group_size, w->k);
         const vfloat factor = vset(decode_scale(format, scale_at(w, scale + g)));
         for (; k < end; k += LANES * STEP_VECTORS(format)) {
             vfloat weight[4];
@@ -286,7 +288,7 @@ INLINE void dequantize_row_as(int format, const Matrix *w, int64_t n, float *out
 
 /* Row n of w as floats, (K,). */
 static void dequantize_row(const Matrix *w, int64_t n, float *out) {
-    const uint8_t *row = (const uint8_t *)w->codes + n * w->row_bytes;
+    const uint8_t *row = codes_of(w, n);
     if (!is_even(w) || has_nan(w, n, n + 1)) {
         for (int64_t k = 0; k < w->k; k++) {
             float value = decode_one((int)w->format, row, k, w->offset);
@@ -295,7 +297,7 @@ static void dequantize_row(const Matrix *w, int64_t n, float *out) {
         return;
     }
     switch (w->format) {
-    case F32: memcpy(out, (const uint8_t *)w->codes + n * w->row_bytes, 4 * w->k); break;
+    case F32: memcpy(out, row, 4 * w->k); break;
     case F16: dequantize_row_as(F16, w, n, out); break;
     case BF16: dequantize_row_as(BF16, w, n, out); break;
     case FP8: dequantize_row_as(FP8, w, n, out); break;

@@ -26,7 +26,7 @@
 #define WORD_STEP 32 /* columns that are decoded at once */
 
 /* Columns of a turn: a group, or a part of one. */
-INLINE int64_t word_turn(const Matrix *w) { return w->group_size < WORD_TURN ? w->group_size : WORD_TURN; }
+INLINE int64_t word_turn(const Matrix *w) { return least(w->group_size, WORD_TURN); }
 
 /* Whether turns are whole steps, and groups whole turns. */
 INLINE int takes_words(const Matrix *w) {
@@ -53,7 +53,7 @@ INLINE int weight_most(int format) { return format == FP8 ? 1792 : format == INT
 /* The largest that stands for an activation, so that WORD_TURN products fit 32 bits. */
 INLINE int activation_most(const Matrix *w) {
     const int most = 0x7fffffff / WORD_TURN / weight_most((int)w->format);
-    return most < 32767 ? most : 32767;
+    return (int)least(most, 32767);
 }
 
 INLINE __m256i load_bytes(const uint8_t *from) { return _mm256_loadu_si256((const __m256i *)from); }
@@ -185,13 +185,13 @@ __attribute__((constructor)) static void fill_fp8_words(void) {
 #endif
 
 /* A packed x row: K words, then the unit of each turn. */
-INLINE int64_t word_lane_row_bytes(const Matrix *w) { return (2 * w->k + 4 * (w->k / WORD_STEP) + 63) / 64 * 64; }
+INLINE int64_t word_lane_row_bytes(const Matrix *w) { return round_up(2 * w->k + 4 * (w->k / WORD_STEP), 64); }
 
 static inline void pack_words(const Matrix *w, const float *x, uint8_t *packed) {
     const int64_t turn = word_turn(w);
     float *unit = (float *)(packed + 2 * w->k);
     for (int64_t k = 0; k < w->k; unit++) {
-        const int64_t end = k + turn < w->k ? k + turn : w->k;
+        const int64_t end = least(k + turn, w->k);
         const float size = largest_of(F32, (const uint8_t *)(x + k), end - k), most = (float)activation_most(w);
         const float factor = size > 0 ? most / size : 0;
         *unit = size / most;
@@ -256,12 +256,12 @@ INLINE void word_lane_panel(int format, const Matrix *w, int64_t first, int64_t 
     const uint8_t *row[LANES];
     int64_t scale[LANES];
     for (int i = 0; i < LANES; i++) {
-        const int64_t n = first + i < last ? first + i : last - 1;
-        row[i] = (const uint8_t *)w->codes + n * w->row_bytes + k * bits / 8;
+        const int64_t n = least(first + i, last - 1);
+        row[i] = codes_of(w, n) + k * bits / 8;
         scale[i] = first_scale(w, n);
     }
     for (int64_t t = 0, at = 0; at < width; t++) {
-        const int64_t end = at + turn < width ? at + turn : width, group = (k + at) / w->group_size;
+        const int64_t end = least(at + turn, width), group = (k + at) / w->group_size;
         float factor[LANES];
         for (int i = 0; i < LANES; i++) {
             unit[t][i] = scale_at(w, scale[i] + group);
@@ -325,7 +325,7 @@ INLINE void word_lane_turns(int x_rows, const Matrix *w, WordLaneSpace *space, i
         unit[j] = (const float *)(packed + j * bytes + 2 * w->k) + k / turn;
     }
     for (int64_t t = 0, at = 0; at < width; t++, at += turn)
-        word_lane_tile(x_rows, space->panel, at / 2, (at + turn < width ? at + turn : width) / 2, space->unit[t], x, unit, t, sum);
+        word_lane_tile(x_rows, space->panel, at / 2, least(at + turn, width) / 2, space->unit[t], x, unit, t, sum);
 }
 
 /* Rows [first, last), at most WORD_LANE_ROWS, with `x_rows` packed x rows, at most WORD_LANE_PASS. */
@@ -334,7 +334,7 @@ static inline void word_lane_pass(const Matrix *w, int64_t first, int64_t last, 
     const int64_t bytes = word_lane_row_bytes(w);
     memset(space->sum, 0, (size_t)x_rows * sizeof *space->sum);
     for (int64_t k = 0; k < w->k; k += WORD_LANE_BLOCK) {
-        const int64_t width = w->k - k < WORD_LANE_BLOCK ? w->k - k : WORD_LANE_BLOCK;
+        const int64_t width = least(w->k - k, WORD_LANE_BLOCK);
         for (int half = 0; half < WORD_LANE_ROWS; half += LANES) {
             int32_t(*panel)[WORD_LANE_ROWS] = (int32_t(*)[WORD_LANE_ROWS]) & space->panel[0][half];
             float(*unit)[WORD_LANE_ROWS] = (float(*)[WORD_LANE_ROWS]) & space->unit[0][half];
@@ -362,9 +362,9 @@ static inline void word_lanes(const Matrix *w, int64_t first, int64_t last, cons
                               int words, float *out, int64_t out_stride, WordLaneSpace *space) {
     const int64_t most = WORD_LANE_PASS / words;
     for (int64_t j = 0; j < x_rows; j += most, packed += WORD_LANE_PASS * word_lane_row_bytes(w)) {
-        const int64_t count = x_rows - j < most ? x_rows - j : most;
+        const int64_t count = least(x_rows - j, most);
         for (int64_t n = first; n < last; n += WORD_LANE_ROWS) {
-            const int64_t rows = last - n < WORD_LANE_ROWS ? last - n : WORD_LANE_ROWS;
+            const int64_t rows = least(last - n, WORD_LANE_ROWS);
             word_lane_pass(w, n, n + rows, packed, words * count, space);
             for (int64_t c = 0; c < count; c++) {
                 float *sum = space->sum[words * c];

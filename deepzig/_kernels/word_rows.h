@@ -52,7 +52,7 @@ static inline void pack_word_pair(const Matrix *w, const float *x, uint8_t *pack
     uint8_t *second = packed + word_lane_row_bytes(w);
     float *unit = (float *)(packed + 2 * w->k), *same = (float *)(second + 2 * w->k);
     for (int64_t k = 0; k < w->k; k += turn) {
-        const int64_t width = w->k - k < turn ? w->k - k : turn;
+        const int64_t width = least(w->k - k, turn);
         *unit = *same++ = split_words(x + k, width, (int16_t *)packed + k, (int16_t *)second + k);
         unit++;
     }
@@ -61,8 +61,7 @@ static inline void pack_word_pair(const Matrix *w, const float *x, uint8_t *pack
 /* A packed x row for word_rows: for each step its first and its second words, sorted; then what a turn's sums start with, those
  * of first words of all weight rows of a tile, then of second (turns, 8) int32; then the unit of each turn. */
 INLINE int64_t word_row_bytes(const Matrix *w) {
-    const int64_t turns = (w->k + word_turn(w) - 1) / word_turn(w);
-    return (4 * w->k + 36 * turns + 63) / 64 * 64;
+    return round_up(4 * w->k + 36 * parts_of(w->k, word_turn(w)), 64);
 }
 
 /* 64 words in the order of nibbles that are spread: every fourth from 0, from 1, from 2, from 3 on. */
@@ -84,14 +83,14 @@ INLINE void sort_words(const int16_t *words, __m256i *sorted) {
 }
 
 static inline void pack_word_row(const Matrix *w, const float *x, uint8_t *packed) {
-    const int64_t turn = word_turn(w), turns = (w->k + turn - 1) / turn;
+    const int64_t turn = word_turn(w), turns = parts_of(w->k, turn);
     int32_t *start = (int32_t *)(packed + 4 * w->k);
     float *unit = (float *)(start + 8 * turns);
     int16_t words[2][WORD_TURN];
     for (int64_t k = 0, width; k < w->k; k += width) { /* a turn, or two that share a step */
-        width = turn < WORD_TILE_STEP ? WORD_TILE_STEP : w->k - k < turn ? w->k - k : turn;
+        width = turn < WORD_TILE_STEP ? WORD_TILE_STEP : least(w->k - k, turn);
         for (int64_t at = 0; at < width; at += turn, unit++) {
-            const int64_t end = at + turn < width ? at + turn : width;
+            const int64_t end = least(at + turn, width);
             *unit = split_words(x + k + at, end - at, words[0] + at, words[1] + at);
             for (int part = 0; part < 2; part++) {
                 int32_t sum = 0;
@@ -138,9 +137,9 @@ INLINE void word_sums(int steps, int x_rows, const uint8_t *codes, const uint8_t
  * costs as much as its products. */
 INLINE void word_tile(int scale_format, int rows, int x_rows, const Matrix *w, int64_t row, const uint8_t *packed,
                       float *out, int64_t out_stride) {
-    const int64_t turn = word_turn(w), turns = (w->k + turn - 1) / turn, ahead = rows * w->row_bytes;
+    const int64_t turn = word_turn(w), turns = parts_of(w->k, turn), ahead = rows * w->row_bytes;
     const int64_t bytes = word_row_bytes(w);
-    const uint8_t *codes = (const uint8_t *)w->codes + row * w->row_bytes;
+    const uint8_t *codes = codes_of(w, row);
     const int32_t *start = (const int32_t *)(packed + 4 * w->k);
     const float *unit = (const float *)(start + 8 * turns);
     Matrix same = *w;
