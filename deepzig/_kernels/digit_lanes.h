@@ -57,8 +57,7 @@ INLINE void pack_digit_lane_row(int digits, const Matrix *w, const float *x, uin
         }
         for (int d = 0; d < digits; d++) start[d] = -code_offset(w) * _mm512_reduce_add_epi32(sum[d]);
     }
-    const float unit = digits == 3 ? 256.0f * scale.unit : scale.unit; /* joined digits count in units of the second */
-    memcpy(start, &unit, 4);
+    memcpy(start, &scale.unit, 4);
 }
 
 /* Packed x rows. */
@@ -132,10 +131,7 @@ INLINE void digit_lane_tile(int digits, int x_rows, const DigitLaneSpace *space,
     for (int half = 0; half < 2; half++) {
         const __m512 factor = _mm512_loadu_ps(space->scale[turn] + 16 * half);
         for (int j = 0; j < x_rows; j++) {
-            __m512i joined = _mm512_add_epi32(_mm512_slli_epi32(part[j][0][half], 8), part[j][1][half]);
-            __m512 value = _mm512_cvtepi32_ps(joined);
-            if (digits == 3)
-                value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[j][2][half]), _mm512_set1_ps(0.00390625f), value);
+            const __m512 value = join_digits(digits, part[j][0][half], part[j][1][half], part[j][2][half]);
             float *to = sum[j] + 16 * half;
             _mm512_storeu_ps(to, _mm512_fmadd_ps(factor, value, _mm512_loadu_ps(to)));
         }

@@ -35,8 +35,7 @@ static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int
     for (int64_t j = 0; j < x_rows; j++) {
         uint8_t *block = packed + j / DIGIT_BLOCK * bytes;
         if (j % DIGIT_BLOCK == 0 && x_rows - j < DIGIT_BLOCK) memset(block, 0, (size_t)bytes);
-        ((float *)(block + bytes - 64))[j % DIGIT_BLOCK] =
-            split_digits(x[j], w->k, digits, space) * (digits == 3 ? 256.0f : 1.0f);
+        ((float *)(block + bytes - 64))[j % DIGIT_BLOCK] = split_digits(x[j], w->k, digits, space);
         for (int64_t k = 0; k < w->k; k += DIGIT_STEP)
             for (int d = 0; d < digits; d++) {
                 uint8_t *from = space + d * w->k + k, *tile = block + 16 * digits * k + 1024 * d + 4 * (j % DIGIT_BLOCK);
@@ -118,12 +117,8 @@ INLINE void multiply_digits(int digits, int set, const uint8_t *weights, const u
 /* sum[16][16] += scale[row * scale_step] * (joined digits of `product`); fused as in digits.h, for the same bits. */
 INLINE void collect_digits(int digits, float *sum, const float *scale, int64_t scale_step, int32_t (*product)[16][16]) {
     for (int i = 0; i < 16; i++) {
-        __m512i joined = _mm512_slli_epi32(_mm512_loadu_si512(product[0][i]), 8);
-        __m512 value = _mm512_cvtepi32_ps(_mm512_add_epi32(joined, _mm512_loadu_si512(product[1][i])));
-        if (digits == 3) {
-            const __m512 lowest = _mm512_cvtepi32_ps(_mm512_loadu_si512(product[2][i]));
-            value = _mm512_fmadd_ps(lowest, _mm512_set1_ps(0.00390625f), value);
-        }
+        const __m512 value = join_digits(digits, _mm512_loadu_si512(product[0][i]), _mm512_loadu_si512(product[1][i]),
+                                         _mm512_loadu_si512(product[2][i]));
         const __m512 factor = _mm512_set1_ps(scale[i * scale_step]);
         _mm512_storeu_ps(sum + 16 * i, _mm512_fmadd_ps(factor, value, _mm512_loadu_ps(sum + 16 * i)));
     }

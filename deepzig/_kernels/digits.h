@@ -26,6 +26,7 @@
 #define DIGIT_MOST_UNIT 512   /* columns of a unit: joined digits of so many products fit 32 bits */
 #define DIGIT_ROWS 4          /* weight rows of a register tile for one x row; half as many for more */
 #define DIGIT_X_ROWS 4
+#define LOWEST_DIGIT 0x1p-8f  /* what the third digit counts where the second counts 1 */
 
 /* Columns whose sums are joined at once where many x rows are multiplied: a group, or a part of one that fits 32 bits. */
 INLINE int64_t joined_columns(const Matrix *w) { return least(w->group_size, DIGIT_MOST_UNIT); }
@@ -86,14 +87,14 @@ INLINE float largest(const float *x, int64_t k) {
     return bits < 0x7f800000u ? bits_to_float(bits) : NAN;
 }
 
-/* What makes whole numbers of an x row: x * factor; their lowest digit stands for `unit`: 0, or NaN, reaches all products. */
+/* What makes whole numbers of an x row: x * factor; their second digit stands for `unit`: 0, or NaN, reaches all products. */
 typedef struct {
     float factor, unit;
 } DigitScale;
 
 INLINE DigitScale digit_scale(const float *x, int64_t k, int digits) {
     const float most = digits == 3 ? 8323072.0f : 32512.0f, size = largest(x, k);
-    return (DigitScale){size > 0 ? most / size : 0, size > 0 ? size / most : size};
+    return (DigitScale){size > 0 ? most / size : 0, (size > 0 ? size / most : size) / (digits == 3 ? LOWEST_DIGIT : 1)};
 }
 
 /* The digits of 16 x, the highest first, in lanes of 32 bits. */
@@ -105,7 +106,7 @@ INLINE void take_digits(const float *x, float factor, int digits, __m512i *digit
     }
 }
 
-/* x row as `digits` rows of k bytes. Returns what a number's lowest digit stands for. */
+/* x row as `digits` rows of k bytes. Returns what a number's second digit stands for. */
 static inline float split_digits(const float *x, int64_t k, int digits, uint8_t *out) {
     const DigitScale scale = digit_scale(x, k, digits);
     for (int64_t at = 0; at < k; at += 16) {
@@ -127,6 +128,13 @@ INLINE void sort_nibbles(uint8_t *bytes, int64_t half) {
     memcpy(bytes, sorted, (size_t)(2 * half));
 }
 
+/* Sums of products with each digit as sums of products with the numbers, in units of the second digit: the first two are
+ * joined as whole numbers. */
+INLINE __m512 join_digits(int digits, __m512i first, __m512i second, __m512i lowest) {
+    const __m512 joined = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(first, 8), second));
+    return digits == 3 ? _mm512_fmadd_ps(_mm512_cvtepi32_ps(lowest), _mm512_set1_ps(LOWEST_DIGIT), joined) : joined;
+}
+
 /* ---- products of rows, in registers --------------------------------------------------------------------------- */
 
 /* A packed x row: digits (d, K) as bytes, starts (units, d, 16) int32, then the scale, 64 bytes for one float. */
@@ -136,7 +144,7 @@ static inline void pack_digit_row(const Matrix *w, const float *x, int digits, u
     const int64_t units = unit_count(w), columns = unit_columns(w);
     const __m512i offset = _mm512_set1_epi8((char)code_offset(w));
     uint8_t *starts = packed + digits * w->k;
-    float scale = split_digits(x, w->k, digits, packed);
+    const float scale = split_digits(x, w->k, digits, packed);
     for (int d = 0; d < digits; d++) {
         if (w->format == INT4)
             for (int64_t k = 0; k < w->k; k += 128) sort_nibbles(packed + d * w->k + k, 64);
@@ -148,8 +156,6 @@ static inline void pack_digit_row(const Matrix *w, const float *x, int digits, u
             _mm512_storeu_si512(starts + 64 * (u * digits + d), _mm512_sub_epi32(_mm512_setzero_si512(), sum));
         }
     }
-    scale *= 256.0f; /* joined digits count in units of the second */
-    if (digits == 2) scale *= 0.00390625f;
     memcpy(starts + 64 * digits * units, &scale, 4);
 }
 
@@ -242,7 +248,7 @@ INLINE void digit_tile(int format, int digits, int rows, int x_rows, const Matri
             for (int i = 0; i < rows; i++) of_row[i] = scale_at(w, scale[i] + unit_scale(format, w, u) + g);
             if (half == 4) lowest = _mm256_castps128_ps256(_mm256_extractf128_ps(value, 1));
             else lowest = _mm256_cvtepi32_ps(group_sums(quarter[2], quarter[3], groups, g));
-            if (digits == 3) value = _mm256_fmadd_ps(lowest, _mm256_set1_ps(0.00390625f), value);
+            if (digits == 3) value = _mm256_fmadd_ps(lowest, _mm256_set1_ps(LOWEST_DIGIT), value);
             if (rows == 1) factor = _mm256_set1_ps(of_row[0]);
             else if (rows == 2)
                 factor = _mm256_mask_blend_ps((__mmask8)(((1 << x_rows) - 1) << x_rows), _mm256_set1_ps(of_row[0]),
