@@ -1,10 +1,16 @@
-/* Tiles of AMX and what all ways of using them share. Included by bf16.h and digit_tiles.h. */
+/* Tiles of AMX and what all ways of using them share. Included by bf16.h and digit_tiles.h. What multiplies tiles there are
+ * macros, since the numbers of tiles must be constants in the source.
+ */
 #ifndef DEEPZIG_AMX_H
 #define DEEPZIG_AMX_H
 
 #include "tiles.h"
 
 #if defined(__AMX_TILE__)
+
+/* A whole tile of bytes (16, 64), or of bf16 (16, 32). */
+#define TILE_BYTES 1024
+#define TILE_BF16 512
 
 typedef struct {
     uint8_t palette, start_row, reserved[14];
@@ -15,9 +21,9 @@ typedef struct {
 static const TileConfig whole_tiles = {
     .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
 
-INLINE void amx_begin(void) {
+INLINE void amx_begin(const TileConfig *config) {
     __asm__ volatile("" ::: "memory"); /* tile loads do not tell the compiler what they read: finish all stores first */
-    _tile_loadconfig(&whole_tiles);
+    _tile_loadconfig(config);
 }
 
 INLINE void amx_end(void) { _tile_release(); }

@@ -70,7 +70,7 @@ INLINE int64_t bf16_packed_size(int64_t x_rows, int64_t k, int terms) {
 static inline void bf16_pack(const float *const *x, int64_t x_rows, int64_t k, int terms, uint16_t *packed) {
     const int64_t width = bf16_width(k);
     for (int64_t j = 0; j < x_rows; j += BF16_X_ROWS)
-        for (int64_t at = 0; at < width; at += BF16_STEP, packed += 512 * terms) {
+        for (int64_t at = 0; at < width; at += BF16_STEP, packed += TILE_BF16 * terms) {
             uint32_t *tile = (uint32_t *)packed;
             for (int64_t c = 0; c < BF16_X_ROWS; c++) {
                 float rest[32] = {0};
@@ -94,12 +94,12 @@ static inline void bf16_pack(const float *const *x, int64_t x_rows, int64_t k, i
  * were sorted by eights before. */
 INLINE void bf16_from_fp8(const uint8_t *codes, int64_t steps, uint16_t *to) {
     const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-    for (int64_t s = 0; s < steps; s += 2, to += 1024) {
+    for (int64_t s = 0; s < steps; s += 2, to += 2 * TILE_BF16) {
         const __mmask64 some = s + 1 < steps ? ~(__mmask64)0 : 0xffffffff;
         __m512i half[2];
         fp8_to_bf16(_mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(some, codes + 32 * s)), half, half + 1);
         _mm512_storeu_si512(to, half[0]);
-        if (s + 1 < steps) _mm512_storeu_si512(to + 512, half[1]);
+        if (s + 1 < steps) _mm512_storeu_si512(to + TILE_BF16, half[1]);
     }
 }
 
@@ -109,12 +109,12 @@ static inline void bf16_tiles(const Matrix *w, int64_t first, int64_t last, int6
     Matrix plain = *w;
     if (bf16_scales_apart(w)) plain.scale_format = SCALE_NONE;
     for (int64_t i = 0; i < rows; i++) {
-        uint16_t *to = panel + i / 16 * steps * 512 + i % 16 * 32;
+        uint16_t *to = panel + i / 16 * steps * TILE_BF16 + i % 16 * 32;
         const uint8_t *codes = codes_of(w, first + i);
         if (first + i >= last) {
-            for (int64_t s = 0; s < steps; s++) memset(to + 512 * s, 0, 64);
+            for (int64_t s = 0; s < steps; s++) memset(to + TILE_BF16 * s, 0, 64);
         } else if (w->format == BF16 && w->k % BF16_STEP == 0) {
-            for (int64_t s = 0; s < steps; s++) memcpy(to + 512 * s, codes + 64 * s, 64);
+            for (int64_t s = 0; s < steps; s++) memcpy(to + TILE_BF16 * s, codes + 64 * s, 64);
         } else if (w->format == FP8 && w->k % BF16_STEP == 0 && plain.scale_format == SCALE_NONE) {
             bf16_from_fp8(codes, steps, to);
         } else {
@@ -123,7 +123,7 @@ static inline void bf16_tiles(const Matrix *w, int64_t first, int64_t last, int6
             for (int64_t s = 0; s < steps; s++)
                 for (int half = 0; half < 32; half += 16) {
                     __m256i value = bf16_round(row + 32 * s + half, w->k - 32 * s - half, &rest);
-                    _mm256_storeu_si256((__m256i *)(to + 512 * s + half), value);
+                    _mm256_storeu_si256((__m256i *)(to + TILE_BF16 * s + half), value);
                 }
         }
     }
@@ -133,10 +133,10 @@ static inline void bf16_tiles(const Matrix *w, int64_t first, int64_t last, int6
 #define BF16_TALL(C, D)                                                                                                 \
     do {                                                                                                               \
         for (int64_t s = 0; s < steps; s++) {                                                                          \
-            _tile_loadd(4, weights + 512 * s, 64);                                                                     \
-            _tile_loadd(5, weights + apart + 512 * s, 64);                                                             \
+            _tile_loadd(4, weights + TILE_BF16 * s, 64);                                                               \
+            _tile_loadd(5, weights + apart + TILE_BF16 * s, 64);                                                       \
             for (int term = 0; term < terms; term++) {                                                                 \
-                _tile_loadd(6, x + 512 * (terms * s + term), 64);                                                      \
+                _tile_loadd(6, x + TILE_BF16 * (terms * s + term), 64);                                                \
                 _tile_dpbf16ps(C, 4, 6);                                                                               \
                 _tile_dpbf16ps(D, 5, 6);                                                                               \
             }                                                                                                          \
@@ -147,10 +147,10 @@ static inline void bf16_tiles(const Matrix *w, int64_t first, int64_t last, int6
 #define BF16_WIDE(C, D)                                                                                                 \
     do {                                                                                                               \
         for (int64_t s = 0; s < steps; s++) {                                                                          \
-            _tile_loadd(4, weights + 512 * s, 64);                                                                     \
-            _tile_loadd(6, x + 512 * s, 64);                                                                           \
+            _tile_loadd(4, weights + TILE_BF16 * s, 64);                                                               \
+            _tile_loadd(6, x + TILE_BF16 * s, 64);                                                                     \
             _tile_dpbf16ps(C, 4, 6);                                                                                   \
-            _tile_loadd(5, x + apart + 512 * s, 64);                                                                   \
+            _tile_loadd(5, x + apart + TILE_BF16 * s, 64);                                                             \
             _tile_dpbf16ps(D, 4, 5);                                                                                   \
         }                                                                                                              \
     } while (0)
@@ -194,8 +194,8 @@ INLINE void bf16_square(int wide, int terms, const Matrix *w, const uint16_t *pa
     for (int64_t block = 0; block < steps; block += BF16_TURN / BF16_STEP)
         for (int64_t r = 0; r < rows; r += wide ? 16 : 32)
             for (int64_t s = block; s < block + BF16_TURN / BF16_STEP && s < steps; s += turn, set ^= 1) {
-                bf16_multiply(wide, terms, set, panel + (r / 16 * steps + s) * 512, x + 512 * terms * s, steps * 512,
-                              least(steps - s, turn), product[set]);
+                bf16_multiply(wide, terms, set, panel + (r / 16 * steps + s) * TILE_BF16, x + TILE_BF16 * terms * s,
+                              steps * TILE_BF16, least(steps - s, turn), product[set]);
                 prefetch_some(ahead);
                 if (sum_before) {
                     bf16_collect(sum_before, scale_before, turns, product[1 - set][0]);
@@ -222,7 +222,7 @@ static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, cons
         if (bf16_scales_apart(w)) row_scales(w, first + i < last ? first + i : first, turn, scale + i * turns);
         else for (int64_t t = 0; t < turns; t++) scale[i * turns + t] = 1;
     }
-    amx_begin();
+    amx_begin(&whole_tiles);
     for (int64_t j = 0; j < x_rows;) {
         const uint16_t *x = packed + j * width * terms;
         const int wide = terms == 1 && x_rows - j > BF16_X_ROWS;

@@ -100,7 +100,7 @@ INLINE void bf16_query(const float *row, int64_t size, int64_t rope, float scale
 
 #define BF16_PRODUCT_ROWS 16
 
-INLINE void bf16_begin(void) { amx_begin(); }
+INLINE void bf16_begin(void) { amx_begin(&whole_tiles); }
 INLINE void bf16_end(void) { amx_end(); }
 
 /* Tiles 0 to 3: two tiles of rows, or one, times two panels. */

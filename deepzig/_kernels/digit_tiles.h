@@ -38,7 +38,8 @@ static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int
         ((float *)(block + bytes - 64))[j % DIGIT_BLOCK] = split_digits(x[j], w->k, digits, space);
         for (int64_t k = 0; k < w->k; k += DIGIT_STEP)
             for (int d = 0; d < digits; d++) {
-                uint8_t *from = space + d * w->k + k, *tile = block + 16 * digits * k + 1024 * d + 4 * (j % DIGIT_BLOCK);
+                uint8_t *from = space + d * w->k + k;
+                uint8_t *tile = block + 16 * digits * k + TILE_BYTES * d + 4 * (j % DIGIT_BLOCK);
                 if (w->format == INT4) sort_nibbles(from, 32);
                 for (int quad = 0; quad < 16; quad++) memcpy(tile + 64 * quad, from + 4 * quad, 4);
             }
@@ -52,8 +53,8 @@ static inline void digit_panel(const Matrix *w, int64_t first, int64_t last, uin
     const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
     for (int64_t i = 0; i < round_up(last - first, 16); i++) {
         const uint8_t *codes = codes_of(w, first + i);
-        uint8_t *to = panel + i / 16 * steps * 1024 + i % 16 * 64;
-        for (int64_t s = 0; s < steps; s++, to += 1024) {
+        uint8_t *to = panel + i / 16 * steps * TILE_BYTES + i % 16 * 64;
+        for (int64_t s = 0; s < steps; s++, to += TILE_BYTES) {
             if (first + i >= last) {
                 memset(to, 0, 64);
             } else if (w->format == INT4) {
@@ -74,10 +75,10 @@ static inline void digit_panel(const Matrix *w, int64_t first, int64_t last, uin
         _tile_zero(C);                                                                                                 \
         _tile_zero(D);                                                                                                 \
         for (int64_t s = 0; s < steps; s++) {                                                                          \
-            _tile_loadd(6, weights + 1024 * s, 64);                                                                    \
-            _tile_loadd(7, x + 2048 * s, 64);                                                                          \
+            _tile_loadd(6, weights + TILE_BYTES * s, 64);                                                              \
+            _tile_loadd(7, x + 2 * TILE_BYTES * s, 64);                                                                \
             _tile_dpbssd(C, 6, 7);                                                                                     \
-            _tile_loadd(5, x + 2048 * s + 1024, 64);                                                                   \
+            _tile_loadd(5, x + 2 * TILE_BYTES * s + TILE_BYTES, 64);                                                   \
             _tile_dpbssd(D, 6, 5);                                                                                     \
         }                                                                                                              \
         _tile_stored(C, product[0], 64);                                                                               \
@@ -90,12 +91,12 @@ static inline void digit_panel(const Matrix *w, int64_t first, int64_t last, uin
         _tile_zero(D);                                                                                                 \
         _tile_zero(E);                                                                                                 \
         for (int64_t s = 0; s < steps; s++) {                                                                          \
-            _tile_loadd(6, weights + 1024 * s, 64);                                                                    \
-            _tile_loadd(7, x + 3072 * s, 64);                                                                          \
+            _tile_loadd(6, weights + TILE_BYTES * s, 64);                                                              \
+            _tile_loadd(7, x + 3 * TILE_BYTES * s, 64);                                                                \
             _tile_dpbssd(C, 6, 7);                                                                                     \
-            _tile_loadd(7, x + 3072 * s + 1024, 64);                                                                   \
+            _tile_loadd(7, x + 3 * TILE_BYTES * s + TILE_BYTES, 64);                                                   \
             _tile_dpbssd(D, 6, 7);                                                                                     \
-            _tile_loadd(7, x + 3072 * s + 2048, 64);                                                                   \
+            _tile_loadd(7, x + 3 * TILE_BYTES * s + 2 * TILE_BYTES, 64);                                               \
             _tile_dpbssd(E, 6, 7);                                                                                     \
         }                                                                                                              \
         _tile_stored(C, product[0], 64);                                                                               \
@@ -137,7 +138,7 @@ INLINE void digit_square(int digits, const Matrix *w, const uint8_t *panel, int6
     for (int64_t block = 0; block < steps; block += DIGIT_BLOCK_STEPS)
         for (int64_t r = 0; r < rows / 16; r++)
             for (int64_t s = block; s < block + DIGIT_BLOCK_STEPS && s < steps; s += turn, set ^= 1) {
-                multiply_digits(digits, set, panel + (r * steps + s) * 1024, x + 1024 * digits * s,
+                multiply_digits(digits, set, panel + (r * steps + s) * TILE_BYTES, x + TILE_BYTES * digits * s,
                                 least(steps - s, turn), product[set]);
                 prefetch_some(ahead);
                 if (sum_before) collect_digits(digits, sum_before, scale_before, turns, product[1 - set]);
@@ -164,7 +165,7 @@ INLINE void digit_blocks_as(int digits, const Matrix *w, int64_t first, int64_t 
     digit_panel(w, first, last, panel);
     for (int64_t i = 0; i < rows; i++)
         row_scales(w, first + i < last ? first + i : first, joined_columns(w), scale + i * turns);
-    amx_begin();
+    amx_begin(&whole_tiles);
     for (int64_t j = 0; j < x_rows; j += DIGIT_BLOCK) {
         const uint8_t *x = packed + j / DIGIT_BLOCK * bytes;
         digit_square(digits, w, panel, rows, scale, x, sum, &ahead);

@@ -66,7 +66,7 @@ static void fp8_look_up(const uint8_t *const *row, int64_t k, uint8_t *tiles) {
         __m512i half[2];
         fp8_to_bf16(_mm512_loadu_si512(row[i] + k), half, half + 1);
         _mm512_store_si512(tiles + 64 * i, half[0]);
-        _mm512_store_si512(tiles + 1024 + 64 * i, half[1]);
+        _mm512_store_si512(tiles + TILE_BYTES + 64 * i, half[1]);
     }
 }
 
@@ -87,7 +87,7 @@ INLINE void fp8_unpack(const uint8_t *const *row, int64_t k, int64_t ahead, uint
         smallest = _mm512_min_epu8(smallest, size);
         most = _mm512_max_epu8(most, size);
         _mm512_store_si512(tiles + 64 * i, _mm512_unpacklo_epi8(low, high));
-        _mm512_store_si512(tiles + 1024 + 64 * i, _mm512_unpackhi_epi8(low, high));
+        _mm512_store_si512(tiles + TILE_BYTES + 64 * i, _mm512_unpackhi_epi8(low, high));
     }
     if (__builtin_expect(_mm512_cmplt_epu8_mask(smallest, _mm512_set1_epi8(8)) |
                              _mm512_cmpeq_epi8_mask(most, magnitude), 0) != 0)
@@ -104,15 +104,14 @@ INLINE void fp8_begin(const Fp8XRows *x) {
     TileConfig config = whole_tiles;
     config.row_bytes[0] = config.row_bytes[1] = config.row_bytes[6] = (uint16_t)(16 * x->count[0]);
     if (x->count[1]) config.row_bytes[2] = config.row_bytes[3] = config.row_bytes[7] = (uint16_t)(16 * x->count[1]);
-    __asm__ volatile("" ::: "memory"); /* tile loads do not tell the compiler what they read: finish all stores first */
-    _tile_loadconfig(&config);
+    amx_begin(&config);
 }
 
 /* Tiles C and D += a step of 16 weight rows times the first and the second block of x rows. */
 #define FP8_PRODUCTS(C, D)                                                                                              \
     do {                                                                                                               \
         for (int half = 0; half < 2; half++) {                                                                         \
-            _tile_loadd(4, tiles + 1024 * half, 64);                                                                   \
+            _tile_loadd(4, tiles + TILE_BYTES * half, 64);                                                             \
             _tile_loadd(6, x->packed[0] + (2 * step + half) * 16 * first, first);                                      \
             _tile_dpbf16ps(C, 4, 6);                                                                                   \
             if (blocks > 1) {                                                                                          \
@@ -175,7 +174,7 @@ INLINE int64_t fp8_scales(const Matrix *w, int64_t n, int64_t last, float *scale
 
 INLINE void fp8_rows_of(int blocks, const Matrix *w, int64_t first, int64_t last, const Fp8XRows *x, float *out,
                         int64_t out_stride, float *scale) {
-    _Alignas(64) uint8_t tiles[2][2048]; /* together 4 KB: loads of one never look like stores to the other */
+    _Alignas(64) uint8_t tiles[2][2 * TILE_BYTES]; /* together 4 KB: loads of one never look like stores to the other */
     _Alignas(64) float product[2][FP8_BLOCKS][FP8_ROWS * 16], sum[FP8_BLOCKS][FP8_ROWS * 16];
     const int64_t steps = w->k / FP8_STEP, turn = fp8_turn(w) / FP8_STEP, ahead = FP8_ROWS * w->row_bytes;
     fp8_begin(x);
