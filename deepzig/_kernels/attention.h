@@ -26,7 +26,7 @@
 /* Keys and values of one head. What sizes are rounded up by is zero. */
 typedef struct {
     int bf16;
-    int64_t most_keys;           /* that there is room for; they stay in L2 */
+    int64_t most_keys;           /* that there is room for */
     int64_t n_keys, padded_keys;
     int64_t width, value_width;  /* of a key (as bf16 its rotary part is there twice), of a value */
     void *keys;                  /* panels (padded_keys / LANES) of `width` steps */
@@ -54,7 +54,7 @@ INLINE int attention_in_bf16(int products) { return products == FAST && HAS_BF16
 
 /* Room for keys and values in `space`, which holds attention_space floats; with no space, to know how many. */
 static inline PackedKeys room_for_keys(int bf16, int64_t nope, int64_t rope, int64_t value_dim, float *space) {
-    PackedKeys packed = {.bf16 = bf16, .most_keys = bf16 ? 512 : 256};
+    PackedKeys packed = {.bf16 = bf16, .most_keys = bf16 ? 512 : 256}; /* they stay in L2 */
     packed.width = bf16 ? bf16_width(nope + 2 * rope) : nope + rope;
     packed.value_width = round_up(value_dim, product_columns(bf16));
     packed.keys = space;

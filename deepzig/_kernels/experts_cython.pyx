@@ -19,6 +19,7 @@ from deepzig._kernels._tiles cimport (
 cnp.import_array()
 
 cdef int64_t TASK_BYTES = 64 << 10  # of one matrix; a task of the first phase reads two
+cdef int64_t SUMS_SPLIT_FROM = 17  # tokens whose outputs are summed by several threads
 cdef int64_t PANEL_VALUES = 128 << 10  # weights of a task when they are used many times, as a panel
 
 
@@ -212,7 +213,7 @@ cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept 
     if packs(job.down_way):
         parallel_for(pack_activation_task, job, job.n_hit, n_threads)
     parallel_for(down_task, job, job.n_hit * job.down_tasks, n_threads)
-    parallel_for(sum_task, job, job.n_tokens, n_threads if job.n_tokens > 16 else 1)
+    parallel_for(sum_task, job, job.n_tokens, n_threads if job.n_tokens >= SUMS_SPLIT_FROM else 1)
 
 
 def experts(cnp.ndarray x not None, cnp.ndarray topk_idx not None, cnp.ndarray topk_weight not None, weights not None,

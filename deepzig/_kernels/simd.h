@@ -29,6 +29,7 @@ typedef int32_t vint __attribute__((vector_size(LANES * 4), aligned(4), may_alia
 
 INLINE vfloat vload(const float *p) { return *(const vfloat *)p; }
 INLINE void vstore(float *p, vfloat v) { *(vfloat *)p = v; }
+/* s in all lanes. Minus, since s - 0 is s for every s and costs nothing; -0 + 0 is +0, so plus would cost an addition. */
 INLINE vfloat vset(float s) { return s - (vfloat){0}; }
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

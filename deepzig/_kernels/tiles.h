@@ -36,6 +36,7 @@
 #define MIX_VECTORS 2
 #endif
 #define FEW_X_ROWS 16 /* x rows that stay in L1 while weight rows pass */
+#define FEW_AT_ONCE 4 /* of them; four by four sums are added up by vsum16 */
 
 INLINE int64_t padded(int64_t k) { return round_up(k, LANES); }
 
@@ -144,13 +145,13 @@ static inline void dot_rows(const Matrix *w, int64_t first, int64_t last, const 
     }
 }
 
-/* The same for more x rows that stay in L1: each tile of weight rows meets them four at a time. */
+/* The same for more x rows that stay in L1: each tile of weight rows meets them FEW_AT_ONCE at a time. */
 static inline void dot_few(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t x_rows,
                            float *out, int64_t out_stride) {
     for (int64_t n = first; n < last; n += TILE_ROWS)
-        for (int64_t j = 0; j < x_rows; j += 4) {
+        for (int64_t j = 0; j < x_rows; j += FEW_AT_ONCE) {
             const int64_t stop = least(n + TILE_ROWS, last);
-            dot_rows(w, n, stop, x + j, (int)least(x_rows - j, 4), out + j * out_stride + (n - first),
+            dot_rows(w, n, stop, x + j, (int)least(x_rows - j, FEW_AT_ONCE), out + j * out_stride + (n - first),
                      out_stride);
         }
 }

@@ -197,7 +197,7 @@ INLINE vfloat decode(int format, const uint8_t *row, int64_t k, int64_t offset) 
 
 /* STEP_VECTORS vectors of weights from column k on, as `decode`. 64 codes of fp8 that are looked up together take 10
  * instructions, 16 alone take 4. On AVX2 codes go through memory: widening them as they are loaded is cheaper
- * than moving the halves of a register. */
+ * than moving the halves of a register, as gcc would without the lines of assembly. */
 INLINE void decode_step(int format, const uint8_t *row, int64_t k, int64_t offset, vfloat *weight) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
     uint8_t memory[32] __attribute__((aligned(32)));

@@ -47,7 +47,7 @@ typedef struct {
     float sum[WORD_LANE_PASS][WORD_LANE_ROWS];
 } WordLaneSpace;
 
-/* The largest whole number that stands for a weight. */
+/* The largest whole number that stands for a weight: fp8's 448 in quarters, int8's and int4's codes, floats in 11 bits. */
 INLINE int weight_most(int format) { return format == FP8 ? 1792 : format == INT8 ? 128 : format == INT4 ? 8 : 2047; }
 
 /* The largest that stands for an activation, so that WORD_TURN products fit 32 bits. */
@@ -300,7 +300,7 @@ INLINE void word_lane_tile(int x_rows, int32_t (*panel)[WORD_LANE_ROWS], int64_t
     for (int64_t q = first; q < last; q++) {
         const vint low = *(const vint *)panel[q], high = *(const vint *)(panel[q] + LANES);
         for (int j = 0; j < x_rows; j++) {
-            const vint spread = *(const int32_t *)(x[j] + 4 * q) - (vint){0};
+            const vint spread = *(const int32_t *)(x[j] + 4 * q) - (vint){0}; /* as vset */
             part[j][0] = add_pairs(part[j][0], low, spread);
             part[j][1] = add_pairs(part[j][1], high, spread);
         }
