@@ -13,6 +13,8 @@ cdef extern from "tiles.h" nogil:
 
     const uint8_t* codes_of(const Matrix* w, int64_t row)
     void prefetch_range(const void* first, int64_t bytes)
+    int64_t parts_of(int64_t n, int64_t size)
+    int64_t round_up(int64_t n, int64_t size)
     int64_t padded(int64_t k)
     int64_t copy_step(int64_t k)
     int FOR_TASK
@@ -49,6 +51,7 @@ cdef extern from "ways.h" nogil:
     int64_t multiply_space(Way way, const Matrix* w, int64_t rows)
     int64_t row_step(Way way)
     bint has_panel(Way way)
+    int64_t rows_of_task(Way way, const Matrix* w, int64_t bytes)
     bint packs(Way way)
     bint wants_copies(Way way, const Matrix* w, int64_t x_rows)
     void multiply(Way way, const Matrix* w, int64_t first, int64_t last, const float** x, const uint8_t* packed,

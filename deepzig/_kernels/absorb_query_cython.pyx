@@ -13,7 +13,8 @@ from deepzig._kernels._tiles cimport (
 
 cnp.import_array()
 
-cdef int64_t BLOCK_ROWS = 16  # weight rows whose columns are met part by part: they stay in L1 meanwhile
+cdef enum:
+    BLOCK_ROWS = 16  # weight rows whose columns are met part by part: they stay in L1 meanwhile
 
 
 cdef struct Job:

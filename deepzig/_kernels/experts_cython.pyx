@@ -12,15 +12,15 @@ from deepzig._kernels._array cimport floats, need_array, need_output, need_size,
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._rows cimport swiglu_row
 from deepzig._kernels._tiles cimport (
-    DECODING, FOR_CALL, FOR_TASK, Matrix, WAY_FLOATS, Way, codes_of, copy_step, has_panel, multiply, multiply_space,
-    pack_rows, pack_space, packed_bytes, packs, padded, row_step, same_packing, thread_floats, wants_copies, way_for,
+    DECODING, FOR_CALL, FOR_TASK, Matrix, WAY_FLOATS, Way, codes_of, copy_step, multiply, multiply_space, pack_rows,
+    pack_space, packed_bytes, packs, padded, parts_of, rows_of_task, same_packing, thread_floats, wants_copies, way_for,
 )
 
 cnp.import_array()
 
-cdef int64_t TASK_BYTES = 64 << 10  # of one matrix; a task of the first phase reads two
-cdef int64_t SUMS_SPLIT_FROM = 17  # tokens whose outputs are summed by several threads
-cdef int64_t PANEL_VALUES = 128 << 10  # weights of a task when they are used many times, as a panel
+cdef enum:
+    STREAM_BYTES = 64 << 10  # weights of a task when they are read once, of one matrix: the first phase reads two
+    SUMS_SPLIT_FROM = 17  # tokens whose outputs are summed by several threads
 
 
 cdef struct Job:
@@ -148,13 +148,6 @@ cdef void sum_task(void* ctx, int64_t token, int thread) noexcept nogil:
                 out[d] += weight * row[d]
 
 
-cdef int64_t rows_of_task(const Matrix* weight, Way way) noexcept nogil:
-    cdef int64_t rows = TASK_BYTES // weight.row_bytes, at_once = row_step(way)
-    if has_panel(way):
-        rows = PANEL_VALUES // weight.k
-    return max(at_once, rows // at_once * at_once)
-
-
 cdef Way common_way(const Job* job, int64_t first, int64_t count, int products) noexcept nogil:
     """The way of matrices first, .., first + count - 1 of every expert if rows packed for one suit all; or WAY_FLOATS."""
     cdef const Matrix* one = job.weights + first
@@ -203,10 +196,10 @@ cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept 
     if not share_memory(job, x, x_step):
         job.no_memory = True
         return
-    job.gate_rows = rows_of_task(job.weights, job.up_way)
-    job.down_rows = rows_of_task(job.weights + 2, job.down_way)
-    job.gate_tasks = (job.intermediate_size + job.gate_rows - 1) // job.gate_rows
-    job.down_tasks = (job.hidden_size + job.down_rows - 1) // job.down_rows
+    job.gate_rows = rows_of_task(job.up_way, job.weights, STREAM_BYTES)
+    job.down_rows = rows_of_task(job.down_way, job.weights + 2, STREAM_BYTES)
+    job.gate_tasks = parts_of(job.intermediate_size, job.gate_rows)
+    job.down_tasks = parts_of(job.hidden_size, job.down_rows)
     if packs(job.up_way):
         parallel_for(pack_x_task, job, job.n_hit, n_threads)
     parallel_for(gate_up_task, job, job.n_hit * job.gate_tasks, n_threads)

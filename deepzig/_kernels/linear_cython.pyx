@@ -8,16 +8,17 @@ from deepzig._kernels._array cimport floats, need_array, need_output, need_size,
 from deepzig._kernels._pool cimport parallel_for, per_thread
 from deepzig._kernels._tiles cimport (
     DECODING, FOR_CALL, FOR_TASK, Matrix, PACK_X_ROWS, PASS_X_ROWS, Way, codes_of, copy_step, has_panel, multiply,
-    multiply_space, pack_rows, pack_space, packed_bytes, packs, padded, row_step, thread_floats, wants_copies, way_for,
+    multiply_space, pack_rows, pack_space, packed_bytes, packs, padded, parts_of, round_up, row_step, rows_of_task,
+    thread_floats, wants_copies, way_for,
 )
 
 cnp.import_array()
 
-cdef int64_t TASK_BYTES = 96 << 10  # weights of a task when they are read once: long enough to hide the task's start
-cdef int64_t PANEL_VALUES = 128 << 10  # weights of a task when they are used many times, as a panel
-cdef int64_t SPLIT_FROM = 128 << 10  # multiplications of a product from which every thread gets a part
-cdef int64_t PACKED_X_ROWS = 128  # x rows that meet all weights before the next ones do: packed, they should stay in L2
-cdef int64_t PASS_FLOATS = 128 << 10  # the same for rows of floats, unless they meet panels, costly to make again
+cdef enum:
+    STREAM_BYTES = 96 << 10  # weights of a task when they are read once: long enough to hide the task's start
+    SPLIT_FROM = 128 << 10  # multiplications of a product from which every thread gets a part
+    PACKED_X_ROWS = 128  # x rows that meet all weights before the next ones do: packed, they should stay in L2
+    PASS_FLOATS = 128 << 10  # the same for rows of floats, unless they meet panels, costly to make again
 
 
 cdef struct Job:
@@ -30,14 +31,12 @@ cdef struct Job:
     bint no_memory
 
 
-cdef int64_t rows_of_task(const Matrix* weight, int64_t n_rows, Way way, int n_threads) noexcept nogil:
-    """Weight rows a task takes: a multiple of what the way takes at once, whatever the rest."""
-    cdef int64_t rows = TASK_BYTES // weight.row_bytes, at_once = row_step(way)
-    if has_panel(way):
-        rows = PANEL_VALUES // weight.k
-    if n_rows * weight.n * weight.k >= SPLIT_FROM:
-        rows = min(rows, per_thread(weight.n, n_threads) + at_once - 1)
-    return max(at_once, rows // at_once * at_once)
+cdef int64_t task_rows(const Job* job, int n_threads) noexcept nogil:
+    """Weight rows a task takes."""
+    cdef int64_t n = job.weight.n, rows = rows_of_task(job.way, &job.weight, STREAM_BYTES)
+    if job.n_rows * n * job.weight.k >= SPLIT_FROM:
+        rows = min(rows, round_up(per_thread(n, n_threads), row_step(job.way)))
+    return rows
 
 
 cdef inline int64_t pass_x_rows(const Job* job) noexcept nogil:
@@ -91,10 +90,10 @@ cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept 
             memset(copy + t * width + k, 0, (padded(k) - k) * sizeof(float))
             job.x[t] = copy + t * width
     if packs(job.way):
-        parallel_for(pack_task, job, (job.n_rows + PACK_X_ROWS - 1) // PACK_X_ROWS, n_threads)
+        parallel_for(pack_task, job, parts_of(job.n_rows, PACK_X_ROWS), n_threads)
     job.first_row = 0
     while job.first_row < job.n_rows and not job.no_memory:
-        parallel_for(dot_task, job, (job.weight.n + job.task_rows - 1) // job.task_rows, n_threads)
+        parallel_for(dot_task, job, parts_of(job.weight.n, job.task_rows), n_threads)
         job.first_row += pass_x_rows(job)
 
 
@@ -110,7 +109,7 @@ def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *,
     need_size(out, "out", 1, job.weight.n)
     job.out, job.out_step = floats(out), step(out, 0)
     job.way = way_for(&job.weight, products, job.n_rows)
-    job.task_rows = rows_of_task(&job.weight, job.n_rows, job.way, n_threads)
+    job.task_rows = task_rows(&job, n_threads)
     job.no_memory = False
     with nogil:
         run(&job, floats(x), step(x, 0), n_threads)

@@ -37,6 +37,9 @@ typedef struct {
 /* x rows packed by one task: whole blocks of every way. */
 #define PACK_X_ROWS 16
 
+/* Weights of a panel that is used many times. */
+#define PANEL_VALUES (128 << 10)
+
 /* x rows from which WAY_DIGIT_TILES is faster than WAY_DIGIT_ROWS, and WAY_WORD_LANES than WAY_WORD_ROWS. */
 #define DIGIT_TILES_FROM 5
 #define WORD_LANES_FROM 3
@@ -157,6 +160,13 @@ INLINE int64_t row_step(Way way) {
 INLINE int has_panel(Way way) {
     return way.kind != WAY_FLOATS && way.kind != WAY_FP8_ROWS && way.kind != WAY_DIGIT_ROWS &&
            way.kind != WAY_WORD_ROWS;
+}
+
+/* Weight rows of a task that reads about so many bytes of weights once, or makes a panel of PANEL_VALUES: a multiple of what
+ * the way takes at once, whatever the rest. */
+INLINE int64_t rows_of_task(Way way, const Matrix *w, int64_t bytes) {
+    const int64_t rows = has_panel(way) ? PANEL_VALUES / w->k : bytes / w->row_bytes, at_once = row_step(way);
+    return rows < at_once ? at_once : rows / at_once * at_once;
 }
 
 /* Whether x rows are packed. */
