@@ -1,6 +1,9 @@
 """Products of tiles.h, blocks.h and ways.h for Cython code: see there for what they compute and in which order."""
 
 from libc.stdint cimport int64_t, uint8_t
+cimport numpy as cnp
+
+from deepzig._kernels._array cimport need_array, need_size
 
 
 cdef extern from "tiles.h" nogil:
@@ -56,3 +59,19 @@ cdef extern from "ways.h" nogil:
     bint wants_copies(Way way, const Matrix* w, int64_t x_rows)
     void multiply(Way way, const Matrix* w, int64_t first, int64_t last, const float** x, const uint8_t* packed,
                   int64_t x_rows, float* out, int64_t out_stride, const void* next, float* space)
+
+
+cdef inline const Matrix* matrix_of(weight) except NULL:
+    """The descriptor of a `weight.Weight`, which holds it; ValueError for anything else."""
+    cdef cnp.ndarray descriptor = weight.descriptor
+    need_array(descriptor, "weight.descriptor", cnp.NPY_INT64, 1, 1)
+    need_size(descriptor, "weight.descriptor", 0, sizeof(Matrix) // sizeof(int64_t))
+    return <const Matrix*>cnp.PyArray_DATA(descriptor)
+
+
+cdef inline int64_t rows_of_head(const Matrix* kv_b_proj, int64_t n_heads, int64_t needed) except -1:
+    """Rows of kv_b_proj (H (N + V), R) for a head, at least `needed`; ValueError if they cannot be."""
+    cdef int64_t rows = kv_b_proj.n // max(1, n_heads)
+    if rows * n_heads != kv_b_proj.n or rows < needed:
+        raise ValueError(f"kv_b_proj of {kv_b_proj.n} rows does not fit {n_heads} heads of {needed}")
+    return rows

@@ -7,8 +7,8 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._tiles cimport (
-    FOR_TASK, Matrix, TILE_X_ROWS, codes_of, dequantize_row, float_matrix, has_nan, is_even, mix_rows, padded,
-    prefetch_range, thread_floats,
+    FOR_TASK, Matrix, TILE_X_ROWS, codes_of, dequantize_row, float_matrix, has_nan, is_even, matrix_of, mix_rows, padded,
+    prefetch_range, rows_of_head, thread_floats,
 )
 
 cnp.import_array()
@@ -64,17 +64,14 @@ cdef void head_task(void* ctx, int64_t head, int thread) noexcept nogil:
 
 def absorb_query(cnp.ndarray q_nope not None, kv_b_proj not None, cnp.ndarray out not None, *, int n_threads):
     cdef Job job
-    cdef cnp.ndarray descriptor = kv_b_proj.descriptor
     need_array(q_nope, "q_nope", cnp.NPY_FLOAT32, 3, 1)
     need_output(out, "out", cnp.NPY_FLOAT32, 3, 1)
-    job.weight = (<Matrix*>cnp.PyArray_DATA(descriptor))[0]
+    job.weight = matrix_of(kv_b_proj)[0]
     job.n_rows, job.n_heads, job.nope = cnp.PyArray_DIM(q_nope, 0), cnp.PyArray_DIM(q_nope, 1), cnp.PyArray_DIM(q_nope, 2)
     need_size(out, "out", 0, job.n_rows)
     need_size(out, "out", 1, job.n_heads)
     need_size(out, "out", 2, job.weight.k)
-    job.head_rows = job.weight.n // max(1, job.n_heads)
-    if job.head_rows * job.n_heads != job.weight.n or job.head_rows < job.nope:
-        raise ValueError(f"kv_b_proj of {job.weight.n} rows does not fit {job.n_heads} heads of {job.nope}")
+    job.head_rows = rows_of_head(&job.weight, job.n_heads, job.nope)
     job.query, job.query_step, job.query_head_step = floats(q_nope), step(q_nope, 0), step(q_nope, 1)
     job.out, job.out_step, job.out_head_step = floats(out), step(out, 0), step(out, 1)
     job.no_memory = False

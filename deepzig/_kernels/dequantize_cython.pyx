@@ -5,7 +5,7 @@ cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for, rows_per_task
-from deepzig._kernels._tiles cimport Matrix, dequantize_row
+from deepzig._kernels._tiles cimport Matrix, dequantize_row, matrix_of
 
 cnp.import_array()
 
@@ -26,13 +26,10 @@ cdef void dequantize_task(void* ctx, int64_t task, int thread) noexcept nogil:
 
 def dequantize(weight not None, cnp.ndarray rows not None, cnp.ndarray out not None, *, int n_threads):
     cdef Job job
-    cdef cnp.ndarray descriptor = weight.descriptor
     cdef int64_t i
-    need_array(descriptor, "weight.descriptor", cnp.NPY_INT64, 1, 1)
-    need_size(descriptor, "weight.descriptor", 0, sizeof(Matrix) // sizeof(int64_t))
     need_array(rows, "rows", cnp.NPY_INT32, 1, 1)
     need_output(out, "out", cnp.NPY_FLOAT32, 2, 1)
-    job.weight = <const Matrix*>cnp.PyArray_DATA(descriptor)
+    job.weight = matrix_of(weight)
     job.n_rows = cnp.PyArray_DIM(rows, 0)
     job.rows = <const int32_t*>cnp.PyArray_DATA(rows)
     need_size(out, "out", 0, job.n_rows)

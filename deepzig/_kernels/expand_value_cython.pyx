@@ -1,13 +1,14 @@
 """Attention output out of the latent space, compiled once per ISA; contract in `expand_value.py`."""
 
 from libc.stdint cimport int64_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size
 from deepzig._kernels._pool cimport parallel_for
-from deepzig._kernels._tiles cimport FOR_TASK, Matrix, dot_block, dot_space, is_even, padded, thread_floats
+from deepzig._kernels._tiles cimport (
+    FOR_CALL, FOR_TASK, Matrix, dot_block, dot_space, is_even, matrix_of, padded, rows_of_head, thread_floats,
+)
 
 cnp.import_array()
 
@@ -31,14 +32,21 @@ cdef void head_task(void* ctx, int64_t head, int thread) noexcept nogil:
               job.out + head * job.value_dim, job.n_heads * job.value_dim, space)
 
 
-cdef void run(Job* job, const float* o_latent, float* copy, int n_threads) noexcept nogil:
-    """copy: T x H x padded(R) floats when rows must end in zeros, else NULL."""
-    cdef int64_t t, head, rank = job.weight.k, width = padded(rank)
+cdef void run(Job* job, const float* o_latent, int n_threads) noexcept nogil:
+    """Rows of o_latent as pointers, copied where they must end in zeros; then the products."""
+    cdef int64_t t, head, rank = job.weight.k, width = padded(rank), total = job.n_rows * job.n_heads
+    cdef bint copies = not is_even(&job.weight)
+    cdef float* shared = thread_floats(FOR_CALL, padded(2 * total) + (total * width if copies else 0))
+    cdef float* copy = shared + padded(2 * total)
     cdef const float* row
+    if shared == NULL:
+        job.no_memory = True
+        return
+    job.rows = <const float**>shared
     for t in range(job.n_rows):
         for head in range(job.n_heads):
             row = o_latent + (t * job.n_heads + head) * rank
-            if copy:
+            if copies:
                 memcpy(copy, row, rank * sizeof(float))
                 memset(copy + rank, 0, (width - rank) * sizeof(float))
                 row = copy
@@ -49,30 +57,17 @@ cdef void run(Job* job, const float* o_latent, float* copy, int n_threads) noexc
 
 def expand_value(cnp.ndarray o_latent not None, kv_b_proj not None, cnp.ndarray out not None, *, int n_threads):
     cdef Job job
-    cdef float* copy
-    cdef bint copies
-    cdef cnp.ndarray descriptor = kv_b_proj.descriptor
     need_array(o_latent, "o_latent", cnp.NPY_FLOAT32, 3, 3)
     need_output(out, "out", cnp.NPY_FLOAT32, 3, 3)
-    job.weight = (<Matrix*>cnp.PyArray_DATA(descriptor))[0]
+    job.weight = matrix_of(kv_b_proj)[0]
     job.n_rows, job.n_heads, job.value_dim = cnp.PyArray_DIM(out, 0), cnp.PyArray_DIM(out, 1), cnp.PyArray_DIM(out, 2)
     need_size(o_latent, "o_latent", 0, job.n_rows)
     need_size(o_latent, "o_latent", 1, job.n_heads)
     need_size(o_latent, "o_latent", 2, job.weight.k)
-    job.head_rows = job.weight.n // max(1, job.n_heads)
-    if job.head_rows * job.n_heads != job.weight.n or job.head_rows < job.value_dim:
-        raise ValueError(f"kv_b_proj of {job.weight.n} rows does not fit {job.n_heads} heads of {job.value_dim}")
+    job.head_rows = rows_of_head(&job.weight, job.n_heads, job.value_dim)
     job.out = floats(out)
     job.no_memory = False
-    copies = not is_even(&job.weight)
-    job.rows = <const float**>malloc((job.n_rows * job.n_heads + 1) * sizeof(float*))
-    copy = <float*>malloc(((job.n_rows * job.n_heads * padded(job.weight.k)) if copies else 1) * sizeof(float))
-    if job.rows == NULL or copy == NULL:
-        job.no_memory = True
-    else:
-        with nogil:
-            run(&job, floats(o_latent), copy if copies else NULL, n_threads)
-    free(job.rows)
-    free(copy)
+    with nogil:
+        run(&job, floats(o_latent), n_threads)
     if job.no_memory:
         raise MemoryError

@@ -215,6 +215,9 @@ def experts(cnp.ndarray x not None, cnp.ndarray topk_idx not None, cnp.ndarray t
     cdef int64_t total, i
     cdef int64_t* integers
     cdef cnp.ndarray descriptors = weights.descriptors
+    need_array(descriptors, "weights.descriptors", cnp.NPY_INT64, 3, 3)
+    need_size(descriptors, "weights.descriptors", 1, 3)
+    need_size(descriptors, "weights.descriptors", 2, sizeof(Matrix) // sizeof(int64_t))
     need_array(x, "x", cnp.NPY_FLOAT32, 2, 1)
     need_array(topk_idx, "topk_idx", cnp.NPY_INT32, 2, 2)
     need_array(topk_weight, "topk_weight", cnp.NPY_FLOAT32, 2, 2)

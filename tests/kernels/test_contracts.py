@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from deepzig._kernels import REGISTRY, implementations
+from deepzig._kernels.weight import ExpertWeights, Weight
 
 from . import agreement
+from .products import last_case
 
 every_kernel = pytest.mark.parametrize(
     ("stem", "function"),
@@ -43,3 +47,14 @@ def test_writes_only_its_output(stem: str, function: Callable[..., None]) -> Non
 @every_kernel
 def test_reads_read_only_memory_maps(stem: str, function: Callable[..., None], tmp_path: Path) -> None:
     agreement.check_read_only_maps(stem, function, tmp_path)
+
+
+@pytest.mark.parametrize("stem", ["absorb_query", "dequantize", "expand_value", "experts", "linear"])
+def test_compiled_kernels_refuse_what_describes_no_matrix(stem: str) -> None:
+    """They read where a descriptor says."""
+    no_weight = SimpleNamespace(descriptor=np.zeros(9, np.int64), descriptors=np.zeros((1, 3, 9), np.int64))
+    changed = [no_weight if isinstance(each, Weight | ExpertWeights) else each for each in last_case(stem)]
+    for label, function in implementations(stem):
+        if label.startswith("cython"):
+            with pytest.raises(ValueError, match=r"weights?\.descriptors? "):
+                function(*changed, n_threads=1)
