@@ -1,42 +1,13 @@
 """Whole rows of floats, for kernels that share them: greatest entry, exp and sum, gated activation."""
 
-from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 
-from deepzig._kernels._simd cimport (
-    LANES, vexp, vfloat, vload, vload_part, vmax, vmaximum, vset, vsigmoid, vstore, vstore_part, vsum,
-)
+from deepzig._kernels._simd cimport LANES, vfloat, vload, vload_part, vsigmoid, vstore, vstore_part
 
 
-cdef inline float highest_of(const float* x, int64_t size) noexcept nogil:
-    cdef vfloat found = vset(-INFINITY)
-    cdef float highest
-    cdef int64_t s = 0
-    while s + LANES <= size:
-        found = vmaximum(vload(x + s), found)
-        s += LANES
-    highest = vmax(found)
-    for s in range(s, size):
-        highest = x[s] if x[s] > highest else highest
-    return highest
-
-
-cdef inline float exp_row(const float* x, float highest, float* out, int64_t size) noexcept nogil:
-    """out = exp(x - highest); returns the sum."""
-    cdef vfloat shift = vset(highest), total = vset(0), e
-    cdef float lanes_total
-    cdef int64_t s = 0
-    while s + LANES <= size:
-        e = vexp(vload(x + s) - shift)
-        vstore(out + s, e)
-        total += e
-        s += LANES
-    lanes_total = vsum(total)
-    if s < size:
-        vstore_part(out + s, size - s, vexp(vload_part(x + s, size - s) - shift))
-        for s in range(s, size):
-            lanes_total += out[s]
-    return lanes_total
+cdef extern from "vmath.h" nogil:
+    float highest_of(const float* x, int64_t size)
+    float exp_row(const float* x, float shift, float* out, int64_t size)  # out = exp(x - shift); returns the sum
 
 
 cdef inline void swiglu_row(const float* gate, const float* up, float* out, int64_t size) noexcept nogil:

@@ -131,23 +131,10 @@ static inline void float_product(int adds, const float *a, int64_t a_step, int64
 /* score (padded) becomes exp(score - the greatest so far), 0 from `visible` on. Updates the running softmax and returns
  * what earlier sums are to be multiplied with. */
 INLINE float float_softmax(float *score, int64_t visible, int64_t padded, float *running_max, float *running_sum) {
-    vfloat found = vset(-INFINITY), total = vset(0);
-    int64_t s = 0;
-    for (; s + LANES <= visible; s += LANES) found = vmaximum(vload(score + s), found);
-    float highest = vmax(found), shift;
-    for (; s < visible; s++) highest = score[s] > highest ? score[s] : highest;
-    const float keep = move_maximum(highest, running_max, &shift);
-    for (s = 0; s + LANES <= visible; s += LANES) {
-        const vfloat e = vexp(vload(score + s) - vset(shift));
-        vstore(score + s, e);
-        total += e;
-    }
-    float sum = vsum(total);
-    if (s < visible) {
-        vstore_part(score + s, visible - s, vexp(vload_part(score + s, visible - s) - vset(shift)));
-        for (; s < visible; s++) sum += score[s];
-    }
-    memset(score + s, 0, (size_t)(padded - s) * 4);
+    float shift;
+    const float keep = move_maximum(highest_of(score, visible), running_max, &shift);
+    const float sum = exp_row(score, shift, score, visible);
+    memset(score + visible, 0, (size_t)(padded - visible) * 4);
     *running_sum = *running_sum * keep + sum;
     return keep;
 }

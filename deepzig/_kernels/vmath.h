@@ -1,4 +1,5 @@
-/* Row ends and exp for vectors of floats, on top of simd.h. Included by kernels that work element by element. */
+/* Row ends and exp for vectors of floats, and what is made of whole rows by them, on top of simd.h. Included by kernels that
+ * work element by element, and by attention.h. */
 #ifndef DEEPZIG_VMATH_H
 #define DEEPZIG_VMATH_H
 
@@ -54,6 +55,31 @@ INLINE vfloat vexp(vfloat x) {
     p = p * r + vset(1.6666665459e-1f);
     p = p * r + vset(5.0000001201e-1f);
     return vscale_by_power(p * (r * r) + r + vset(1.0f), n);
+}
+
+/* The greatest of `size` floats. */
+INLINE float highest_of(const float *x, int64_t size) {
+    vfloat found = vset(-INFINITY);
+    int64_t s = 0;
+    for (; s + LANES <= size; s += LANES) found = vmaximum(vload(x + s), found);
+    float highest = vmax(found);
+    for (; s < size; s++) highest = x[s] > highest ? x[s] : highest;
+    return highest;
+}
+
+/* out = exp(x - shift); returns the sum. */
+INLINE float exp_row(const float *x, float shift, float *out, int64_t size) {
+    vfloat total = vset(0);
+    int64_t s = 0;
+    for (; s + LANES <= size; s += LANES) {
+        const vfloat e = vexp(vload(x + s) - vset(shift));
+        vstore(out + s, e);
+        total += e;
+    }
+    float sum = vsum(total);
+    if (s < size) vstore_part(out + s, size - s, vexp(vload_part(x + s, size - s) - vset(shift)));
+    for (; s < size; s++) sum += out[s];
+    return sum;
 }
 
 INLINE vfloat vsigmoid(vfloat x) { return vset(1.0f) / (vset(1.0f) + vexp(-x)); }
