@@ -40,8 +40,8 @@ static inline void pack_fp8_rows(const Matrix *w, const float *const *x, int64_t
         const int64_t block = j / FP8_BLOCK * FP8_BLOCK;
         const int64_t count = least(x_rows - block, FP8_BLOCK);
         uint8_t *to = packed + fp8_packed_bytes(w, block) + 16 * (j - block);
-        for (int64_t k = 0; k < w->k; k += 32, to += 16 * 16 * count) {
-            const float *from = x[j] + k / FP8_STEP * FP8_STEP + k % FP8_STEP / 4;
+        for (int64_t tile = 0; tile < w->k / FP8_STEP * 2; tile++, to += 16 * 16 * count) {
+            const float *from = x[j] + tile / 2 * FP8_STEP + tile % 2 * 8;
             uint32_t term[3][16]; /* pairs */
             for (int i = 0; i < 4; i += 2) { /* runs of eight, 16 apart */
                 const float *low = from + 16 * i, *high = low + 16;
