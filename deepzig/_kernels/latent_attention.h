@@ -46,7 +46,7 @@ INLINE int64_t latent_space(int64_t width, int64_t rank) { return MOST_HEADS * (
 /* n_heads rows of queries (size,), one behind the other, before the first step. */
 static inline LatentHeads latent_heads(const float *query, int64_t n_heads, int64_t size, int64_t width, int64_t rank,
                                        float scale, float *space) {
-    LatentHeads a = {.vectors = (n_heads + LANES - 1) / LANES, .width = width, .rank = rank, .queries = space};
+    LatentHeads a = {.vectors = parts_of(n_heads, LANES), .width = width, .rank = rank, .queries = space};
     const int64_t heads = a.vectors * LANES;
     a.scores = a.queries + heads * width;
     a.sums = a.scores + heads * LATENT_ROWS;
@@ -76,7 +76,7 @@ INLINE void score_tile(int vectors, int count, const LatentHeads *a, const float
         for (int v = 0; v < vectors; v++) sum[i][v] = vset(0);
     for (int64_t k = first; k < last; k += 4) {
         if (k % 16 == 0)
-            for (int i = 0; i < count; i++) __builtin_prefetch(next + i * step + k, 0, 2);
+            for (int i = 0; i < count; i++) prefetch(next + i * step + k);
         for (int64_t c = k; c < k + 4; c++)
             for (int i = 0; i < count; i++)
                 for (int v = 0; v < vectors; v++)
@@ -93,7 +93,7 @@ INLINE void score_tile(int vectors, int count, const LatentHeads *a, const float
 INLINE void score_rows(int vectors, const LatentHeads *a, const float *rows, int64_t step, int64_t count, const float *next) {
     const int64_t heads = vectors * LANES;
     for (int64_t k = 0; k < a->width; k += KEY_COLUMNS) {
-        const int64_t last = k + KEY_COLUMNS < a->width ? k + KEY_COLUMNS : a->width;
+        const int64_t last = least(k + KEY_COLUMNS, a->width);
         int64_t s = 0;
         for (; s + SCORE_ROWS(vectors) <= count; s += SCORE_ROWS(vectors))
             score_tile(vectors, SCORE_ROWS(vectors), a, rows + s * step, step, next + s * step, k, last, a->scores + s * heads);

@@ -11,7 +11,7 @@ cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size
 from deepzig._kernels._pool cimport parallel_for
-from deepzig._kernels._tiles cimport FOR_TASK, LANES, Matrix, dequantize_row, float_matrix, padded, thread_floats
+from deepzig._kernels._tiles cimport FOR_TASK, LANES, Matrix, dequantize_row, float_matrix, padded, parts_of, thread_floats
 from deepzig._kernels.mla_decode import CHUNK as PYTHON_CHUNK
 
 cnp.import_array()
@@ -133,7 +133,7 @@ cdef void merge_task(void* ctx, int64_t task, int thread) noexcept nogil:
     """The chunks of a head of a row, weighted by exp of their greatest scores, in order."""
     cdef const Job* job = <const Job*>ctx
     cdef int64_t t = task // job.n_heads, head = task % job.n_heads, step = job.n_heads * (job.rank + 2), chunk, r
-    cdef int64_t chunks = (job.lengths[t] + CHUNK - 1) // CHUNK
+    cdef int64_t chunks = parts_of(job.lengths[t], CHUNK)
     cdef const float* part = job.scratch + (t * job.chunks * job.n_heads + head) * (job.rank + 2)
     cdef float* out = job.out + task * job.rank
     cdef float highest = part[job.rank], total = 0, weight
@@ -208,11 +208,11 @@ def mla_decode(cnp.ndarray query not None, cnp.ndarray pages not None, cnp.ndarr
     check_tables(&job, cnp.PyArray_DIM(pages, 0), cnp.PyArray_DIM(block_tables, 0))
     for t in range(job.n_rows):
         longest = max(longest, job.lengths[t])
-    job.chunks = (longest + CHUNK - 1) // CHUNK
+    job.chunks = parts_of(longest, CHUNK)
     job.copies = job.page_format != F32 or job.width % LANES != 0 or job.rank % LANES != 0
     # many heads share what is read of a row; few make enough tasks for the threads
     job.task_heads = MOST_HEADS if job.n_rows * job.chunks * job.n_heads >= 2 * n_threads * MOST_HEADS else LANES
-    job.head_blocks = (job.n_heads + job.task_heads - 1) // job.task_heads
+    job.head_blocks = parts_of(job.n_heads, job.task_heads)
     if cnp.PyArray_SIZE(scratch) < job.n_rows * job.n_heads * job.chunks * (job.rank + 2):
         raise ValueError(f"scratch has {cnp.PyArray_SIZE(scratch)} floats, fewer than mla_decode.scratch_size")
     with nogil:
