@@ -9,7 +9,6 @@ from deepzig._kernels._array cimport need_array, need_size
 cdef extern from "tiles.h" nogil:
     int64_t LANES
     int64_t TILE_X_ROWS
-    int DECODING
 
     ctypedef struct Matrix:
         int64_t codes, scale, n, k, row_bytes, format, scale_format, group_size, block_rows, offset

@@ -12,7 +12,7 @@ from deepzig._kernels._array cimport floats, need_array, need_output, need_size,
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._rows cimport swiglu_row
 from deepzig._kernels._tiles cimport (
-    DECODING, FOR_CALL, FOR_TASK, Matrix, WAY_FLOATS, Way, codes_of, copy_step, multiply, multiply_space, pack_rows,
+    FOR_CALL, FOR_TASK, Matrix, WAY_FLOATS, Way, codes_of, copy_step, multiply, multiply_space, pack_rows,
     pack_space, packed_bytes, packs, padded, parts_of, rows_of_task, same_packing, thread_floats, wants_copies, way_for,
 )
 
@@ -210,7 +210,7 @@ cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept 
 
 
 def experts(cnp.ndarray x not None, cnp.ndarray topk_idx not None, cnp.ndarray topk_weight not None, weights not None,
-            cnp.ndarray scratch not None, cnp.ndarray out not None, *, int products=DECODING, int n_threads):
+            cnp.ndarray scratch not None, cnp.ndarray out not None, *, int products=0, int n_threads):
     cdef Job job
     cdef int64_t total, i
     cdef int64_t* integers

@@ -7,7 +7,7 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for, per_thread
 from deepzig._kernels._tiles cimport (
-    DECODING, FOR_CALL, FOR_TASK, Matrix, PACK_X_ROWS, PASS_X_ROWS, Way, codes_of, copy_step, has_panel, matrix_of,
+    FOR_CALL, FOR_TASK, Matrix, PACK_X_ROWS, PASS_X_ROWS, Way, codes_of, copy_step, has_panel, matrix_of,
     multiply, multiply_space, pack_rows, pack_space, packed_bytes, packs, padded, parts_of, round_up, row_step,
     rows_of_task, thread_floats, wants_copies, way_for,
 )
@@ -97,7 +97,7 @@ cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept 
         job.first_row += pass_x_rows(job)
 
 
-def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *, int products=DECODING, int n_threads):
+def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *, int products=0, int n_threads):
     cdef Job job
     need_array(x, "x", cnp.NPY_FLOAT32, 2, 1)
     need_output(out, "out", cnp.NPY_FLOAT32, 2, 1)

@@ -9,7 +9,7 @@ cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size
 from deepzig._kernels._pool cimport parallel_for
-from deepzig._kernels._tiles cimport DECODING, FOR_TASK, thread_floats
+from deepzig._kernels._tiles cimport FOR_TASK, thread_floats
 
 cnp.import_array()
 
@@ -91,7 +91,7 @@ cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
 
 def mla_prefill(cnp.ndarray query not None, cnp.ndarray kv not None, cnp.ndarray k_pe not None, int64_t first_query,
                 int64_t first_key, float softmax_scale, cnp.ndarray running_max not None,
-                cnp.ndarray running_sum not None, cnp.ndarray out not None, *, int products=DECODING, int n_threads):
+                cnp.ndarray running_sum not None, cnp.ndarray out not None, *, int products=0, int n_threads):
     cdef Job job
     need_array(query, "query", cnp.NPY_FLOAT32, 3, 3)
     need_array(kv, "kv", cnp.NPY_FLOAT32, 3, 3)
