@@ -43,7 +43,8 @@ class Generation:
         """
         self._thread, self._request, self._submitted = thread, request, submitted
         self._owner: object | None = owner
-        self._answers = [_Answer(index, tokenizer, request.params) for index in range(request.params.n)]
+        last = request.branches[0].tokens[-1]  # of the prompt
+        self._answers = [_Answer(index, tokenizer, request.params, last) for index in range(request.params.n)]
         self._is_ended = False  # the last chunk, or the error, has been given out
         self._result: GenerationResult | None = None
         self._news = threading.Event()
@@ -201,7 +202,8 @@ class _Chunks(Iterator[StreamChunk]):
 class _Answer:
     """A choice so far: tokens, text that is certain, and how it ended."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer | None, params: SamplingParams) -> None:
+    def __init__(self, index: int, tokenizer: Tokenizer | None, params: SamplingParams, before: int) -> None:
+        """before: the token that it follows."""
         self.index = index
         self.token_ids: list[int] = []
         self.last_token = 0.0  # when it was chosen
@@ -210,7 +212,7 @@ class _Answer:
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] | None = [] if params.logprobs is not None else None
         self._tokenizer = tokenizer
-        self._decoder = StreamDecoder(tokenizer) if tokenizer is not None else None
+        self._decoder = StreamDecoder(tokenizer, before=before) if tokenizer is not None else None
         self._stops = StopMatcher(params.stop) if params.stop else None
 
     @property

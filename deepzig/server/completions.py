@@ -213,7 +213,7 @@ class _Choice:
         self._logprobs: list[CompletionLogprobs] = []
         self._scores: CompletionScores | None = None  # if they were asked for
         if with_logprobs and model.tokenizer is not None:
-            self._scores = CompletionScores(model.tokenizer, len(echo.text))
+            self._scores = CompletionScores(model.tokenizer, len(echo.text), echo.prompt.ids[-1])
 
     def take(self, chunk: StreamChunk) -> CompletionLogprobs | None:
         """Add a chunk; its log-probabilities, if they were asked for."""

@@ -20,10 +20,10 @@ def chat_logprob(entry: TokenLogprob, tokenizer: Tokenizer) -> ChatLogprob:
 class CompletionScores:
     """Log-probabilities of one text of a completion, whose tokens come in order."""
 
-    def __init__(self, tokenizer: Tokenizer, offset: int = 0) -> None:
-        """offset: of the first token in the reply's text, in characters."""
+    def __init__(self, tokenizer: Tokenizer, offset: int = 0, before: int | None = None) -> None:
+        """offset: of the first token in the reply's text, in characters. before: the token that it follows."""
         self._tokenizer = tokenizer
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = StreamDecoder(tokenizer, before=before)
         self._offset = offset
 
     def add(self, entries: Sequence[TokenLogprob | int]) -> CompletionLogprobs:

@@ -1,7 +1,7 @@
 """Token ids to text, one by one or as they come, for streaming.
 
-Called by `engine.generation` for the generated tokens and by `server.logprobs`; calls only `Tokenizer.token_bytes`.
-Knows nothing of stop strings.
+Called by `engine.generation` for the generated tokens and by `server.logprobs`; calls only `Tokenizer`. Knows nothing
+of stop strings.
 """
 
 import codecs
@@ -12,23 +12,24 @@ from deepzig.text.tokenizer import Tokenizer
 class StreamDecoder:
     """Never emits half a character: bytes wait until their character is complete or cannot become one.
 
-    The concatenation of every `push` and of `finish` equals `tokenizer.decode(ids, skip_special)`.
+    The concatenation of every `push` and of `finish` equals `tokenizer.decode(ids, skip_special)`; but where the tokens
+    go on with a text, their first space belongs to it and stays.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True, *, before: int | None = None) -> None:
+        """before: the token that the first one follows, None if it follows none."""
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._at_start = True
+        self._may_strip = tokenizer.strips_leading_space and tokenizer.begins_text(before)
 
     def push(self, *token_ids: int) -> str:
         """The text that these tokens complete, often empty. Raises RequestError for an unknown id."""
         kept = [token for token in token_ids if not (self._skip_special and self._tokenizer.is_special(token))]
         content = b"".join(map(self._tokenizer.token_bytes, kept))
-        if self._at_start and content:
-            self._at_start = False
-            if self._tokenizer.strips_leading_space and content.startswith(b" "):
-                content = content[1:]
+        if self._may_strip and content:
+            self._may_strip = False
+            content = content.removeprefix(b" ")
         return self._utf8.decode(content)
 
     def finish(self) -> str:

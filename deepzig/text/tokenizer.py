@@ -164,8 +164,8 @@ class Tokenizer:
         """
         kept = [token_id for token_id in ids if not (skip_special and self.is_special(token_id))]
         content = b"".join(map(self.token_bytes, kept))
-        if self.strips_leading_space and content.startswith(b" "):
-            content = content[1:]
+        if self.strips_leading_space:
+            content = content.removeprefix(b" ")
         return content.decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -193,6 +193,11 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         """Whether decode leaves this token out."""
         return token_id in self._special_ids
+
+    def begins_text(self, before: int | None) -> bool:
+        """Whether what follows this token is a text of its own, not the rest of one: after None, that is nothing, and
+        after special and control tokens, between which `encode` takes each stretch by itself."""
+        return before is None or before in self._special_ids or before in self.control_tokens.id_set
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token as the tokenizer file spells it, None if there is none."""

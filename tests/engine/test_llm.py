@@ -55,6 +55,16 @@ def test_text_and_its_tokens_give_the_same_answer(stories: deepzig.LLM) -> None:
     assert stories.generate(ids, GREEDY).token_ids == stories.generate("Tom had a red ball.", GREEDY).token_ids
 
 
+def test_a_continued_text_keeps_its_spaces(stories: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tokenizers that put a space before a text, as SentencePiece does: a prompt is the beginning of a text."""
+    assert stories.tokenizer is not None
+    monkeypatch.setattr(stories.tokenizer, "strips_leading_space", True)
+    assert stories.generate("Once upon a", GREEDY).text.startswith(" time")
+    assert "".join(chunk.text for chunk in stories.stream("Once upon a", GREEDY)).startswith(" time")
+    begun = SamplingParams(max_tokens=2, logit_bias={stories.tokenizer.encode(" time", add_bos=False)[0]: 100})
+    assert stories.generate([0], begun).text.startswith("time")
+
+
 def test_logits_of_a_text_are_those_of_its_tokens(stories: deepzig.LLM) -> None:
     text = "Once upon a time"
     np.testing.assert_array_equal(stories.logits(text), stories.logits(stories.encode(text)))

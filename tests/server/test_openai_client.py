@@ -158,6 +158,16 @@ def test_logprobs_and_echo_of_a_completion(client: openai.OpenAI, stories: LLM) 
     assert logprobs.token_logprobs[-4:] == chosen, "greedy: each token is the likeliest"
 
 
+def test_offsets_of_a_text_that_goes_on_with_a_space(
+    client: openai.OpenAI, stories: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of tokenizers that put a space before a text, as SentencePiece does."""
+    monkeypatch.setattr(stories.tokenizer, "strips_leading_space", True)
+    choice = complete(client, prompt="Once upon a", temperature=0, logprobs=0, echo=True, max_tokens=2).choices[0]
+    assert choice.text.startswith("Once upon a time")
+    assert choice.logprobs.text_offset[-2:] == [len("Once upon a"), len("Once upon a time")]
+
+
 def test_prompt_alone_can_be_scored(client: openai.OpenAI) -> None:
     reply = complete(client, logprobs=1, echo=True, max_tokens=0)
     assert reply.choices[0].text == STORY

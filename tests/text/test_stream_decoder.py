@@ -3,7 +3,7 @@
 # ruff: noqa: RUF001
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from deepzig.errors import RequestError
@@ -65,6 +65,24 @@ def test_leading_space_of_sentencepiece(sentencepiece_tokenizer: Tokenizer) -> N
     assert the is not None
     assert streamed(sentencepiece_tokenizer, [the, the]) == ["the", " the", ""]
     assert streamed(sentencepiece_tokenizer, [1, the, 1, the]) == ["", "the", "", " the", ""]
+
+
+@shared
+@given(st.data())
+def test_a_continued_text_keeps_its_spaces(any_tokenizer: Tokenizer, data: st.DataObject) -> None:
+    """Wherever a text is cut, what stands before the cut and what is streamed behind it make up the text."""
+    ids = any_tokenizer.encode("The cat sat on the mat, and the sun is 你好.")
+    cut = data.draw(st.integers(1, len(ids)))
+    assume("\ufffd" not in any_tokenizer.decode(ids[:cut]))
+    decoder = StreamDecoder(any_tokenizer, before=ids[cut - 1])
+    streamed = decoder.push(*ids[cut:]) + decoder.finish()
+    assert any_tokenizer.decode(ids[:cut]) + streamed == any_tokenizer.decode(ids)
+
+
+def test_a_text_behind_a_mark_begins_anew(sentencepiece_tokenizer: Tokenizer) -> None:
+    for mark in ("<|im_start|>", "<tool>"):
+        token, *content = sentencepiece_tokenizer.encode(f"{mark}the cat", add_bos=False)
+        assert StreamDecoder(sentencepiece_tokenizer, before=token).push(*content) == "the cat"
 
 
 def test_special_tokens(stories_tokenizer: Tokenizer) -> None:
