@@ -15,7 +15,7 @@ Called by every other package; calls nothing. Each message is one line: what hap
     ├── NetworkError             5   a hub or server cannot be reached, refuses, or has no such model
     ├── KernelError              1   DEEPZIG_ISA or DEEPZIG_KERNEL forces what this machine cannot run
     ├── NonFiniteLogitsError     1   the model produced NaN or infinity
-    └── ResourceError            4   not enough memory or disk
+    └── ResourceError            4   not enough memory, disk or processes
 
 The number is the exit code of the command line.
 """
@@ -90,7 +90,7 @@ class NonFiniteLogitsError(DeepzigError):
 
 
 class ResourceError(DeepzigError):
-    """Memory or disk does not suffice."""
+    """Memory, disk or the number of processes does not suffice."""
 
     exit_code = 4
 

@@ -19,7 +19,7 @@ from deepzig.cli.command import command
 from deepzig.cli.info_lines import print_lines
 from deepzig.cli.options import cache_dtype_option, json_option, model_folder, model_option
 from deepzig.cli.progress import plural
-from deepzig.errors import CheckpointError, ContextLengthError, TokenizerError
+from deepzig.errors import CheckpointError, ContextLengthError, ResourceError, TokenizerError
 
 if TYPE_CHECKING:
     from deepzig.checkpoint.directory import Checkpoint
@@ -210,7 +210,7 @@ def texts(directory: Path) -> dict[str, Any]:
     if template is not None:
         try:
             found["chat_roles"] = template.tells_roles()
-        except TokenizerError as error:
+        except (TokenizerError, ResourceError) as error:
             found["chat_template_problem"] = str(error)
     return found
 

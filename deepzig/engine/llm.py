@@ -96,6 +96,7 @@ class LLM:
         Raises:
             RequestError, ContextLengthError: the prompt or the parameters cannot be served.
             TokenizerError: the chat template fails, or the tokenizer is another model's.
+            ResourceError: the process that renders the chat template is killed, or cannot be started.
             NonFiniteLogitsError: the model produced NaN.
         """
         return self.submit(prompt, params).result()
@@ -129,6 +130,7 @@ class LLM:
         Raises:
             RequestError, ContextLengthError: the prompt or the parameters cannot be served.
             TokenizerError: the chat template fails, or the tokenizer is another model's.
+            ResourceError: the process that renders the chat template is killed, or cannot be started.
             QueueFullError: too many requests wait.
         """
         submitted = time.perf_counter()
@@ -180,6 +182,7 @@ class LLM:
             ContextLengthError: it is longer than the context, or a text too long to have no more than `prompt_room`
                 tokens.
             TokenizerError: the chat template fails, or the tokenizer is another model's.
+            ResourceError: the process that renders the chat template is killed, or cannot be started.
         """
         token_ids = self._encode(prompt, self.prompt_room)
         if len(token_ids) >= self.config.max_position_embeddings and not self._thread.engine.shifts_context:

@@ -29,6 +29,7 @@ def encode_prompt(
             missing.
         ContextLengthError: a text is too long to have no more than `room` tokens.
         TokenizerError: the chat template fails, or the tokenizer is another model's.
+        ResourceError: the process that renders the chat template is killed, or cannot be started.
     """
     if isinstance(prompt, str):
         if tokenizer is None:

@@ -115,7 +115,7 @@ def as_api_error(error: BaseException) -> ApiError:
         log.error("%s", error)
         return ApiError(500, str(error), code="nonfinite_logits")
     if isinstance(error, ResourceError | MemoryError):
-        log.error("out of memory: %s", error)
+        log.error("overloaded: %s", error)
         return ApiError(503, "there is not enough memory now; try again later", code="overloaded", retry_after=10)
     if isinstance(error, DeepzigError):
         log.error("%s", error)

@@ -118,6 +118,7 @@ class ChatTemplate:
 
         Raises:
             TokenizerError: the template fails, or exceeds its time, memory or output.
+            ResourceError: the process that renders it is killed, or cannot be started.
             RequestError: the template refuses the messages, or they are no JSON values.
             ContextLengthError: the prompt is so long that it cannot have so few tokens as `room`.
         """

@@ -5,18 +5,22 @@ Called by `chat`; runs `render_worker`. Knows nothing of tokens.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import weakref
 from typing import Any
 
-from deepzig.errors import RequestError, TokenizerError, shown
+from deepzig.errors import RequestError, ResourceError, TokenizerError, shown
 
 MAX_REQUEST_BYTES = 8 << 20  # over a million tokens
 MAX_WALL_S = 20.0  # the worker's CPU limit comes long before, unless the machine is busy
 # The worker finds what this process finds, but no file beside a user's script hides the standard library.
 _START = "import sys; sys.path += sys.argv[1:]; from deepzig.text.render_worker import main; main()"
+
+# The limits of `render_worker` end it by other signals: these come from elsewhere, or after MAX_WALL_S from here.
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 
 
 class RenderProcess:
@@ -35,7 +39,7 @@ class RenderProcess:
         """The rendered text; `chars` in strings of `variables` come back as `stand_ins` (see `guarded_text`).
 
         Raises TokenizerError if the template fails or exceeds its time, memory or output; RequestError if it refuses
-        the messages or they are too long.
+        the messages or they are too long; ResourceError if the worker cannot be started or is killed.
         """
         request = {"constants": constants, "variables": variables, "chars": chars, "stand_ins": stand_ins}
         line = json.dumps(request, ensure_ascii=False).encode() + b"\n"
@@ -57,6 +61,11 @@ class RenderProcess:
             raise
         if answer["error"] in ("ended", "memory"):  # out of memory, it may be too full for the next render
             self.close()
+        if answer["error"] == "ended" and process.returncode in _FROM_OUTSIDE:
+            raise ResourceError(
+                f"the process that renders chat templates was killed, for want of memory or after {MAX_WALL_S:.0f} s; "
+                "try again, or free memory"
+            )
         return answer
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -75,14 +84,14 @@ class RenderProcess:
                 start_new_session=True,  # Ctrl-C in a terminal is for the main process
             )
         except OSError as error:
-            raise TokenizerError(
+            raise ResourceError(
                 f"the process that renders chat templates cannot be started ({error.strerror}); check the process limit"
             ) from error
         self._process, self._owner_pid = process, os.getpid()
         self._end = weakref.finalize(self, _end_process, process, os.getpid())
         if _exchange(process, json.dumps({"template": self._template}).encode() + b"\n")["error"]:
             self.close()
-            raise TokenizerError(
+            raise ResourceError(
                 f"the process that renders chat templates ended at its start (exit code {process.returncode}); "
                 "check that jinja2 is installed and that memory is free"
             )

@@ -1,7 +1,8 @@
-"""What the server does with requests that it cannot serve: the right status, OpenAI's error body, never a 5xx."""
+"""What the server does with requests that it cannot serve: status, OpenAI's error body, no 5xx by a client's fault."""
 
 import json
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from deepzig.engine.sampling import TokenLogprob
 from deepzig.server.body import decode
 from deepzig.server.failures import ApiError
 from deepzig.server.logprobs import CompletionScores
-from deepzig.text import load_tokenizer
+from deepzig.text import load_tokenizer, render_process
 from tests.server.conftest import RunningServer, serving
 from tests.talkers import make_talker
 
@@ -288,6 +289,26 @@ def test_model_without_a_chat_template(tmp_path_factory: pytest.TempPathFactory)
         reply = http.post("/v1/chat/completions", json=CHAT)
         check_error(reply, 400, "no_chat_template")
         assert "/v1/completions" in reply.json()["error"]["message"]
+
+
+def test_template_process_that_is_killed(
+    http: httpx2.Client, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when memory runs out: not the client's fault, and the next request is served."""
+    exchange = render_process._exchange
+
+    def killed(process: subprocess.Popen[bytes], line: bytes) -> dict[str, Any]:
+        process.kill()
+        return exchange(process, line)
+
+    assert server.service.model.chat_template is not None
+    server.service.model.chat_template.render_text(CHAT["messages"])  # starts the process
+    with monkeypatch.context() as patched:
+        patched.setattr(render_process, "_exchange", killed)
+        reply = http.post("/v1/chat/completions", json=CHAT)
+    check_error(reply, 503, "overloaded")
+    assert "retry-after" in reply.headers
+    assert http.post("/v1/chat/completions", json=CHAT).status_code == 200
 
 
 def test_tools_of_a_model_that_has_none(http: httpx2.Client) -> None:

@@ -6,13 +6,14 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from deepzig.errors import RequestError, TokenizerError
+from deepzig.errors import RequestError, ResourceError, TokenizerError
 from deepzig.text.render_process import RenderProcess
 
 MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
@@ -117,6 +118,29 @@ def test_next_render_after_the_worker_was_killed(started: list[RenderProcess]) -
     assert process.render({}, {}) == "fine"
 
 
+def test_worker_that_is_killed_while_it_renders(started: list[RenderProcess]) -> None:
+    """The template is not to blame, and the next render goes well."""
+    process = RenderProcess("{% if endless %}" + ENDLESS + "{% endif %}fine")
+    started.append(process)
+    assert process.render({}, {}) == "fine"
+    assert process._process is not None
+    worker = psutil.Process(process._process.pid)
+    idle_s = worker.cpu_times().user
+
+    def kill() -> None:
+        while worker.cpu_times().user < idle_s + 0.2:
+            time.sleep(0.01)
+        worker.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(ResourceError, match="was killed") as caught:
+        process.render({}, {"endless": True})
+    killer.join()
+    assert "\n" not in str(caught.value)
+    assert process.render({}, {}) == "fine"
+
+
 def test_interrupt_while_waiting_leaves_no_stale_answer(
     started: list[RenderProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,10 +210,10 @@ def test_worker_ends_with_the_main_process(template: str) -> None:
 
 def test_worker_that_cannot_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(TokenizerError, match="cannot be started"):
+    with pytest.raises(ResourceError, match="cannot be started"):
         RenderProcess("fine").render({}, {})
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(TokenizerError, match="ended at its start"):
+    with pytest.raises(ResourceError, match="ended at its start"):
         RenderProcess("fine").render({}, {})
 
 
