@@ -40,6 +40,11 @@ class EngineThread:
         """The thread runs in the process that this one was forked from."""
         return self._owner_pid not in (None, os.getpid())
 
+    def check_process(self) -> None:
+        """Raises RequestError in a fork. Comes before asking for _changed: a thread that the fork lacks may hold it."""
+        if self.is_forked:
+            raise RequestError("this process was forked from one that uses the model; load it again in this one")
+
     def submit(self, request: Request) -> None:
         """Queue a request from `Engine.make_request`.
 
@@ -47,7 +52,7 @@ class EngineThread:
             QueueFullError: MAX_WAITING requests wait.
             RequestError: the model is closed, or another process's.
         """
-        self._check_process()
+        self.check_process()
         with self._changed:
             n_waiting = self.engine.n_waiting + self._n_arriving
             if n_waiting >= MAX_WAITING:
@@ -68,7 +73,7 @@ class EngineThread:
         in a listener."""
         if threading.current_thread() is self._thread:
             return function()
-        self._check_process()
+        self.check_process()
         future: Future[T] = Future()
 
         def run() -> None:
@@ -95,11 +100,6 @@ class EngineThread:
             self._changed.notify()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-
-    def _check_process(self) -> None:
-        """Before _changed is asked for: a thread that the fork lacks may have held it."""
-        if self.is_forked:
-            raise RequestError("this process was forked from one that uses the model; load it again in this one")
 
     def _post(self, work: Callable[[], None]) -> None:
         """Have the thread do some work; the caller holds _changed."""

@@ -97,9 +97,12 @@ class Generation:
 
         Raises:
             NonFiniteLogitsError: the model produced NaN for this request.
-            RequestError: the model was closed, or the request's constraint cannot be satisfied.
+            RequestError: the model was closed, the request's constraint cannot be satisfied, or this is a fork of the
+                process that computes the rest.
         """
         is_last = self._request.is_finished  # before the events are taken: all of them are there then
+        if not is_last:
+            self._thread.check_process()
         chunks = []
         while self._request.events and not self._is_ended:
             events = [self._request.events.popleft()]
@@ -130,6 +133,8 @@ class Generation:
 
     def wait(self, timeout: float | None = None) -> None:
         """Sleep until there is news, at most `timeout` seconds; when the last was just now, let some gather."""
+        if self._thread.is_forked:  # where nobody brings news: `poll` has what had come, or refuses
+            return
         pause = self._woken + WAKE_INTERVAL_S - time.perf_counter()
         if pause > 0:
             time.sleep(pause)

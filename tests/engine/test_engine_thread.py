@@ -186,6 +186,39 @@ def test_a_fork_of_a_model_in_use_is_refused(tmp_path: Path) -> None:
     assert lines[3] == "[] 3" and list(tmp_path.iterdir())
 
 
+FORKED_READER = """
+import os, threading, deepzig
+llm = deepzig.load("stories")
+short = deepzig.SamplingParams(max_tokens=3)
+done = llm.submit("One day", short)
+while not done._request.is_finished:
+    done.wait()
+held, go = threading.Event(), threading.Event()
+threading.Thread(target=llm._thread.call, args=(lambda: (held.set(), go.wait()),)).start()
+held.wait()
+pending = llm.submit("Tom", short)
+if not os.fork():
+    for call in (pending.result, pending.poll, lambda: next(iter(pending))):
+        try:
+            call()
+        except deepzig.errors.RequestError as error:
+            print(error, flush=True)
+    print(len(done.result().token_ids), flush=True)
+    os._exit(0)
+os.wait()
+go.set()
+print(len(pending.result().token_ids))
+"""
+
+
+def test_a_fork_cannot_wait_for_an_answer() -> None:
+    """The parent computes it. One that had come before can be read in both."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKED_READER]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout.splitlines()
+    assert len(lines) == 5 and all("forked" in line for line in lines[:3])
+    assert lines[3:] == ["3", "3"]
+
+
 def test_a_listener_that_raises_ends_its_request_alone(llm: deepzig.LLM) -> None:
     def fail() -> None:
         raise RuntimeError("the event loop is closed")
