@@ -5,6 +5,7 @@ exceptions into a line on stderr and an exit code. Knows nothing of models and a
 click and must stay that fast.
 """
 
+import errno
 import importlib
 import io
 import os
@@ -35,6 +36,7 @@ COMMANDS = {
     "completion": "Print the script that lets a shell complete commands.",
 }
 INTERRUPTED = 130
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LazyGroup(Helpful, click.Group):
@@ -74,6 +76,11 @@ def _one_line_per_failure() -> Iterator[None]:
         _exit(str(error), error.exit_code)
     except MemoryError:
         _exit("not enough memory; take a smaller model or stop other programs", ResourceError.exit_code)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        _lose_output()
+        _exit(f"the disk is full ({error.strerror}); make room", ResourceError.exit_code)
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
@@ -94,6 +101,11 @@ def _exit(message: str, exit_code: int, hint: str = "") -> NoReturn:
     if hint:
         click.echo(hint, err=True)
     raise click.exceptions.Exit(exit_code)
+
+
+def _lose_output() -> None:
+    """What waits in stdout's buffer has no place: Python would try again at its end, and fail with words of its own."""
+    sys.stdout = None
 
 
 def _interrupted() -> NoReturn:

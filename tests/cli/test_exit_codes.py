@@ -73,6 +73,25 @@ def test_3_where_a_folder_is_not_sound(run: Run, tmp_path: Path) -> None:
     assert is_one_line(result.stderr)
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["info", "--config"], ["generate", "-q", "Once", "--max-tokens", "2"]])
+def test_4_where_the_answer_has_no_place(words: list[str], unbuffered: str) -> None:
+    """stdout is a file on a full disk; in Python's buffer something may be left over that it would write at its end."""
+    command = [sys.executable, "-m", "deepzig", *words]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == 4, done.stderr
+    assert "the disk is full" in done.stderr and is_one_line(done.stderr)
+
+
 @pytest.mark.parametrize("words", WITH_MODEL.values(), ids=WITH_MODEL)
 def test_5_where_the_hub_cannot_be_reached(
     run: Run, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
