@@ -26,8 +26,16 @@ def every_implementation(stem: str) -> pytest.MarkDecorator:
     )
 
 
+def every_implementation_but(stem: str, *labels: str) -> pytest.MarkDecorator:
+    """Parametrises a test over `function`, the implementations of a kernel without the named ones."""
+    return pytest.mark.parametrize(
+        "function",
+        [pytest.param(function, id=label) for label, function in implementations(stem) if label not in labels],
+    )
+
+
 def every_compiled(stem: str) -> pytest.MarkDecorator:
-    """The same over its compiled implementations, which check their arrays; one skipped test if there are none."""
+    """The same over its compiled implementations; one skipped test if there are none."""
     compiled = [
         pytest.param(function, id=label) for label, function in implementations(stem) if label.startswith("cython/")
     ]

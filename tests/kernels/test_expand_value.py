@@ -7,17 +7,9 @@ import pytest
 
 from deepzig._kernels.weight_cases import random_weights
 
-from .agreement import every_implementation
-from .products import (
-    as_float64,
-    check_refuses,
-    decoded,
-    every_implementation_but,
-    one_axis_more,
-    one_more,
-    read_only,
-    wrong_arguments,
-)
+from .agreement import every_implementation, every_implementation_but
+from .products import decoded
+from .refusals import as_float64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
 
 
 @every_implementation_but("expand_value", "reference")

@@ -11,14 +11,13 @@ from deepzig._kernels.experts import scratch_size
 from deepzig._kernels.weight import ExpertWeights
 from deepzig._kernels.weight_cases import random_weights
 
-from .agreement import every_implementation
-from .products import (
+from .agreement import every_implementation, every_implementation_but
+from .products import mapped_weights
+from .refusals import (
     as_float64,
     as_int64,
     check_refuses,
-    every_implementation_but,
     first_half,
-    mapped_weights,
     one_axis_more,
     one_more,
     read_only,

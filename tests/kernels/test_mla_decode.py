@@ -7,12 +7,11 @@ import pytest
 
 from deepzig._kernels.mla_decode import scratch_size
 
-from .agreement import every_implementation
-from .products import (
+from .agreement import every_implementation, every_implementation_but
+from .refusals import (
     as_float64,
     as_int64,
     check_refuses,
-    every_implementation_but,
     first_half,
     one_axis_more,
     one_more,

@@ -9,16 +9,8 @@ import pytest
 from deepzig._kernels import DECODING, EXACT, FAST, REGISTRY
 
 from . import agreement
-from .agreement import every_implementation
-from .products import (
-    as_float64,
-    check_refuses,
-    every_implementation_but,
-    one_axis_more,
-    one_more,
-    read_only,
-    wrong_arguments,
-)
+from .agreement import every_implementation, every_implementation_but
+from .refusals import as_float64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
 
 
 def attend(

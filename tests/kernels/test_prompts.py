@@ -12,8 +12,8 @@ from deepzig._kernels.weight import EXACT, FAST, ExpertWeights, Weight
 from deepzig._kernels.weight_cases import random_weights
 
 from . import agreement
-from .agreement import every_implementation
-from .products import decoded, every_implementation_but
+from .agreement import every_implementation, every_implementation_but
+from .products import decoded
 
 # How far a product may be from the exact one, as a share of the largest
 precisions = pytest.mark.parametrize(("products", "tolerance"), [(EXACT, 1e-5), (FAST, 1e-2)], ids=["exact", "fast"])
