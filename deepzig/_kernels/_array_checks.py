@@ -23,9 +23,9 @@ def need(array: Any, name: str, dtype: type, *shape: int | None) -> None:
         raise ValueError(f"{name} must be {np.dtype(dtype)} ({wanted}), not {found}")
 
 
-def need_output(array: Any, name: str, *shape: int | None) -> None:
-    """The same for a float32 array that the kernel writes."""
-    need(array, name, np.float32, *shape)
+def need_output(array: Any, name: str, *shape: int | None, dtype: type = np.float32) -> None:
+    """The same for an array that the kernel writes."""
+    need(array, name, dtype, *shape)
     if not array.flags.writeable:
         raise ValueError(f"{name} must be writable")
 

@@ -75,6 +75,8 @@ def cases(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
             yield weight, some, np.empty((len(some), shape[1] + 3), np.float32)[:, : shape[1]]
     every_byte = np.tile(np.arange(256, dtype=np.uint8), (2, 2))
     scale = np.array([[0.7], [1e-3]], np.float32)
+    nothing = np.empty(0, np.int32), np.empty((0, 512), np.float32)
+    yield Weight("int8", (2, 512), every_byte, scale, "f32", 512), *nothing
     every_half = np.arange(65536, dtype=np.uint16).reshape(64, 1024)
     for weight in (
         Weight("fp8", (2, 512), every_byte, scale, "f32", 512),
@@ -84,8 +86,6 @@ def cases(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
         Weight("bf16", (64, 1024), every_half),
     ):
         yield weight, all_rows(weight), np.empty(weight.shape, np.float32)
-    nothing = np.empty(0, np.int32), np.empty((0, 512), np.float32)
-    yield Weight("int8", (2, 512), every_byte, scale, "f32", 512), *nothing
 
 
 def cost(weight: Weight, rows: np.ndarray, out: np.ndarray) -> tuple[int, int]:

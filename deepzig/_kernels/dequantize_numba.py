@@ -5,6 +5,7 @@ import functools
 import numba
 import numpy as np
 
+from deepzig._kernels._array_checks import need, need_output
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels.dequantize import scales_of, values_of
 from deepzig._kernels.weight import Weight
@@ -46,7 +47,17 @@ def _cast_rows(first: int, stop: int, rows: np.ndarray, weight: Weight, out: np.
     out[first:stop] = values_of(weight, weight.codes[rows[first:stop]])
 
 
+def _need_rows(rows: np.ndarray, n_rows: int) -> None:
+    need(rows, "rows", np.int32, None)
+    outside = rows[(rows < 0) | (rows >= n_rows)]
+    if len(outside):
+        raise ValueError(f"rows names row {outside[0]} of {n_rows}")
+
+
 def dequantize(weight: Weight, rows: np.ndarray, out: np.ndarray, *, n_threads: int) -> None:
+    n_rows, n_columns = weight.shape
+    _need_rows(rows, n_rows)
+    need_output(out, "out", len(rows), n_columns)
     scale = scales_of(weight)
     if scale is None:
         run_rows(_cast_rows, len(rows), n_threads, rows, weight, out)

@@ -3,6 +3,7 @@
 import numba
 import numpy as np
 
+from deepzig._kernels._array_checks import need, need_output
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels.expert_gate import check
 
@@ -14,12 +15,13 @@ def _highest(values: np.ndarray, n: int, found: np.ndarray) -> None:
     for i in range(values.size):
         if count == n and not values[i] > values[found[n - 1]]:
             continue
-        place = count if count < n else n - 1
+        if count < n:
+            count += 1
+        place = count - 1
         while place > 0 and values[i] > values[found[place - 1]]:
             found[place] = found[place - 1]
             place -= 1
         found[place] = i
-        count = min(count + 1, n)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -123,14 +125,18 @@ def expert_gate(
     *,
     n_threads: int,
 ) -> None:
-    n_experts = logits.shape[1]
+    need(logits, "logits", np.float32, None, None)
+    n_tokens, n_experts = logits.shape
     check(n_experts, top_k, n_group, topk_group, scoring_func, topk_method)
     how = (scoring_func == "softmax", topk_method != "greedy", topk_method == "noaux_tc", bool(norm_topk_prob))
     given = np.zeros(n_experts, np.float32) if bias is None else bias
+    need(given, "bias", np.float32, n_experts)
+    need_output(topk_idx, "topk_idx", n_tokens, top_k, dtype=np.int32)
+    need_output(topk_weight, "topk_weight", n_tokens, top_k)
     factor = np.float32(routed_scaling_factor)
     run_rows(
         _rows,
-        logits.shape[0],
+        n_tokens,
         n_threads,
         logits,
         given,

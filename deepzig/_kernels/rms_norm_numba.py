@@ -3,6 +3,7 @@
 import numba
 import numpy as np
 
+from deepzig._kernels._array_checks import need, need_output
 from deepzig._kernels._numba_rows import FASTMATH_IN_ORDER, LANES, run_rows
 
 
@@ -27,4 +28,7 @@ def _rows(first: int, stop: int, x: np.ndarray, weight: np.ndarray, eps: np.floa
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float, out: np.ndarray, *, n_threads: int) -> None:
+    need(x, "x", np.float32, None, None)
+    need(weight, "weight", np.float32, x.shape[1])
+    need_output(out, "out", *x.shape)
     run_rows(_rows, x.shape[0], n_threads, x, weight, np.float32(eps), out)

@@ -3,6 +3,7 @@
 import numba
 import numpy as np
 
+from deepzig._kernels._array_checks import need, need_output
 from deepzig._kernels._numba_rows import FASTMATH, run_rows
 
 
@@ -17,5 +18,11 @@ def _rows(first: int, stop: int, x: np.ndarray, cos: np.ndarray, sin: np.ndarray
 
 
 def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleave: bool, *, n_threads: int) -> None:
-    pair, apart = (2, 1) if interleave else (1, x.shape[2] // 2)
-    run_rows(_rows, x.shape[0], n_threads, x, cos, sin, pair, apart)
+    need_output(x, "x", None, None, None)
+    n_tokens, n_heads, size = x.shape
+    half = size // 2
+    need_output(x, "x", n_tokens, n_heads, 2 * half)  # even
+    need(cos, "cos", np.float32, n_tokens, half)
+    need(sin, "sin", np.float32, n_tokens, half)
+    pair, apart = (2, 1) if interleave else (1, half)
+    run_rows(_rows, n_tokens, n_threads, x, cos, sin, pair, apart)

@@ -3,6 +3,7 @@
 import numba
 import numpy as np
 
+from deepzig._kernels._array_checks import need, need_output
 from deepzig._kernels._numba_rows import FASTMATH_IN_ORDER, LANES, run_rows
 
 
@@ -34,4 +35,6 @@ def _rows(first: int, stop: int, x: np.ndarray, out: np.ndarray) -> None:
 
 
 def softmax(x: np.ndarray, out: np.ndarray, *, n_threads: int) -> None:
+    need(x, "x", np.float32, None, None)
+    need_output(out, "out", *x.shape)
     run_rows(_rows, x.shape[0], n_threads, x, out)

@@ -3,6 +3,7 @@
 import numba
 import numpy as np
 
+from deepzig._kernels._array_checks import need, need_output
 from deepzig._kernels._numba_rows import FASTMATH, run_rows
 
 
@@ -15,4 +16,7 @@ def _rows(first: int, stop: int, gate: np.ndarray, up: np.ndarray, out: np.ndarr
 
 
 def swiglu(gate: np.ndarray, up: np.ndarray, out: np.ndarray, *, n_threads: int) -> None:
+    need(gate, "gate", np.float32, None, None)
+    need(up, "up", np.float32, *gate.shape)
+    need_output(out, "out", *gate.shape)
     run_rows(_rows, gate.shape[0], n_threads, gate, up, out)

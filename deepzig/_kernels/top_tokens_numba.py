@@ -3,6 +3,8 @@
 import numba
 import numpy as np
 
+from deepzig._kernels._array_checks import need, need_output
+
 
 @numba.njit(nogil=True, cache=True)
 def _choose(
@@ -60,4 +62,7 @@ def top_tokens(
     *,
     n_threads: int,
 ) -> None:
+    need(logits, "logits", np.float32, None)
+    need_output(token_ids, "token_ids", len(logits), dtype=np.int32)
+    need_output(probs, "probs", len(logits))
     _choose(logits, np.float32(temperature), top_k, np.float32(top_p), np.float32(min_p), token_ids, probs)

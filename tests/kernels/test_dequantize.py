@@ -9,7 +9,8 @@ import pytest
 from deepzig._kernels.weight import Weight
 
 from . import agreement
-from .agreement import every_compiled, every_implementation
+from .agreement import every_implementation, every_implementation_but
+from .refusals import as_float64, as_int64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
 
 
 @every_implementation("dequantize")
@@ -35,9 +36,26 @@ def test_every_code_as_ml_dtypes_decodes_it(function: Callable[..., None], weigh
     np.testing.assert_array_equal(np.signbit(out[numbers]), np.signbit(expected[numbers]))
 
 
-@every_compiled("dequantize")
+@every_implementation_but("dequantize", "reference")
 @pytest.mark.parametrize("row", [-1, 4])
 def test_rows_outside_are_refused(function: Callable[..., None], row: int) -> None:
     weight = Weight("f32", (4, 8), np.zeros((4, 8), np.float32))
     with pytest.raises(ValueError, match=f"rows names row {row} of 4"):
         function(weight, np.array([0, row, 3], np.int32), np.empty((3, 8), np.float32), n_threads=1)
+
+
+@every_implementation_but("dequantize", "reference")
+@wrong_arguments(
+    ("rows", as_int64),
+    ("rows", one_axis_more),
+    ("rows", one_more(0)),
+    ("out", as_float64),
+    ("out", one_axis_more),
+    ("out", one_more(0)),
+    ("out", one_more(1)),
+    ("out", read_only),
+)
+def test_wrong_arrays_are_refused(
+    function: Callable[..., None], name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    check_refuses("dequantize", function, name, change)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from . import agreement
-from .agreement import every_implementation
+from .agreement import every_implementation, every_implementation_but
+from .refusals import as_float64, as_int64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
 
 
 @every_implementation("expert_gate")
@@ -111,3 +112,32 @@ def test_indices_are_valid_whatever_the_logits_hold(function: Callable[..., None
 def test_impossible_settings_are_refused(function: Callable[..., None], settings: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match=r"unknown|top_k|groups"):
         route(function, LOGITS, None, *settings)
+
+
+@every_implementation_but("expert_gate", "reference")
+@wrong_arguments(
+    ("logits", as_float64),
+    ("logits", one_axis_more),
+    ("logits", one_more(0)),
+    ("topk_idx", as_int64),
+    ("topk_idx", one_axis_more),
+    ("topk_idx", one_more(0)),
+    ("topk_idx", one_more(1)),
+    ("topk_idx", read_only),
+    ("topk_weight", as_float64),
+    ("topk_weight", one_axis_more),
+    ("topk_weight", one_more(0)),
+    ("topk_weight", one_more(1)),
+    ("topk_weight", read_only),
+)
+def test_wrong_arrays_are_refused(
+    function: Callable[..., None], name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    check_refuses("expert_gate", function, name, change)
+
+
+@every_implementation_but("expert_gate", "reference")
+@pytest.mark.parametrize("bias", [np.zeros(11, "f4"), np.zeros(12), np.zeros((1, 12), "f4")])
+def test_a_wrong_bias_is_refused(function: Callable[..., None], bias: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="bias"):
+        route(function, LOGITS, bias, 3, 4, 2, "sigmoid", "noaux_tc", True, 2.5)

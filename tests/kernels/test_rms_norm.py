@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from . import agreement
-from .agreement import every_compiled, every_implementation
+from .agreement import every_compiled, every_implementation, every_implementation_but
+from .refusals import as_float64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
 
 
 @every_implementation("rms_norm")
@@ -22,32 +23,39 @@ def test_in_place(function: Callable[..., None]) -> None:
     np.testing.assert_allclose(x, expected, rtol=2e-6)
 
 
-@every_compiled("rms_norm")
-@pytest.mark.parametrize(
-    ("x", "weight", "out", "complaint"),
-    [
-        (np.zeros((2, 8)), np.zeros(8, "f4"), np.zeros((2, 8), "f4"), "x must be float32"),
-        (np.zeros(8, "f4"), np.zeros(8, "f4"), np.zeros((2, 8), "f4"), "x must be float32 with 2 axes"),
-        (np.zeros((2, 16), "f4")[:, ::2], np.zeros(8, "f4"), np.zeros((2, 8), "f4"), "the last 1 packed"),
-        (np.zeros((2, 8), "f4"), np.zeros(7, "f4"), np.zeros((2, 8), "f4"), "weight has shape"),
-        (np.zeros((2, 8), "f4"), np.zeros(8, "f4"), np.zeros((3, 8), "f4"), "out has shape"),
-        (np.zeros((2, 8), "f4"), np.zeros(8, ">f4"), np.zeros((2, 8), "f4"), "weight must be float32"),
-        (np.zeros((2, 8), "f4"), np.zeros(8, "f4"), np.broadcast_to(np.float32(0), (2, 8)), "out must be"),
-    ],
+@every_implementation_but("rms_norm", "reference")
+@wrong_arguments(
+    ("x", as_float64),
+    ("x", one_axis_more),
+    ("x", one_more(0)),
+    ("x", one_more(1)),
+    ("weight", as_float64),
+    ("weight", one_axis_more),
+    ("weight", one_more(0)),
+    ("out", as_float64),
+    ("out", one_axis_more),
+    ("out", one_more(0)),
+    ("out", one_more(1)),
+    ("out", read_only),
 )
 def test_wrong_arrays_are_refused(
-    function: Callable[..., None], x: np.ndarray, weight: np.ndarray, out: np.ndarray, complaint: str
+    function: Callable[..., None], name: str, change: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        function(x, weight, 1e-6, out, n_threads=1)
+    check_refuses("rms_norm", function, name, change)
 
 
 @every_compiled("rms_norm")
-def test_unaligned_and_read_only_arrays_are_refused(function: Callable[..., None]) -> None:
-    weight, out = np.ones(8, np.float32), np.empty((1, 8), np.float32)
-    unaligned = np.zeros(33, np.uint8)[1:].view(np.float32).reshape(1, 8)
-    with pytest.raises(ValueError, match="x must be float32"):
-        function(unaligned, weight, 1e-6, out, n_threads=1)
-    out.flags.writeable = False
-    with pytest.raises(ValueError, match="out must be writable"):
-        function(np.zeros((1, 8), np.float32), weight, 1e-6, out, n_threads=1)
+@pytest.mark.parametrize(
+    ("x", "weight", "complaint"),
+    [
+        (np.zeros((2, 16), "f4")[:, ::2], np.zeros(8, "f4"), "the last 1 packed"),
+        (np.zeros((2, 8), "f4"), np.zeros(8, ">f4"), "weight must be float32"),
+        (np.zeros(65, "u1")[1:].view("f4").reshape(2, 8), np.zeros(8, "f4"), "x must be float32"),
+    ],
+    ids=["spaced", "big-endian", "unaligned"],
+)
+def test_what_vectors_cannot_be_loaded_from_is_refused(
+    function: Callable[..., None], x: np.ndarray, weight: np.ndarray, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        function(x, weight, 1e-6, np.empty((2, 8), np.float32), n_threads=1)

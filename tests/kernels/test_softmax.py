@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from . import agreement
-from .agreement import every_compiled, every_implementation
+from .agreement import every_compiled, every_implementation, every_implementation_but
+from .refusals import as_float64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
 
 
 @every_implementation("softmax")
@@ -38,3 +39,21 @@ def test_exp_is_within_two_ulp(function: Callable[..., None]) -> None:
     tail = np.empty((len(x), 6), np.float32)
     function(x[:, :6], tail, n_threads=2)
     np.testing.assert_allclose(tail, out[:, :6], rtol=2.0**-23)
+
+
+@every_implementation_but("softmax", "reference")
+@wrong_arguments(
+    ("x", as_float64),
+    ("x", one_axis_more),
+    ("x", one_more(0)),
+    ("x", one_more(1)),
+    ("out", as_float64),
+    ("out", one_axis_more),
+    ("out", one_more(0)),
+    ("out", one_more(1)),
+    ("out", read_only),
+)
+def test_wrong_arrays_are_refused(
+    function: Callable[..., None], name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    check_refuses("softmax", function, name, change)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from . import agreement
-from .agreement import every_implementation
+from .agreement import every_implementation, every_implementation_but
+from .refusals import as_float64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
 
 
 @every_implementation("swiglu")
@@ -29,3 +30,25 @@ def test_large_gates_neither_overflow_nor_vanish(function: Callable[..., None]) 
     np.testing.assert_array_equal(out[0, 2:4], gate[0, 2:4])
     assert abs(out[0, :2]).max() < 1e-40
     assert np.isnan(out[0, 4])
+
+
+@every_implementation_but("swiglu", "reference")
+@wrong_arguments(
+    ("gate", as_float64),
+    ("gate", one_axis_more),
+    ("gate", one_more(0)),
+    ("gate", one_more(1)),
+    ("up", as_float64),
+    ("up", one_axis_more),
+    ("up", one_more(0)),
+    ("up", one_more(1)),
+    ("out", as_float64),
+    ("out", one_axis_more),
+    ("out", one_more(0)),
+    ("out", one_more(1)),
+    ("out", read_only),
+)
+def test_wrong_arrays_are_refused(
+    function: Callable[..., None], name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    check_refuses("swiglu", function, name, change)

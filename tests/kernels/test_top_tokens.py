@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from .agreement import every_compiled, every_implementation
+from .agreement import every_implementation, every_implementation_but
+from .refusals import as_float64, as_int64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
 
 
 @every_implementation("top_tokens")
@@ -29,12 +30,21 @@ def test_quotients_beyond_float32_leave_the_likeliest(function: Callable[..., No
     assert token_ids[np.argmax(probs)] == 1 and probs.max() == probs.sum() == 1
 
 
-@every_compiled("top_tokens")
-def test_refuses_other_arrays(function: Callable[..., None]) -> None:
-    logits = np.zeros(8, np.float32)
-    with pytest.raises(ValueError, match="token_ids"):
-        function(logits, 1.0, 0, 1.0, 0.0, np.zeros(7, np.int32), np.zeros(8, np.float32), n_threads=1)
-    with pytest.raises(ValueError, match="logits"):
-        function(
-            logits.astype(np.float64), 1.0, 0, 1.0, 0.0, np.zeros(8, np.int32), np.zeros(8, np.float32), n_threads=1
-        )
+@every_implementation_but("top_tokens", "reference")
+@wrong_arguments(
+    ("logits", as_float64),
+    ("logits", one_axis_more),
+    ("logits", one_more(0)),
+    ("token_ids", as_int64),
+    ("token_ids", one_axis_more),
+    ("token_ids", one_more(0)),
+    ("token_ids", read_only),
+    ("probs", as_float64),
+    ("probs", one_axis_more),
+    ("probs", one_more(0)),
+    ("probs", read_only),
+)
+def test_wrong_arrays_are_refused(
+    function: Callable[..., None], name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    check_refuses("top_tokens", function, name, change)
