@@ -1,6 +1,6 @@
 """Write tests/golden/*/beams.json: what the beam search of HF transformers finds on the golden checkpoints.
 
-Run by hand, as make_golden.py, whose checkpoints and reference model it uses; never by the tests. Arguments: cases, or
+Run by hand, as make_golden.py, whose checkpoints it uses; never by the tests. Arguments: cases, or
 none for all. A search is kept only if noise on the log-probabilities, larger than what two implementations differ by,
 does not change its answers.
 """
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from make_golden import CASES, GOLDEN, decode_checkpoint, load_reference
+from golden_reference import load_reference
+from golden_weights import decode_checkpoint
+from make_golden import CASES, GOLDEN
 from transformers import LogitsProcessor, LogitsProcessorList
 
 NOISE = 2e-4  # on log-probabilities: ten times what implementations differ by
