@@ -99,6 +99,15 @@ def usage(prompt: int, answer: int) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
+STOP = text("", "stop")
+
+
+def streaming(*pieces: bytes) -> Reply:
+    return lambda asked: asked.stream(*pieces)
+
+
+def fails_with(status: int, content: bytes) -> Reply:
+    return lambda asked: asked.send(status, content)
 
 
 def plain(asked: Asked) -> None:
