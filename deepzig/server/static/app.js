@@ -10,7 +10,8 @@ import { announce, Narrator, toast } from "./announce.js";
 import { ChatView } from "./chat.js";
 import { Composer } from "./composer.js";
 import { addNode, isEmpty, lastNode, newConversation, ROOT, shownPath, titleOf } from "./conversations.js";
-import { iconButton, isComposing } from "./dom.js";
+import { isComposing } from "./dom.js";
+import { Follower } from "./follower.js";
 import { follow, requestFor, Run } from "./generation.js";
 import { askForKey } from "./key_prompt.js";
 import { readModel } from "./model.js";
@@ -22,7 +23,6 @@ import { CONDITIONS, Topbar } from "./topbar.js";
 
 const RETRY_MS = 1500; // while the server is away or loads
 const AWAY = new Set([0, 404, 503]); // what an answer fails with when the server is gone, has another model, or loads
-const NEAR_END = 120; // px from the end: the reader follows the text
 
 class App {
   store = new Store();
@@ -36,8 +36,7 @@ class App {
   #sidebar = new Sidebar(this, byId("sidebar"));
   #topbar = new Topbar(this, byId("topbar"));
   #composer = new Composer(this, byId("composer"));
-  #toEnd = iconButton("down", "To the end", () => this.#scrollToEnd(), ".to-end", { hidden: true });
-  #isFollowing = true;
+  #follower = new Follower(this.#main);
   #connecting = null; // the promise of `connect`
 
   async start() {
@@ -47,7 +46,7 @@ class App {
       if (key && this.model) this.#setCondition("ready");
       return key;
     });
-    byId("composer").prepend(this.#toEnd);
+    byId("composer").prepend(this.#follower.button);
     document.querySelector(".skip-link").addEventListener("click", (event) => {
       event.preventDefault(); // its address would be taken for a place
       this.#composer.focus();
@@ -57,7 +56,6 @@ class App {
       if (relatedTarget?.closest(".stage")) this.toggleSidebar(false); // it would lie over what has the focus
     });
     document.addEventListener("keydown", (event) => this.#key(event));
-    this.#main.addEventListener("scroll", () => this.#onScroll(), { passive: true });
     window.addEventListener("hashchange", () => this.#route());
     window.addEventListener("pagehide", () => this.store.flush(true));
     this.store.onWriteFailed = () => toast("The browser does not keep conversations any more: is its storage full?");
@@ -125,7 +123,7 @@ class App {
     document.body.classList.toggle("shows-status", this.isStatus);
     this.#view.show();
     this.#showAround();
-    this.#scrollToEnd();
+    this.#follower.goTo(!this.isStatus);
     this.#keepFocus();
   }
 
@@ -314,7 +312,7 @@ class App {
     const isShown = () => conversation === this.conversation;
     this.#runs.set(node.id, run);
     this.store.put(conversation);
-    this.#isFollowing = true;
+    this.#follower.isFollowing = true;
     if (isShown()) this.#view.show();
     this.#showAround();
     this.#keepFocus();
@@ -355,22 +353,8 @@ class App {
     });
   }
 
-  // Scrolling
-
-  #onScroll() {
-    const { scrollTop, scrollHeight, clientHeight } = this.#main;
-    this.#isFollowing = scrollHeight - scrollTop - clientHeight < NEAR_END;
-    this.#toEnd.hidden = this.#isFollowing;
-  }
-
   #followText() {
-    if (this.#isFollowing && !this.isStatus) this.#scrollToEnd();
-  }
-
-  #scrollToEnd() {
-    this.#main.scrollTop = this.isStatus ? 0 : this.#main.scrollHeight;
-    this.#isFollowing = true;
-    this.#toEnd.hidden = true;
+    if (!this.isStatus) this.#follower.follow();
   }
 
   #key(event) {
