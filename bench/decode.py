@@ -66,7 +66,7 @@ class Result:
     precision: str
     prefill: list[Prefill]
     decoding: list[Decoding]
-    stream_tokens_per_s: float  # through the engine, greedy, without guesses ahead, after a prompt of 64 tokens
+    stream_tokens_per_s: float  # through the engine, greedy, without speculation, after a prompt of 64 tokens
     anonymous_mb: float  # above that of the process before it loaded the model, after all of the above
     before: Limits
     after: Limits
@@ -147,7 +147,7 @@ class ModelBench:
         return seconds / DECODE_TOKENS, int(cache.bytes_per_token * (context + (DECODE_TOKENS + 1) / 2))
 
     def stream(self) -> float:
-        """Tokens a second after the first, through the engine and without guesses ahead, best of REPEATS."""
+        """Tokens a second after the first, through the engine and without speculation, best of REPEATS."""
         timings = [self.llm.generate(self._tokens(64), greedy(DECODE_TOKENS + 1)).timings for _ in range(REPEATS)]
         return max(t.decode_tokens / t.decode_s for t in timings)
 

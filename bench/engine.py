@@ -1,4 +1,4 @@
-"""The serving engine: many requests together, shared prefixes, guesses ahead, the deterministic mode.
+"""The serving engine: many requests together, shared prefixes, speculation, the deterministic mode.
 
 By hand: `python -m bench.engine [PART]...`, on the bundled model and on synthetic checkpoints, which it writes if they
 are not there (`synthetic`). Calls `LLM.submit`; times of the model alone stand beside those of the engine. A few lines
@@ -58,8 +58,8 @@ class Prefix:
 
 
 @dataclass(frozen=True)
-class Guessing:
-    """Answers with guesses ahead, one request at a time."""
+class Speculation:
+    """Answers with speculative decoding, one request at a time."""
 
     model: str
     way: str
@@ -84,7 +84,7 @@ class Deterministic:
     deterministic_decode_tokens_per_s: float
 
 
-Figure = Together | Prefix | Guessing | Deterministic
+Figure = Together | Prefix | Speculation | Deterministic
 
 
 class EngineBench:
@@ -143,8 +143,8 @@ class EngineBench:
             decode_step_s=again.timings.decode_s / again.timings.decode_tokens,
         )
 
-    def guessing(self, answer_tokens: int, n_texts: int, temperature: float) -> Iterator[Guessing]:
-        """Every way of guessing, on the same prompts."""
+    def speculation(self, answer_tokens: int, n_texts: int, temperature: float) -> Iterator[Speculation]:
+        """Every way of drafting, on the same prompts."""
         plain: list[list[int]] = []
         for way, draft_tokens in WAYS:
             results = []
@@ -157,7 +157,7 @@ class EngineBench:
                 results.append(self.llm.submit(prompt, params, tenant=f"{way} {draft_tokens} {text}").result())
             tokens = [result.token_ids for result in results]
             plain = plain or tokens
-            yield self._guessing(way, draft_tokens, temperature, results, tokens == plain)
+            yield self._speculation(way, draft_tokens, temperature, results, tokens == plain)
 
     def prefill(self, prompt_tokens: int) -> float:
         """Tokens a second of a new prompt."""
@@ -169,12 +169,12 @@ class EngineBench:
         timings = [self.llm.generate(self._tokens(16), greedy(answer_tokens)).timings for _ in range(REPEATS)]
         return max(each.decode_tokens / each.decode_s for each in timings)
 
-    def _guessing(
+    def _speculation(
         self, way: str, draft_tokens: int, temperature: float, results: list[GenerationResult], same: bool
-    ) -> Guessing:
+    ) -> Speculation:
         timings = [result.timings for result in results]
         gains = [each.speculation_gain for each in timings if each.speculation_gain is not None]
-        return Guessing(
+        return Speculation(
             model=self.name,
             way=way,
             draft_tokens=draft_tokens,
@@ -222,8 +222,8 @@ def measure(part: str, directory: Path) -> Iterator[Figure]:
         if part == "stories":
             yield from (bench.together(n, 12, 100) for n in (1, 8, 64))
         else:
-            yield from bench.guessing(100, 20, 0.0)
-            yield from bench.guessing(100, 20, 0.8)
+            yield from bench.speculation(100, 20, 0.0)
+            yield from bench.speculation(100, 20, 0.8)
         return
     checkpoint = Synthetic("int8", N_LAYERS, with_mtp=part == "layers-mtp")
     folder = str(ensure(checkpoint, directory))
@@ -233,7 +233,7 @@ def measure(part: str, directory: Path) -> Iterator[Figure]:
     elif part == "prefix":
         yield bench.prefix()
     elif part == "layers-mtp":
-        yield from bench.guessing(32, 2, 0.0)
+        yield from bench.speculation(32, 2, 0.0)
     else:
         exact = EngineBench(folder, checkpoint.name, deterministic=True)
         yield Deterministic(
@@ -256,7 +256,7 @@ def line(figure: Figure) -> str:
                 f"{figure.first_token_s:.3f} s, {figure.first_token_s / figure.decode_step_s:.2f} decode steps "
                 f"({figure.cold_first_token_s:.2f} s without)"
             )
-        case Guessing():
+        case Speculation():
             share = figure.accepted / figure.drafted if figure.drafted else 0
             gain = "" if figure.reported_gain is None else f", reported gain {figure.reported_gain:.2f}"
             return (

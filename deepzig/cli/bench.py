@@ -77,7 +77,7 @@ def bench(
     Without a COMMAND: how many tokens a second of prompts a model reads (pp512: a prompt of 512), and how many it
     decodes (tg64: 64 after the first), as mean and standard deviation. Behind @ stand tokens in the cache, behind x
     requests at once; "of read" is the share of the memory's speed that decoding takes. Prompts are random tokens;
-    answers are greedy, without guesses ahead. Ctrl-C ends with what has been measured.
+    answers are greedy, without speculation. Ctrl-C ends with what has been measured.
 
     \b
         deepzig bench -m ./DeepSeek-V2-Lite-Chat

@@ -44,12 +44,12 @@ class Chooser:
         first: int,
         seconds: float,
     ) -> None:
-        """The next tokens of each branch, from the rows, `first` and on, of its last token and of its guesses.
+        """The next tokens of each branch, from the rows, `first` and on, of its last token and of its draft.
         hidden f32 (T, D) of all rows; the step has taken `seconds`."""
-        for branch, guesses in zip(branches, drafts, strict=True):
+        for branch, draft in zip(branches, drafts, strict=True):
             if branch.drafting is not None:
-                n_chosen = self._choose_guessed(branch, guesses, rows, first)
-                self._speculator.note_branch(branch, len(guesses), n_chosen, seconds, len(branches))
+                n_chosen = self._verify(branch, draft, rows, first)
+                self._speculator.note_branch(branch, len(draft), n_chosen, seconds, len(branches))
                 self._speculator.follow(branch, hidden[first : first + n_chosen])
             else:
                 branch.n_computed += 1
@@ -57,18 +57,18 @@ class Chooser:
                     self._take_beam(branch, rows.logits[first], branch.request.beam_search, rows.time)
                 else:
                     self._choose_token(branch, rows, first)
-            first += 1 + len(guesses)
+            first += 1 + len(draft)
 
-    def _choose_guessed(self, branch: Branch, guesses: list[int], rows: LogitRows, first: int) -> int:
-        """The next tokens of a branch, as far as its guesses are what was chosen; how many."""
+    def _verify(self, branch: Branch, draft: list[int], rows: LogitRows, first: int) -> int:
+        """Append what the model chooses, until it rejects a draft token; returns the number of tokens."""
         n_chosen = 0
-        for row in range(first, first + 1 + len(guesses)):
+        for row in range(first, first + 1 + len(draft)):
             branch.n_computed += 1
             n_chosen += 1
             token = self._choose_token(branch, rows, row)
-            if branch.is_finished or n_chosen > len(guesses) or token != guesses[n_chosen - 1]:
+            if branch.is_finished or n_chosen > len(draft) or token != draft[n_chosen - 1]:
                 break
-        self._ledger.tokens_drafted += len(guesses)
+        self._ledger.tokens_drafted += len(draft)
         self._ledger.tokens_accepted += n_chosen - 1
         return n_chosen
 

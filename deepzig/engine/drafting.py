@@ -1,8 +1,8 @@
-"""Drafters: guesses of the tokens that follow, which the model then verifies in one pass.
+"""Drafters: draft tokens for speculative decoding, which the model then verifies in one pass.
 
-One runs the checkpoint's first MTP layer, fed with its own output from the second guess on (DeepSeek-V3 report, section
-2.2); the other looks up what followed when the text last said the same (prompt lookup). A guess may be any token: what
-is chosen does not depend on it, only how soon. Called by `speculation`; calls `rows` and `model`.
+One runs the checkpoint's first MTP layer, fed with its own output from the second draft token on (DeepSeek-V3 report,
+section 2.2); the other looks up what followed when the text last said the same (prompt lookup). A draft decides
+how soon tokens come, never which. Called by `speculation`; calls `rows` and `model`.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ class MtpDrafter:
     """Drafts with MTP layer 0, whose latents lie in the same pages as those of the other layers.
 
     Row p of the layer takes the hidden state of position p and the token at p + 1. So the last row of a full page
-    depends on a token behind the page: where texts share it, the last one to draft has written it. That may cost a
-    guess, never more.
+    depends on a token behind the page: where texts share it, the last one to draft has written it. That may cost an
+    accepted draft, never more.
     """
 
     def __init__(self, model: DeepseekModel, cache: LatentCache) -> None:
@@ -38,11 +38,11 @@ class MtpDrafter:
         branch.hidden = hidden[-1:].copy()
 
     def draft(self, branches: Sequence[Branch], counts: Sequence[int]) -> list[list[int]]:
-        """counts[i] >= 1 guesses for branches[i]."""
+        """counts[i] >= 1 draft tokens for branches[i]."""
         pending = [branch.hidden for branch in branches if branch.hidden is not None]
         assert len(pending) == len(branches)
         sizes = [len(hidden) for hidden in pending]
-        # the rows whose next token is known since the last call, then one row a guess
+        # the rows whose next token is known since the last call, then one row a draft token
         spans = [range(branch.n_computed)[-m:] for branch, m in zip(branches, sizes, strict=True)]
         tokens = [t for branch, m in zip(branches, sizes, strict=True) for t in branch.tokens[-m:]]
         rows = branch_rows(branches, spans, is_prompt=False)
@@ -50,7 +50,7 @@ class MtpDrafter:
         state = state[np.cumsum(sizes) - 1]  # f32 (B, D), of the last position of each
         for branch in branches:
             branch.hidden = None
-        guesses: list[list[int]] = [[] for _ in branches]
+        drafts: list[list[int]] = [[] for _ in branches]
         going = list(range(len(branches)))
         for depth in range(max(counts)):
             if depth:
@@ -58,8 +58,8 @@ class MtpDrafter:
                 going = [going[i] for i in keep]
                 positions = np.array([branches[i].n_computed - 1 + depth for i in going], np.int32)
                 rows = Rows(positions, np.array(going, np.int32), rows.block_tables, is_prompt=False)
-                last = np.array([guesses[i][-1] for i in going], np.int32)
+                last = np.array([drafts[i][-1] for i in going], np.int32)
                 state = self._model.mtp_forward(0, last, state[keep], rows, self._cache)
             for which, logits in zip(going, self._model.mtp_logits(0, state), strict=True):
-                guesses[which].append(branches[which].sampler.guess(logits, depth))
-        return guesses
+                drafts[which].append(branches[which].sampler.draft(logits, depth))
+        return drafts

@@ -196,7 +196,7 @@ class Engine:
     # ---- computing
 
     def _draft_length(self, branch: Branch, n_decoding: int) -> int:
-        """Guesses to make; none past the context, since there the oldest tokens must go first."""
+        """Draft tokens to propose; none past the context, since there the oldest tokens must go first."""
         return min(self._speculator.length(branch, n_decoding), max(0, self.room - len(branch.tokens)))
 
     def _make_context(self) -> None:
@@ -244,9 +244,9 @@ class Engine:
             self._scheduler.keep_prompt(branch)
 
     def _decode(self, branches: list[Branch], drafts: list[list[int]]) -> np.ndarray:
-        """The last token of each branch and its guesses: f32 (T, D) after the final norm, branch by branch."""
+        """The last token of each branch and its draft tokens: f32 (T, D) after the final norm, branch by branch."""
         drafted = list(zip(branches, drafts, strict=True))
-        tokens = [token for branch, guesses in drafted for token in (branch.tokens[-1], *guesses)]
-        spans = [range(branch.n_computed, branch.n_computed + 1 + len(guesses)) for branch, guesses in drafted]
+        tokens = [token for branch, draft in drafted for token in (branch.tokens[-1], *draft)]
+        spans = [range(branch.n_computed, branch.n_computed + 1 + len(draft)) for branch, draft in drafted]
         rows = branch_rows(branches, spans, is_prompt=False)
         return self._model.forward(np.array(tokens, np.int32), rows, self._cache, observer=self.observer)

@@ -31,15 +31,15 @@ class TokenEvent:
 
 @dataclass(eq=False)
 class Drafting:
-    """How guessing ahead has gone for a branch."""
+    """How drafting has gone for a branch."""
 
-    ngrams: NgramIndex | None  # None: the MTP layer guesses
-    n_drafted: list[int]  # by depth: guesses whose predecessors were all accepted
+    ngrams: NgramIndex | None  # None: the MTP layer drafts
+    n_drafted: list[int]  # by depth: draft tokens whose predecessors were all accepted
     n_accepted: list[int]  # of them
 
     @property
     def uses_mtp(self) -> bool:
-        """The MTP layer guesses."""
+        """The MTP layer drafts."""
         return self.ngrams is None
 
 
@@ -54,7 +54,7 @@ class Branch:
     pages: list[int] = field(default_factory=list)
     n_computed: int = 0
     form: str = "expanded"  # of attention, while reading; fixed on admission
-    drafting: Drafting | None = None  # None: its tokens are not guessed ahead
+    drafting: Drafting | None = None  # None: no speculation
     hidden: np.ndarray | None = None  # f32 (m, D) of the last m computed positions, which the MTP layer has yet to see
     is_finished: bool = False
     logits: np.ndarray | None = None  # f32 (vocab_size,) of a beam that waits for the others of its request
@@ -92,9 +92,9 @@ class Request:
     n_cached: int = 0  # of them, taken from the prefix tree
     started: float | None = None  # when it left the queue
     first_token: float | None = None
-    n_drafted: int = 0  # tokens guessed ahead
+    n_drafted: int = 0  # draft tokens
     n_accepted: int = 0  # of them, chosen by the model too
-    speculation_s: float = 0.0  # in steps with guesses
+    speculation_s: float = 0.0  # in steps with draft tokens
     plain_s: float = 0.0  # that the tokens of those steps would have taken without
     finish_reason: str | None = None  # that of the branch which ended last, or "cancelled" or "error"
     error: BaseException | None = None

@@ -15,9 +15,9 @@ class Timings:
     first_token_s: float  # from the call to the first token
     decode_tokens: int  # tokens after the first, of all choices
     decode_s: float  # from the first token to the last
-    drafted_tokens: int  # guessed ahead
+    drafted_tokens: int  # proposed by speculative decoding
     accepted_tokens: int  # of them, chosen by the model too
-    speculation_gain: float | None  # speed of the steps with guesses, over that without; None: not known
+    speculation_gain: float | None  # speed of the steps with draft tokens, over that without; None: not known
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class EngineStats:
     tokens_prompt: int  # of prompts that have been read
     tokens_cached: int  # of them, taken from an earlier request
     tokens_decoded: int  # of answers
-    tokens_drafted: int  # guesses ahead
+    tokens_drafted: int  # proposed by speculative decoding
     tokens_accepted: int  # of them, chosen by the model too
     preemptions: int  # times that a branch, or a search's beams together, gave up pages to be read again
     finished: dict[str, int]  # requests by reason: stop, length, cancelled, error

@@ -47,8 +47,8 @@ class SamplingParams:
     stop: Sequence[str] = ()  # the answer ends before the first of these texts
     ignore_eos: bool = False  # go on past the end-of-sequence token
     logprobs: int | None = None  # report log-probabilities, with this number of likeliest tokens. None: do not
-    speculation: str = "auto"  # guessing tokens ahead, which changes speed alone: auto, off, mtp or ngram
-    draft_tokens: int = 3  # guesses at once; auto makes fewer where that is faster
+    speculation: str = "auto"  # speculative decoding, which changes speed alone: auto, off, mtp or ngram
+    draft_tokens: int = 3  # draft tokens at once; auto makes fewer where that is faster
     n: int = 1  # answers to the same prompt; of a beam search the best n
     num_beams: int = 1  # above 1: beam search, which does not sample: temperature, top_k, top_p, min_p play no part
     length_penalty: float = 1.0  # a beam's score is its log-probability / length ** length_penalty
@@ -238,11 +238,11 @@ class Sampler:
         if self._constraint is not None and token not in self._eos_token_ids:
             self._constraint.accept(token)
 
-    def guess(self, logits: np.ndarray, depth: int) -> int:
-        """The token that `choose` would take from a draft's logits f32 (vocab_size,) after `depth` other calls.
+    def draft(self, logits: np.ndarray, depth: int) -> int:
+        """The token that `choose` would take from a drafter's logits f32 (vocab_size,) after `depth` other calls.
 
-        With the same random number, a draft whose distribution is close draws the same token; and since the draws of
-        `choose` do not depend on guesses, its tokens are those without speculation, the same seed given.
+        With the same random number, a drafter whose distribution is close draws the same token; and since the draws of
+        `choose` do not depend on drafts, its tokens are those without speculation, the same seed given.
         """
         adjusted = self._adjusted(logits)
         best = int(np.argmax(adjusted))

@@ -24,7 +24,7 @@ class Plan(NamedTuple):
 
     reading: list[tuple[Branch, int]]  # branch, and the token before which its piece ends
     decoding: list[Branch]
-    n_drafts: list[int]  # tokens that each of `decoding` may guess ahead
+    n_drafts: list[int]  # draft tokens that each of `decoding` may have
 
 
 class Scheduler:
@@ -36,8 +36,8 @@ class Scheduler:
         prompt_form: Callable[[int, int], str],
         draft_length: Callable[[Branch, int], int],
     ) -> None:
-        """prompt_form: form of attention for (new tokens, length of the text). draft_length: guesses that a branch
-        wants to make when so many decode."""
+        """prompt_form: form of attention for (new tokens, length of the text). draft_length: draft tokens that a
+        branch wants when so many decode."""
         self.pool = PagePool(cache.n_pages)
         self.prefixes = PrefixTree(self.pool)
         self.waiting: list[Branch] = []  # both in order of urgency
@@ -219,7 +219,7 @@ class Scheduler:
         return True
 
     def _room_for_drafts(self, branch: Branch, n_decoding: int) -> int:
-        """Guesses of the branch, with pages for them; 0 where that would preempt anybody."""
+        """Draft tokens of the branch, with pages for them; 0 where that would preempt anybody."""
         if branch.drafting is None:
             return 0
         n_drafts = self._draft_length(branch, n_decoding)

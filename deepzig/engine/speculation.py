@@ -1,6 +1,6 @@
-"""Speculator: who guesses ahead, how far, and whether it pays.
+"""Speculator: who drafts tokens, how many, and whether it pays.
 
-`auto` weighs, before each step, the tokens that k guesses are expected to bring against the time that the step takes
+`auto` weighs, before each step, the tokens that k drafts are expected to bring against the time that the step takes
 with them, both measured as it goes: acceptance for each branch, starting from that of all; times for each number of
 rows. Called by `engine` and `choosing`; calls `drafting` and `ngrams`.
 """
@@ -18,11 +18,11 @@ from deepzig.errors import RequestError
 from deepzig.model.cache import LatentCache
 from deepzig.model.deepseek import DeepseekModel
 
-PRIOR_ACCEPTANCE = 0.75  # of a guess, before anything is known
-PRIOR_WEIGHT = 8  # guesses that the prior counts as
+PRIOR_ACCEPTANCE = 0.75  # of a draft token, before anything is known
+PRIOR_WEIGHT = 8  # draft tokens that the prior counts as
 TRUSTED = 3  # measurements of a time before it is believed
-MOST_PENDING = 32  # positions that the MTP layer may fall behind while guessing does not pay
-MOST_TEXTS = 8  # decoded together, beyond which auto does not guess: their rows leave no arithmetic idle
+MOST_PENDING = 32  # positions that the MTP layer may fall behind while drafting does not pay
+MOST_TEXTS = 8  # decoded together, beyond which auto does not draft: their rows leave no arithmetic idle
 RETRIED = 32  # where the MTP layer has lost time, one request in so many tries it again
 
 
@@ -43,7 +43,7 @@ class Speculator:
             raise RequestError("speculation 'mtp' needs an MTP layer, which this checkpoint lacks; use ngram or auto")
 
     def begin(self, request: Request) -> Drafting | None:
-        """How the request's branches will guess ahead; those of a beam search do not."""
+        """How the request's branches will draft; those of a beam search do not."""
         kind = request.params.speculation
         if kind == "off" or request.beam_search is not None:
             return None
@@ -64,8 +64,8 @@ class Speculator:
             branch.hidden = hidden.copy() if branch.hidden is None else np.concatenate([branch.hidden, hidden])
 
     def length(self, branch: Branch, n_decoding: int) -> int:
-        """Guesses to make for a branch in a step that decodes n_decoding branches. One that has fallen MOST_PENDING
-        positions behind stops guessing for good."""
+        """Draft tokens for a branch in a step that decodes n_decoding branches. One that has fallen MOST_PENDING
+        positions behind stops drafting for good."""
         drafting, params = branch.drafting, branch.request.params
         if drafting is None or (drafting.uses_mtp and branch.hidden is None):
             return 0
@@ -78,29 +78,29 @@ class Speculator:
         return best
 
     def draft(self, branches: Sequence[Branch], counts: Sequence[int]) -> list[list[int]]:
-        """At most counts[i] guesses for branches[i]."""
-        guesses: list[list[int]] = [[] for _ in branches]
+        """At most counts[i] draft tokens for branches[i]."""
+        drafts: list[list[int]] = [[] for _ in branches]
         by_mtp = []
         for i, branch in enumerate(branches):
             if counts[i] and branch.drafting is not None:
                 if branch.drafting.ngrams is None:
                     by_mtp.append(i)
                 else:
-                    guesses[i] = branch.drafting.ngrams.draft(branch.tokens, counts[i])
+                    drafts[i] = branch.drafting.ngrams.draft(branch.tokens, counts[i])
         if by_mtp and self._mtp is not None:
             started = time.perf_counter()
             drafted = self._mtp.draft([branches[i] for i in by_mtp], [counts[i] for i in by_mtp])
             self._drafts.add(max(counts[i] for i in by_mtp), time.perf_counter() - started)
-            for i, drafts in zip(by_mtp, drafted, strict=True):
-                guesses[i] = drafts
-        return guesses
+            for i, draft in zip(by_mtp, drafted, strict=True):
+                drafts[i] = draft
+        return drafts
 
     def note_step(self, n_rows: int, seconds: float) -> None:
         """A step that read no prompt has decoded n_rows; seconds without drafting."""
         self._steps.add(n_rows, seconds)
 
     def note_branch(self, branch: Branch, n_drafted: int, n_chosen: int, seconds: float, n_decoding: int) -> None:
-        """A branch has guessed n_drafted tokens and chosen n_chosen, in a step of `seconds` with drafting."""
+        """A branch has drafted n_drafted tokens and chosen n_chosen, in a step of `seconds` with drafting."""
         drafting, request = branch.drafting, branch.request
         if drafting is None or not n_drafted:
             return
@@ -119,7 +119,7 @@ class Speculator:
             request.plain_s += n_chosen * plain
 
     def _best_length(self, drafting: Drafting, most: int, n_decoding: int) -> int:
-        """The number of guesses that brings most tokens a second; 0 until the time without guesses is known."""
+        """The number of draft tokens that brings most tokens a second; 0 until the time without drafts is known."""
         plain = self._steps.get(n_decoding)
         if plain is None:
             return 0
@@ -138,7 +138,7 @@ class Speculator:
         return best
 
     def _acceptance(self, drafting: Drafting, depth: int) -> float:
-        """Chance that a guess at `depth` is accepted once those before it are."""
+        """Chance that a draft token at `depth` is accepted once those before it are."""
         uses_mtp = drafting.uses_mtp
         of_all = (self._accepted[uses_mtp][depth] + PRIOR_WEIGHT * PRIOR_ACCEPTANCE) / (
             self._drafted[uses_mtp][depth] + PRIOR_WEIGHT

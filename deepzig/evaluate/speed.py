@@ -1,7 +1,7 @@
 """How fast a model reads prompts and decodes, as those who use it see it: through `LLM.submit`.
 
 Called by the command line; calls the engine. Prompts are random tokens, new ones each time, so that none is found in
-the cache but what shall be; answers are greedy and without guesses ahead, which depend on the text.
+the cache but what shall be; answers are greedy and without speculation, which depends on the text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -90,7 +90,7 @@ def measure(llm: LLM, tests: Sequence[SpeedTest], repetitions: int) -> Iterator[
 
 
 def greedy(answer_tokens: int) -> SamplingParams:
-    """An answer of just so many tokens, without guesses ahead: so the speed is that of the model."""
+    """An answer of just so many tokens, without speculation: so the speed is that of the model."""
     return SamplingParams(answer_tokens, temperature=0.0, ignore_eos=True, speculation="off")
 
 

@@ -21,7 +21,7 @@ TINY_SCALE = 1e-37  # rows below it are zero: their scale has no finite inverse
 class Rows:
     """The new tokens of one step: where each belongs and where its latent goes.
 
-    Rows of the same sequence stand together, in order of position: a piece of a prompt, or a last token and guesses.
+    Rows of the same sequence stand together, in order of position: a piece of a prompt, or a last token and its draft.
     """
 
     positions: np.ndarray  # i32 (T,), position in the sequence
