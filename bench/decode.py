@@ -22,7 +22,7 @@ from deepzig._kernels.weight import Weight
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.sizes import active_share, tensor_group
 from deepzig.config import ModelConfig
-from deepzig.engine.rows import text_rows
+from deepzig.engine.rows import sequence_rows
 from deepzig.evaluate.speed import greedy
 from deepzig.model.cache import LatentCache
 from deepzig.model.deepseek import DeepseekModel
@@ -139,7 +139,7 @@ class ModelBench:
 
         def run(first: int, n_tokens: int) -> None:
             for position, token in enumerate(self._tokens(n_tokens), first):
-                rows = text_rows(position, position + 1, cache, is_prompt=False)
+                rows = sequence_rows(position, position + 1, cache, is_prompt=False)
                 int(model.logits(model.forward(np.array([token], np.int32), rows, cache))[0].argmax())
 
         run(context, WARM_UP_TOKENS)
@@ -157,7 +157,7 @@ class ModelBench:
 
 def fill(model: DeepseekModel, cache: LatentCache, n_tokens: int, random: np.random.Generator) -> None:
     """Random latents of unit variance for the first n_tokens of all layers, as if a prompt had been read."""
-    rows = text_rows(0, n_tokens, cache)
+    rows = sequence_rows(0, n_tokens, cache)
     for layer in range(len(model.layers)):
         cache.write(layer, rows, random.standard_normal((n_tokens, model.config.latent_dim), np.float32))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import deepzig
-from deepzig.engine.whole_text import read_text
+from deepzig.engine.whole_sequence import forward_chunks
 from deepzig.model import workspace
 from deepzig.model.cache import PAGE_SIZE, Rows
 
@@ -86,7 +86,7 @@ def test_prompts_read_in_one_call_have_the_bits_of_each_alone(form: str) -> None
         is_prompt=True,
     )
     hidden = model.forward(np.concatenate(texts), together, cache, form=form)
-    alone = [next(read_text(model, text, model.make_cache(len(text)), form=form)) for text in texts]
+    alone = [next(forward_chunks(model, text, model.make_cache(len(text)), form=form)) for text in texts]
     assert np.array_equal(hidden, np.concatenate(alone))
 
 

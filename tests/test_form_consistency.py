@@ -11,7 +11,7 @@ import pytest
 from deepzig._kernels import ACTIVE
 from deepzig.checkpoint.loader import load_weights
 from deepzig.config import ModelConfig
-from deepzig.engine.whole_text import read_text
+from deepzig.engine.whole_sequence import forward_chunks
 from deepzig.model.cache import LatentCache, Rows
 from deepzig.model.deepseek import DeepseekModel
 
@@ -40,7 +40,8 @@ def model(name: str) -> DeepseekModel:
 def logits(model: DeepseekModel, ids: np.ndarray, chunk_size: int, form: str | None) -> np.ndarray:
     """f32 (T, vocab_size)."""
     cache = model.make_cache(len(ids))
-    return np.concatenate([model.logits(h) for h in read_text(model, ids, cache, chunk_size=chunk_size, form=form)])
+    chunks = forward_chunks(model, ids, cache, chunk_size=chunk_size, form=form)
+    return np.concatenate([model.logits(hidden) for hidden in chunks])
 
 
 def test_forms_agree(model: DeepseekModel, name: str) -> None:

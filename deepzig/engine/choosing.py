@@ -1,4 +1,4 @@
-"""Chooser: the next tokens of a step's texts, from the logits.
+"""Chooser: the next tokens of a step's sequences, from the logits.
 
 Called by `engine`; calls `sampling`, `beams`, `speculation`, `scheduler` and `ledger`. Knows nothing of the model.
 """
@@ -15,13 +15,13 @@ from deepzig.engine.speculation import Speculator
 
 
 class Chooser:
-    """Goes on with texts, and ends those that have their last token."""
+    """Goes on with sequences, and ends those that have their last token."""
 
     def __init__(self, scheduler: Scheduler, speculator: Speculator, ledger: Ledger) -> None:
         self._scheduler, self._speculator, self._ledger = scheduler, speculator, ledger
 
     def choose_first(self, branch: Branch, rows: LogitRows, row: int) -> None:
-        """The token behind a text that has been read. A prompt forks into n here."""
+        """The token behind a sequence that has been read. A prompt forks into n here."""
         if branch.request.beam_search is not None:
             self._take_beam(branch, rows.logits[row], branch.request.beam_search, rows.time)
             return

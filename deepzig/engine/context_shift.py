@@ -1,8 +1,8 @@
-"""ContextShift: how a text goes on when the context is full: without its oldest tokens behind the first.
+"""ContextShift: how a sequence goes on when the context is full: without its oldest tokens behind the first.
 
-The first page stays, since attention leans on a text's beginning (arXiv 2309.17453); half of the rest goes, in whole
-pages, and what is behind moves up: its k_pe is turned to the new positions, its latents stay as they were computed.
-Called by `engine`; knows numbers of tokens and pages.
+The first page stays, since attention leans on a sequence's beginning (arXiv 2309.17453); half of the rest goes, in
+whole pages, and what is behind moves up: its k_pe is turned to the new positions, its latents stay as they were
+computed. Called by `engine`; knows numbers of tokens and pages.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from deepzig.errors import RequestError
 from deepzig.model.cache import PAGE_SIZE
 
-KEPT_PAGES = 1  # at the beginning of a text
+KEPT_PAGES = 1  # at the beginning of a sequence
 
 
 @dataclass(frozen=True)

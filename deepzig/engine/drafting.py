@@ -1,8 +1,8 @@
 """Drafters: draft tokens for speculative decoding, which the model then verifies in one pass.
 
 One runs the checkpoint's first MTP layer, fed with its own output from the second draft token on (DeepSeek-V3 report,
-section 2.2); the other looks up what followed when the text last said the same (prompt lookup). A draft decides
-how soon tokens come, never which. Called by `speculation`; calls `rows` and `model`.
+section 2.2); the other looks up what followed when the sequence last had the same tokens (prompt lookup). A draft
+decides how soon tokens come, never which. Called by `speculation`; calls `rows` and `model`.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class MtpDrafter:
     """Drafts with MTP layer 0, whose latents lie in the same pages as those of the other layers.
 
     Row p of the layer takes the hidden state of position p and the token at p + 1. So the last row of a full page
-    depends on a token behind the page: where texts share it, the last one to draft has written it. That may cost an
+    depends on a token behind the page: where sequences share it, the last one to draft has written it. That may cost an
     accepted draft, never more.
     """
 

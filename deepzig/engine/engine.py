@@ -1,4 +1,4 @@
-"""Engine: many requests over one model. Each step reads pieces of prompts and decodes a token of every other text.
+"""Engine: many requests over one model. Each step reads pieces of prompts and decodes a token of every other sequence.
 
 Called by `engine_thread`, which gives it a thread; calls `scheduler`, which says what a step computes, the model, and
 `choosing`, which goes on from its logits. Not safe to call from several threads. Knows nothing of text or HTTP.
@@ -30,7 +30,7 @@ class Engine:
 
     def __init__(self, model: DeepseekModel, n_cache_tokens: int, *, context_shift: bool = False) -> None:
         """n_cache_tokens: room in the cache for all requests and for prefixes kept from finished ones. context_shift: a
-        text that fills the context loses its oldest tokens and goes on, see `ContextShift`."""
+        sequence that fills the context loses its oldest tokens and goes on, see `ContextShift`."""
         self.observer: Observer | None = None  # of every step of the main model
         self._model = model
         self._cache = model.make_cache(n_cache_tokens)
@@ -82,7 +82,7 @@ class Engine:
         self._speculator.check(params.speculation)
         for name, number in (("n", params.n), ("num_beams", params.num_beams)):
             if number > MAX_RUNNING:
-                raise RequestError(f"{name} {number} is above {MAX_RUNNING}, the texts that are continued together")
+                raise RequestError(f"{name} {number} is above {MAX_RUNNING}, the sequences that are decoded together")
         longest = len(tokens) + params.max_tokens
         request = Request(
             n_prompt=len(tokens),
@@ -127,7 +127,7 @@ class Engine:
             self.fail(branch.request, error)
 
     def step(self) -> bool:
-        """Read pieces of prompts and decode each other running text. False: nothing to do."""
+        """Read pieces of prompts and decode each other running sequence. False: nothing to do."""
         self._make_context()
         plan = self._scheduler.plan()
         if not plan.reading and not plan.decoding:
@@ -200,7 +200,7 @@ class Engine:
         return min(self._speculator.length(branch, n_decoding), max(0, self.room - len(branch.tokens)))
 
     def _make_context(self) -> None:
-        """Drop the oldest tokens of texts whose next token has no place in the context."""
+        """Drop the oldest tokens of sequences whose next token has no place in the context."""
         for branch in [branch for branch in self._scheduler.running if len(branch.tokens) > self.room]:
             assert self._shift is not None
             moved = self._scheduler.drop_oldest(branch, KEPT_PAGES, self._shift.dropped_pages)

@@ -1,7 +1,7 @@
 """LLM: a loaded model that answers. `submit` queues a request; `generate` waits for it, `stream` yields its pieces.
 
 Made by `loading`; called by users, `cli`, `server` and `evaluate`; calls `prompt_ids`, `generation`, `engine_thread`
-and, for texts that are read whole, `whole_text` and `trace`.
+and, for sequences that are computed whole, `whole_sequence` and `trace`.
 """
 
 import time
@@ -21,17 +21,17 @@ from deepzig.engine.generation import Generation
 from deepzig.engine.prompt_cache import PromptCache
 from deepzig.engine.prompt_ids import Prompt, encode_prompt
 from deepzig.engine.results import EngineStats, GenerationResult, StreamChunk
-from deepzig.engine.rows import text_rows
+from deepzig.engine.rows import sequence_rows
 from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
 from deepzig.engine.scheduler import PREFILL_CHUNK
-from deepzig.engine.trace import Trace, trace_text
-from deepzig.engine.whole_text import read_text, score_text
+from deepzig.engine.trace import Trace, trace_sequence
+from deepzig.engine.whole_sequence import forward_chunks, score_sequence
 from deepzig.errors import ContextLengthError, RequestError
 from deepzig.model.deepseek import DeepseekModel
 from deepzig.text.chat import ChatTemplate
 from deepzig.text.tokenizer import Tokenizer
 
-SHIFTED_CONTEXTS = 16  # texts may be as many contexts long where context_shift cuts them
+SHIFTED_CONTEXTS = 16  # prompts may be as many contexts long where context_shift cuts them
 
 
 class LLM:
@@ -212,13 +212,13 @@ class LLM:
         cache = self.model.make_cache(len(ids))
 
         def read() -> np.ndarray:
-            chunks = read_text(self.model, ids, cache, chunk_size=chunk_size, form=attention)
+            chunks = forward_chunks(self.model, ids, cache, chunk_size=chunk_size, form=attention)
             return np.concatenate([self.model.logits(hidden) for hidden in chunks])
 
         return self._thread.call(read)
 
     def prompt_logprobs(self, token_ids: Sequence[int], n_top: int = 0) -> list[TokenLogprob]:
-        """Log-probabilities of the tokens of a text after the first, each given those before it, and of the n_top
+        """Log-probabilities of the tokens of a sequence after the first, each given those before it, and of the n_top
         likeliest in their places. Other requests go on between its pieces.
 
         Raises:
@@ -232,12 +232,12 @@ class LLM:
         if n_top < 0:
             raise RequestError(f"n_top {n_top} is below 0")
         ids = self._encode(token_ids)
-        scored = score_text(self.model, ids, self.model.make_cache(len(ids)), n_top)
+        scored = score_sequence(self.model, ids, self.model.make_cache(len(ids)), n_top)
         while piece := self._thread.call(lambda: next(scored, None)):
             yield piece
 
     def mtp_logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        """First MTP layer over a whole text of T tokens: f32 (T - 1, vocab_size), row t predicting token t + 2.
+        """First MTP layer over a whole sequence of T tokens: f32 (T - 1, vocab_size), row t predicting token t + 2.
 
         Raises:
             RequestError: the checkpoint has no MTP layer, there are no token ids, or they are outside the vocabulary.
@@ -250,8 +250,8 @@ class LLM:
         def read() -> np.ndarray:
             if len(ids) == 1:
                 return np.empty((0, self.config.vocab_size), np.float32)
-            hidden = np.concatenate(list(read_text(self.model, ids, cache)))
-            rows = text_rows(0, len(ids) - 1, cache)
+            hidden = np.concatenate(list(forward_chunks(self.model, ids, cache)))
+            rows = sequence_rows(0, len(ids) - 1, cache)
             return self.model.mtp_logits(0, self.model.mtp_forward(0, ids[1:], hidden[:-1], rows, cache))
 
         return self._thread.call(read)
@@ -263,7 +263,7 @@ class LLM:
             RequestError: as `encode`.
         """
         ids = self._encode(prompt)
-        return self._thread.call(lambda: trace_text(self.model, ids))
+        return self._thread.call(lambda: trace_sequence(self.model, ids))
 
     def _encode(self, prompt: Prompt, room: int | None = None) -> np.ndarray:
         return encode_prompt(prompt, self.tokenizer, self.chat_template, self.config.vocab_size, room)

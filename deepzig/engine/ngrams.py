@@ -1,4 +1,4 @@
-"""NgramIndex: what followed when a text last said the same (prompt lookup). Called by `speculation`."""
+"""NgramIndex: what followed when a sequence last had the same tokens (prompt lookup). Called by `speculation`."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,14 @@ NGRAM = 3  # tokens that must recur
 
 
 class NgramIndex:
-    """The n-grams of one growing text."""
+    """The n-grams of one growing sequence."""
 
     def __init__(self) -> None:
         self._next: dict[tuple[int, ...], int] = {}  # position behind the latest occurrence of each n-gram
         self._end = NGRAM  # the first n-gram that is not in _next ends before this position
 
     def draft(self, tokens: Sequence[int], count: int) -> list[int]:
-        """At most `count` tokens that followed the text's last NGRAM tokens before; often none."""
+        """At most `count` tokens that followed the sequence's last NGRAM tokens before; often none."""
         for end in range(self._end, len(tokens)):
             self._next[tuple(tokens[end - NGRAM : end])] = end
         self._end = max(self._end, len(tokens))

@@ -30,7 +30,7 @@ class _Node:
 
 @dataclass(frozen=True)
 class Match:
-    """What the tree has of a text: whole pages to share, then perhaps the beginning of one to copy."""
+    """What the tree has of a sequence: whole pages to share, then perhaps the beginning of one to copy."""
 
     pages: list[int]
     partial_page: int | None
@@ -47,7 +47,7 @@ class SavedPage(NamedTuple):
 
     tokens: tuple[int, ...]
     page: int
-    parent: int  # place of the page before it in the list; -1: it begins a text
+    parent: int  # place of the page before it in the list; -1: it begins a sequence
 
 
 class PrefixTree:
@@ -101,7 +101,7 @@ class PrefixTree:
             nodes.append(self._child(nodes[parent] if parent >= 0 else self._root(tenant), tokens, page))
 
     def saved_pages(self, tenant: str, most: int) -> list[SavedPage]:
-        """A tenant's pages, each behind its parent: the whole texts that were used last, at most `most` pages."""
+        """A tenant's pages, each behind its parent: the whole sequences that were used last, at most `most` pages."""
         places: dict[int, int] = {}  # id of a node -> its place in the list
         saved: list[SavedPage] = []
         root = self._roots.get(tenant)

@@ -1,4 +1,4 @@
-"""Request, what was asked for, and Branch, one text that is being continued for it.
+"""Request, what was asked for, and Branch, one sequence that is being continued for it.
 
 A request begins as one branch; once its prompt has been read it forks into `n`, which share the prompt's pages. The
 branches of a beam search are its beams: new ones at each step, which share the pages of those they continue. Made
@@ -45,7 +45,7 @@ class Drafting:
 
 @dataclass(eq=False)
 class Branch:
-    """State of one text. `tokens` grow; `pages` hold the latents of the first `n_computed` of them."""
+    """State of one sequence. `tokens` grow; `pages` hold the latents of the first `n_computed` of them."""
 
     request: "Request"
     index: int  # which of n

@@ -1,6 +1,6 @@
-"""Rows of a step: which positions of which texts the model computes, on which pages.
+"""Rows of a step: which positions of which sequences the model computes, on which pages.
 
-Called by whoever runs the model: `engine`, `drafting`, `whole_text` and `evaluate`; calls the cache's `Rows` only.
+Called by whoever runs the model: `engine`, `drafting`, `whole_sequence` and `evaluate`; calls the cache's `Rows` only.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ def branch_rows(branches: Sequence[Branch], spans: Sequence[range], *, is_prompt
     )
 
 
-def text_rows(first: int, last: int, cache: LatentCache, *, is_prompt: bool = True) -> Rows:
-    """Rows [first, last) of a text that owns all pages of its cache, in order."""
+def sequence_rows(first: int, last: int, cache: LatentCache, *, is_prompt: bool = True) -> Rows:
+    """Rows [first, last) of a sequence that owns all pages of its cache, in order."""
     return Rows(
         positions=np.arange(first, last, dtype=np.int32),
         row_sequence=np.zeros(last - first, np.int32),

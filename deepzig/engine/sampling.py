@@ -176,7 +176,7 @@ class Sampler:
                 raise RequestError(f"logit_bias names token {token}, but the vocabulary has {vocab_size}")
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)
-        # `choose` would take the greatest of the logits as they are: the engine may look for those of all texts at once
+        # `choose` would take the argmax of the logits as they are: the engine may take that of all sequences at once
         leaves_logits = constraint is None and not self._has_penalties and not params.logit_bias
         self.is_greedy = params.temperature == 0 and leaves_logits
 

@@ -36,8 +36,8 @@ class Scheduler:
         prompt_form: Callable[[int, int], str],
         draft_length: Callable[[Branch, int], int],
     ) -> None:
-        """prompt_form: form of attention for (new tokens, length of the text). draft_length: draft tokens that a
-        branch wants when so many decode."""
+        """prompt_form: form of attention for (new tokens, length of the sequence). draft_length: draft tokens
+        that a branch wants when so many decode."""
         self.pool = PagePool(cache.n_pages)
         self.prefixes = PrefixTree(self.pool)
         self.waiting: list[Branch] = []  # both in order of urgency
@@ -63,10 +63,10 @@ class Scheduler:
         """Take a branch out for good. keep: its pages, the partly filled one too, go to the prefix tree."""
         (self.running if branch in self.running else self.waiting).remove(branch)
         if keep:
-            self.keep_text(branch)
+            self.keep_sequence(branch)
         self._drop_pages(branch)
 
-    def keep_text(self, branch: Branch) -> None:
+    def keep_sequence(self, branch: Branch) -> None:
         """Put what is computed of a branch into the prefix tree, unless it has seen tokens that are dropped by now."""
         if branch.n_computed and not branch.is_shifted:
             n_pages = -(-branch.n_computed // PAGE_SIZE)

@@ -22,7 +22,7 @@ PRIOR_ACCEPTANCE = 0.75  # of a draft token, before anything is known
 PRIOR_WEIGHT = 8  # draft tokens that the prior counts as
 TRUSTED = 3  # measurements of a time before it is believed
 MOST_PENDING = 32  # positions that the MTP layer may fall behind while drafting does not pay
-MOST_TEXTS = 8  # decoded together, beyond which auto does not draft: their rows leave no arithmetic idle
+MOST_SEQUENCES = 8  # decoded together, beyond which auto does not draft: their rows leave no arithmetic idle
 RETRIED = 32  # where the MTP layer has lost time, one request in so many tries it again
 
 
@@ -72,7 +72,7 @@ class Speculator:
         most = min(params.draft_tokens, branch.request.max_length - len(branch.tokens) - 1)
         if params.speculation != "auto" or most <= 0:
             return max(0, most)
-        best = self._best_length(drafting, most, n_decoding) if n_decoding <= MOST_TEXTS else 0
+        best = self._best_length(drafting, most, n_decoding) if n_decoding <= MOST_SEQUENCES else 0
         if best == 0 and branch.hidden is not None and len(branch.hidden) >= MOST_PENDING:
             branch.drafting = branch.hidden = None
         return best
@@ -146,7 +146,7 @@ class Speculator:
         return (drafting.n_accepted[depth] + PRIOR_WEIGHT * of_all) / (drafting.n_drafted[depth] + PRIOR_WEIGHT)
 
     def _loses(self, request: Request) -> bool:
-        """Whether the MTP layer is known to lose time even for one text alone."""
+        """Whether the MTP layer is known to lose time even for one sequence alone."""
         n = request.params.draft_tokens
         nothing = Drafting(None, [0] * n, [0] * n)
         return self._steps.get(1) is not None and self._best_length(nothing, n, 1) == 0

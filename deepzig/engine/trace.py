@@ -1,6 +1,6 @@
 """Trace: what the layers did with a text, for study. Made by `llm`, read by users.
 
-Calls the model through `whole_text`, with an observer that copies what a step leaves in the workspace.
+Calls the model through `whole_sequence`, with an observer that copies what a step leaves in the workspace.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from deepzig.engine.whole_text import read_text
+from deepzig.engine.whole_sequence import forward_chunks
 from deepzig.model.deepseek import DeepseekModel
 from deepzig.model.workspace import Workspace
 
@@ -39,7 +39,7 @@ class Trace:
         return {layer: np.bincount(idx.ravel(), minlength=n_experts) for layer, idx in self.topk_idx.items()}
 
 
-def trace_text(model: DeepseekModel, token_ids: np.ndarray) -> Trace:
+def trace_sequence(model: DeepseekModel, token_ids: np.ndarray) -> Trace:
     """Run token_ids i32 (T,) through the layers in one chunk and keep what they did: D + 2 K floats a token a layer."""
     trace = Trace(token_ids, [], {}, {}, model.config.n_routed_experts)
 
@@ -50,5 +50,5 @@ def trace_text(model: DeepseekModel, token_ids: np.ndarray) -> Trace:
             trace.topk_weight[layer] = space.topk_weight.copy()
 
     cache = model.make_cache(len(token_ids))
-    list(read_text(model, token_ids, cache, chunk_size=len(token_ids), observer=observe))
+    list(forward_chunks(model, token_ids, cache, chunk_size=len(token_ids), observer=observe))
     return trace

@@ -19,8 +19,8 @@ import numpy as np
 from deepzig import _kernels
 from deepzig.checkpoint.names import HEAD
 from deepzig.engine.llm import LLM
-from deepzig.engine.rows import text_rows
-from deepzig.engine.whole_text import read_text
+from deepzig.engine.rows import sequence_rows
+from deepzig.engine.whole_sequence import forward_chunks
 from deepzig.errors import NonFiniteLogitsError
 from deepzig.evaluate.windows import windows_of
 from deepzig.model.linear import Linear
@@ -65,11 +65,11 @@ def calibrate(
 def _run(llm: LLM, token_ids: np.ndarray, sums: "_Sums") -> None:
     """All layers, without the head's product, on one window; expanded attention, where kv_b_proj is a product."""
     cache = llm.model.make_cache(len(token_ids))
-    hidden = np.concatenate(list(read_text(llm.model, token_ids, cache, form="expanded")))
+    hidden = np.concatenate(list(forward_chunks(llm.model, token_ids, cache, form="expanded")))
     sums.add(HEAD, hidden)
     for depth in range(len(llm.model.mtp_layers)):
         if len(token_ids) > depth + 1:
-            rows = text_rows(0, len(token_ids) - depth - 1, cache)
+            rows = sequence_rows(0, len(token_ids) - depth - 1, cache)
             following = token_ids[depth + 1 :]
             hidden = llm.model.mtp_forward(depth, following, hidden[: rows.n_rows], rows, cache, form="expanded")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepzig.engine.llm import LLM
-from deepzig.engine.whole_text import read_text
+from deepzig.engine.whole_sequence import forward_chunks
 from deepzig.errors import RequestError
 from deepzig.evaluate.windows import windows_of
 from deepzig.model.workspace import Workspace
@@ -85,7 +85,7 @@ def measure_experts(
     for w in windows:
         first = w.first_predicted
         cache = llm.model.make_cache(len(w.token_ids))
-        list(read_text(llm.model, w.token_ids, cache, chunk_size=len(w.token_ids), observer=observe))
+        list(forward_chunks(llm.model, w.token_ids, cache, chunk_size=len(w.token_ids), observer=observe))
         done += w.n_predicted
         progress(done, total)
     return ExpertLoad(done, config.n_routed_experts, config.num_experts_per_tok, loads)

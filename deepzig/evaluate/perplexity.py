@@ -1,7 +1,7 @@
 """evaluate: perplexity of a model on a text, and how far its predictions are from those of a reference model.
 
-Called by the command line and the bench; calls `windows`, and the models through the engine's `read_text`. The logits
-of a few rows are held at a time: those of a whole text would be half a megabyte a token with V3's vocabulary.
+Called by the command line and the bench; calls `windows`, and the models through the engine's `forward_chunks`. The
+logits of a few rows are held at a time: those of a whole text would be half a megabyte a token with V3's vocabulary.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepzig.engine.llm import LLM
-from deepzig.engine.whole_text import SCORED_ROWS, read_text
+from deepzig.engine.whole_sequence import SCORED_ROWS, forward_chunks
 from deepzig.errors import NonFiniteLogitsError, RequestError
 from deepzig.evaluate.windows import Window, split_documents, window_size, windows_of
 
@@ -130,7 +130,7 @@ def _rows(window: Window, models: list[LLM]) -> Iterator[list[np.ndarray]]:
 def _hidden(llm: LLM, window: Window) -> np.ndarray:
     """f32 (n_predicted, D): final states at the positions just before the predicted tokens."""
     token_ids = window.token_ids[:-1]
-    chunks = read_text(llm.model, token_ids, llm.model.make_cache(len(token_ids)))
+    chunks = forward_chunks(llm.model, token_ids, llm.model.make_cache(len(token_ids)))
     return np.concatenate(list(chunks))[window.first_predicted - 1 :]
 
 

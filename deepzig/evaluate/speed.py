@@ -56,7 +56,7 @@ class SpeedTest:
 
     @property
     def length(self) -> int:
-        """Tokens of a whole text."""
+        """Tokens of a whole sequence."""
         return self.depth + self.n_prompt + self.n_answer
 
 

@@ -44,7 +44,7 @@ class SpeedRun:
         )
 
     def _figure(self, test: SpeedTest, rates: list[float]) -> Figure:
-        """Decoding one text reads all that is active for each token; of several, experts serve some together."""
+        """Decoding one sequence reads all that is active for each token; of several, experts serve some together."""
         details: dict[str, str | int | float] = asdict(test)
         figure = Figure(test.name, "tok/s", rates, details=details)
         if test.kind == "decode" and test.concurrency == 1:

@@ -139,7 +139,7 @@ class DeepseekModel:
         return head(state, np.empty((len(state), self.config.vocab_size), np.float32))
 
     def move_pages(self, cache: LatentCache, pages: Sequence[int], old_first: int, new_first: int) -> None:
-        """Make pages that hold positions old_first, ... of a text hold new_first, ...: k_pe turns, the latent stays."""
+        """Make pages of positions old_first, ... of a sequence hold new_first, ...: k_pe turns, the latent stays."""
         for index, page in enumerate(pages):
             place = np.arange(index * PAGE_SIZE, (index + 1) * PAGE_SIZE, dtype=np.int32)
             cos, sin = self._rotary.turn(old_first + place, new_first + place)

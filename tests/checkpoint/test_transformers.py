@@ -24,7 +24,7 @@ from deepzig.checkpoint.recipe import Recipe, is_routed
 from deepzig.checkpoint.rounding import cast
 from deepzig.checkpoint.schemes import CHANNEL
 from deepzig.config import ModelConfig
-from deepzig.engine.whole_text import read_text
+from deepzig.engine.whole_sequence import forward_chunks
 from deepzig.model.deepseek import DeepseekModel
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -113,7 +113,7 @@ def test_transformers_reads_what_deepzig_writes(name: str, recipe: Recipe, tmp_p
 
     network = DeepseekModel(config, rounded, n_threads=1)
     token_ids = np.array(ids, np.int32)
-    hidden = np.concatenate(list(read_text(network, token_ids, network.make_cache(len(ids)))))
+    hidden = np.concatenate(list(forward_chunks(network, token_ids, network.make_cache(len(ids)))))
     np.testing.assert_allclose(network.logits(hidden), theirs, rtol=0, atol=ATOL)
 
 

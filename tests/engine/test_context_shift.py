@@ -11,7 +11,7 @@ from deepzig.checkpoint.loader import load_weights
 from deepzig.config import ModelConfig
 from deepzig.engine.context_shift import ContextShift
 from deepzig.engine.engine import Engine
-from deepzig.engine.whole_text import read_text
+from deepzig.engine.whole_sequence import forward_chunks
 from deepzig.errors import ContextLengthError, RequestError
 from deepzig.model.cache import PAGE_SIZE
 from deepzig.model.deepseek import DeepseekModel
@@ -41,8 +41,8 @@ def test_turned_keys_are_those_computed_at_the_new_place(name: str, cache_dtype:
     model = DeepseekModel(config, load_weights(GOLDEN / name, config), n_threads=1, cache_dtype=cache_dtype)
     tokens = np.resize(np.load(GOLDEN / name / "expected.npz")["ids"], 4 * PAGE_SIZE).astype(np.int32)
     old, new = model.make_cache(len(tokens)), model.make_cache(len(tokens))
-    list(read_text(model, tokens, old))
-    list(read_text(model, np.concatenate([tokens[:PAGE_SIZE], tokens[3 * PAGE_SIZE :]]), new))
+    list(forward_chunks(model, tokens, old))
+    list(forward_chunks(model, np.concatenate([tokens[:PAGE_SIZE], tokens[3 * PAGE_SIZE :]]), new))
     before = old.read(0, np.array([3], np.int32), 0, PAGE_SIZE)
     model.move_pages(old, [3], 3 * PAGE_SIZE, PAGE_SIZE)
     turned, computed = (

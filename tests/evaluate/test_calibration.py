@@ -10,7 +10,7 @@ from bench.weight_tensors import dequantize
 from deepzig.checkpoint.names import expected_tensors
 from deepzig.checkpoint.recipe import is_embedding, is_router
 from deepzig.engine.llm import LLM
-from deepzig.engine.whole_text import read_text
+from deepzig.engine.whole_sequence import forward_chunks
 from deepzig.evaluate.calibration import LEAST_IMPORTANCE, calibrate
 from deepzig.evaluate.expert_load import measure_experts
 from deepzig.model.linear import Linear
@@ -68,7 +68,8 @@ def test_experts_are_measured_by_the_tokens_they_get(stories: LLM) -> None:
             inputs.append(space.normed.copy())  # what its MoE was given
 
     cache = stories.model.make_cache(len(ids))
-    list(read_text(stories.model, np.array(ids, np.int32), cache, chunk_size=len(ids), form="expanded", observer=watch))
+    tokens = np.array(ids, np.int32)
+    list(forward_chunks(stories.model, tokens, cache, chunk_size=len(ids), form="expanded", observer=watch))
     topk_idx = stories.trace(ids).topk_idx[len(stories.model.layers) - 1]
     expert = int(topk_idx[5, 0])
     given = inputs[0][(topk_idx == expert).any(axis=1)]

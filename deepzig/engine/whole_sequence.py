@@ -1,4 +1,4 @@
-"""Whole texts through the model, with a cache of their own: for logits, traces and evaluation.
+"""Whole sequences through the model, with a cache of their own: for logits, traces and evaluation.
 
 Called by `llm`, `trace` and `evaluate`; calls `rows` and the model.
 """
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from deepzig.engine.rows import text_rows
+from deepzig.engine.rows import sequence_rows
 from deepzig.engine.sampling import TokenLogprob, check_finite, token_logprob
 from deepzig.engine.scheduler import PREFILL_CHUNK
 from deepzig.model.cache import LatentCache
@@ -16,12 +16,12 @@ from deepzig.model.deepseek import DeepseekModel, Observer
 SCORED_ROWS = 64  # tokens whose logits are held at a time
 
 
-def score_text(
+def score_sequence(
     model: DeepseekModel, token_ids: np.ndarray, cache: LatentCache, n_top: int
 ) -> Iterator[list[TokenLogprob]]:
     """Log-probabilities of token_ids[1:], i32 (S,), some at a time: a prompt's logits would be large."""
     first = 0
-    for hidden in read_text(model, token_ids[:-1], cache):
+    for hidden in forward_chunks(model, token_ids[:-1], cache):
         for start in range(0, len(hidden), SCORED_ROWS):
             logits = model.logits(hidden[start : start + SCORED_ROWS])
             check_finite(logits.max())
@@ -30,7 +30,7 @@ def score_text(
         first += len(hidden)
 
 
-def read_text(
+def forward_chunks(
     model: DeepseekModel,
     token_ids: np.ndarray,
     cache: LatentCache,
@@ -45,4 +45,5 @@ def read_text(
     """
     for first in range(0, len(token_ids), chunk_size):
         last = min(first + chunk_size, len(token_ids))
-        yield model.forward(token_ids[first:last], text_rows(first, last, cache), cache, form=form, observer=observer)
+        rows = sequence_rows(first, last, cache)
+        yield model.forward(token_ids[first:last], rows, cache, form=form, observer=observer)
