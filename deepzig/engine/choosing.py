@@ -21,7 +21,7 @@ class Chooser:
         self._scheduler, self._speculator, self._ledger = scheduler, speculator, ledger
 
     def choose_first(self, branch: Branch, rows: LogitRows, row: int) -> None:
-        """The token behind a sequence that has been read. A prompt forks into n here."""
+        """The token behind a sequence that has been prefilled. A prompt forks into n here."""
         if branch.request.beam_search is not None:
             self._take_beam(branch, rows.logits[row], branch.request.beam_search, rows.time)
             return
@@ -122,7 +122,7 @@ class Chooser:
             self._ledger.finish(beam, "stop" if search.finished[0].is_stopped else "length")
 
     def _fork(self, branch: Branch) -> list[Branch]:
-        """The other branches of a request whose prompt has just been read."""
+        """The other branches of a request whose prompt has just been prefilled."""
         request = branch.request
         copies = [
             Branch(request, index, list(branch.tokens), branch.sampler.fork(index))

@@ -27,7 +27,7 @@ class MtpDrafter:
         self._model, self._cache = model, cache
 
     def follow_prompt(self, branch: Branch, first: int, hidden: np.ndarray) -> None:
-        """Run the layer over a piece of a prompt: hidden f32 (T, D) of positions from `first` on."""
+        """Run the layer over a chunk of a prompt: hidden f32 (T, D) of positions from `first` on."""
         if branch.hidden is not None:
             first, hidden = first - len(branch.hidden), np.concatenate([branch.hidden, hidden])
         n_rows = len(hidden) - 1  # the token behind the last is not known yet, or is decoded

@@ -1,4 +1,4 @@
-"""Engine: many requests over one model. Each step reads pieces of prompts and decodes a token of every other sequence.
+"""Engine: many requests over one model. Each step prefills chunks of prompts and decodes all other sequences.
 
 Called by `engine_thread`, which gives it a thread; calls `scheduler`, which says what a step computes, the model, and
 `choosing`, which goes on from its logits. Not safe to call from several threads. Knows nothing of text or HTTP.
@@ -127,18 +127,18 @@ class Engine:
             self.fail(branch.request, error)
 
     def step(self) -> bool:
-        """Read pieces of prompts and decode each other running sequence. False: nothing to do."""
+        """Prefill chunks of prompts and decode each other running sequence. False: nothing to do."""
         self._make_context()
         plan = self._scheduler.plan()
-        if not plan.reading and not plan.decoding:
+        if not plan.prefills and not plan.decoding:
             return False
-        read: list[Branch] = []  # to their end: the next token can be chosen
+        prefilled: list[Branch] = []  # to their end: the next token can be chosen
         hidden: list[np.ndarray] = []
-        for pieces in self._together(plan.reading):
-            for (branch, _), piece in zip(pieces, self._read(pieces), strict=True):
+        for chunks in self._together(plan.prefills):
+            for (branch, _), computed in zip(chunks, self._prefill(chunks), strict=True):
                 if branch.n_computed == len(branch.tokens):
-                    read.append(branch)
-                    hidden.append(piece[-1:])
+                    prefilled.append(branch)
+                    hidden.append(computed[-1:])
         started = time.perf_counter()
         drafts = self._speculator.draft(plan.decoding, plan.n_drafts)
         drafted = time.perf_counter()
@@ -150,11 +150,11 @@ class Engine:
         logits = self._model.logits(all_hidden)
         now = time.perf_counter()
         rows = LogitRows(logits, now)
-        for row, branch in enumerate(read):
+        for row, branch in enumerate(prefilled):
             self._chooser.choose_first(branch, rows, row)
-        if not plan.reading:
+        if not plan.prefills:
             self._speculator.note_step(len(logits), now - drafted)
-        self._chooser.choose_decoded(plan.decoding, drafts, all_hidden, rows, len(read), now - started)
+        self._chooser.choose_decoded(plan.decoding, drafts, all_hidden, rows, len(prefilled), now - started)
         return True
 
     def restore_prompts(self, prompts: PromptCache) -> None:
@@ -207,38 +207,38 @@ class Engine:
             first = KEPT_PAGES * PAGE_SIZE
             self._model.move_pages(self._cache, moved, first + self._shift.n_dropped, first)
 
-    def _together(self, reading: list[tuple[Branch, int]]) -> list[list[tuple[Branch, int]]]:
-        """Pieces of prompts that go through the model in one call: if company changes no bit, all of one form that are
+    def _together(self, prefills: list[tuple[Branch, int]]) -> list[list[tuple[Branch, int]]]:
+        """Chunks of prompts that go through the model in one call: if company changes no bit, all of one form that are
         short, or that are not."""
-        if not self._model.reads_together:
-            return [[piece] for piece in reading]
+        if not self._model.prefills_together:
+            return [[chunk] for chunk in prefills]
         by_kind: dict[tuple[str, bool], list[tuple[Branch, int]]] = {}
-        for branch, last in reading:
+        for branch, last in prefills:
             kind = branch.form, self._model.is_short(last - branch.n_computed)
             by_kind.setdefault(kind, []).append((branch, last))
         return list(by_kind.values())
 
-    def _read(self, pieces: list[tuple[Branch, int]]) -> list[np.ndarray]:
+    def _prefill(self, chunks: list[tuple[Branch, int]]) -> list[np.ndarray]:
         """Each branch's tokens up to `last`, all of one form of attention: f32 (T, D) of each after the final norm."""
-        branches = [branch for branch, _ in pieces]
-        spans = [range(branch.n_computed, last) for branch, last in pieces]
-        tokens = [token for branch, last in pieces for token in branch.tokens[branch.n_computed : last]]
+        branches = [branch for branch, _ in chunks]
+        spans = [range(branch.n_computed, last) for branch, last in chunks]
+        tokens = [token for branch, last in chunks for token in branch.tokens[branch.n_computed : last]]
         rows = branch_rows(branches, spans, is_prompt=True)
         all_hidden = self._model.forward(
             np.array(tokens, np.int32), rows, self._cache, form=branches[0].form, observer=self.observer
         )
         hidden = np.split(all_hidden, np.cumsum([len(span) for span in spans])[:-1])
-        for branch, span, piece in zip(branches, spans, hidden, strict=True):
-            self._note_read(branch, span, piece)
+        for branch, span, computed in zip(branches, spans, hidden, strict=True):
+            self._note_prefill(branch, span, computed)
         return hidden
 
-    def _note_read(self, branch: Branch, span: range, hidden: np.ndarray) -> None:
-        """A branch has been read in a span of positions: hidden f32 (T, D)."""
+    def _note_prefill(self, branch: Branch, span: range, hidden: np.ndarray) -> None:
+        """A span of positions of a branch has been prefilled: hidden f32 (T, D)."""
         request = branch.request
         self._speculator.follow_prompt(branch, span.start, hidden)
         branch.n_computed = span.stop
-        if request.n_read < request.n_prompt:
-            request.n_read = min(span.stop, request.n_prompt)
+        if request.n_prefilled < request.n_prompt:
+            request.n_prefilled = min(span.stop, request.n_prompt)
             self._ledger.moved.add(request)
         if span.stop >= request.n_prompt > span.start:
             self._scheduler.keep_prompt(branch)

@@ -63,7 +63,8 @@ class Generation:
     def progress(self) -> Progress:
         """How far the request is, now."""
         request = self._request
-        return Progress(self._thread.engine.queue_position(request), request.n_prompt, request.n_read, request.n_cached)
+        position = self._thread.engine.queue_position(request)
+        return Progress(position, request.n_prompt, request.n_prefilled, request.n_cached)
 
     @property
     def timings(self) -> Timings | None:

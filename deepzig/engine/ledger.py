@@ -21,7 +21,7 @@ class Ledger:
         self._scheduler = scheduler
 
     def note_first_token(self, request: Request, now: float) -> None:
-        """A request has a token at last, if it had none: its prompt has been read."""
+        """A request has a token at last, if it had none: its prompt has been prefilled."""
         if request.first_token is None:
             request.first_token = now
             self._tokens_prompt += request.n_prompt

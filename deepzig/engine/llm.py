@@ -1,4 +1,4 @@
-"""LLM: a loaded model that answers. `submit` queues a request; `generate` waits for it, `stream` yields its pieces.
+"""LLM: a loaded model that answers. `submit` queues a request; `generate` waits for it, `stream` yields its chunks.
 
 Made by `loading`; called by users, `cli`, `server` and `evaluate`; calls `prompt_ids`, `generation`, `engine_thread`
 and, for sequences that are computed whole, `whole_sequence` and `trace`.
@@ -102,7 +102,7 @@ class LLM:
         return self.submit(prompt, params).result()
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
-        """The same, piece by piece: the texts of a choice's pieces make up its text, and the last piece has the result.
+        """The same, in chunks: the texts of a choice's chunks make up its text, and the last chunk has the result.
 
         Closing the iterator cancels the request. Raises as `generate`.
         """
@@ -211,30 +211,30 @@ class LLM:
         ids = self._encode(token_ids)
         cache = self.model.make_cache(len(ids))
 
-        def read() -> np.ndarray:
+        def compute() -> np.ndarray:
             chunks = forward_chunks(self.model, ids, cache, chunk_size=chunk_size, form=attention)
             return np.concatenate([self.model.logits(hidden) for hidden in chunks])
 
-        return self._thread.call(read)
+        return self._thread.call(compute)
 
     def prompt_logprobs(self, token_ids: Sequence[int], n_top: int = 0) -> list[TokenLogprob]:
         """Log-probabilities of the tokens of a sequence after the first, each given those before it, and of the n_top
-        likeliest in their places. Other requests go on between its pieces.
+        likeliest in their places. Other requests go on between its chunks.
 
         Raises:
             RequestError: there are no token ids, or they are outside the vocabulary.
             NonFiniteLogitsError: the model produced NaN.
         """
-        return [entry for piece in self.stream_prompt_logprobs(token_ids, n_top) for entry in piece]
+        return [entry for chunk in self.stream_prompt_logprobs(token_ids, n_top) for entry in chunk]
 
     def stream_prompt_logprobs(self, token_ids: Sequence[int], n_top: int = 0) -> Iterator[list[TokenLogprob]]:
-        """The same, piece by piece, each computed when it is asked for. Raises as `prompt_logprobs`."""
+        """The same, chunk by chunk, each computed when it is asked for. Raises as `prompt_logprobs`."""
         if n_top < 0:
             raise RequestError(f"n_top {n_top} is below 0")
         ids = self._encode(token_ids)
         scored = score_sequence(self.model, ids, self.model.make_cache(len(ids)), n_top)
-        while piece := self._thread.call(lambda: next(scored, None)):
-            yield piece
+        while chunk := self._thread.call(lambda: next(scored, None)):
+            yield chunk
 
     def mtp_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """First MTP layer over a whole sequence of T tokens: f32 (T - 1, vocab_size), row t predicting token t + 2.
@@ -247,14 +247,14 @@ class LLM:
         ids = self._encode(token_ids)
         cache = self.model.make_cache(len(ids))
 
-        def read() -> np.ndarray:
+        def compute() -> np.ndarray:
             if len(ids) == 1:
                 return np.empty((0, self.config.vocab_size), np.float32)
             hidden = np.concatenate(list(forward_chunks(self.model, ids, cache)))
             rows = sequence_rows(0, len(ids) - 1, cache)
             return self.model.mtp_logits(0, self.model.mtp_forward(0, ids[1:], hidden[:-1], rows, cache))
 
-        return self._thread.call(read)
+        return self._thread.call(compute)
 
     def trace(self, prompt: Prompt) -> Trace:
         """What every layer does with a text, in one chunk: hidden states and norms, router choices, expert load.

@@ -1,6 +1,6 @@
 """Request, what was asked for, and Branch, one sequence that is being continued for it.
 
-A request begins as one branch; once its prompt has been read it forks into `n`, which share the prompt's pages. The
+A request begins as one branch; once its prompt is prefilled it forks into `n`, which share the prompt's pages. The
 branches of a beam search are its beams: new ones at each step, which share the pages of those they continue. Made
 and moved along by `engine`, `scheduler` and `choosing`, ended by `ledger`; its events are read by `generation`. Knows
 token ids, nothing of text.
@@ -53,7 +53,7 @@ class Branch:
     sampler: Sampler
     pages: list[int] = field(default_factory=list)
     n_computed: int = 0
-    form: str = "expanded"  # of attention, while reading; fixed on admission
+    form: str = "expanded"  # of attention, in prefill; fixed on admission
     drafting: Drafting | None = None  # None: no speculation
     hidden: np.ndarray | None = None  # f32 (m, D) of the last m computed positions, which the MTP layer has yet to see
     is_finished: bool = False
@@ -67,7 +67,7 @@ class Branch:
         return len(self.tokens) + self.n_dropped
 
     @property
-    def is_reading(self) -> bool:
+    def is_prefilling(self) -> bool:
         """More than its last token waits to be computed: the prompt, or all of it after a preemption."""
         return self.n_computed < len(self.tokens) - 1 or self.length == self.request.n_prompt
 
@@ -87,8 +87,8 @@ class Request:
     branches: list[Branch] = field(default_factory=list)
     beam_search: BeamSearch | None = None
     events: deque[TokenEvent] = field(default_factory=deque)
-    n_cut: int = 0  # tokens of the prompt that were dropped before it was read: it had no place in the context
-    n_read: int = 0  # tokens of the prompt that are computed
+    n_cut: int = 0  # tokens of the prompt that were dropped before prefill: it had no place in the context
+    n_prefilled: int = 0  # tokens of the prompt that are computed
     n_cached: int = 0  # of them, taken from the prefix tree
     started: float | None = None  # when it left the queue
     first_token: float | None = None

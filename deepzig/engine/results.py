@@ -79,7 +79,7 @@ class Progress:
 
     queue_position: int  # 0: running or finished
     prompt_tokens: int  # of the prompt, BOS and chat template included
-    prompt_tokens_done: int  # read or found in the cache
+    prompt_tokens_done: int  # computed or found in the cache
     cached_tokens: int  # of them, found in the cache
 
 
@@ -88,7 +88,7 @@ class EngineStats:
     """Counts since the model was loaded, and what is held now."""
 
     n_waiting: int  # branches in the queue
-    n_running: int  # branches that are read or decoded
+    n_running: int  # branches in prefill or decoding
     n_pages: int  # of the latent cache, 64 tokens each
     n_held_pages: int  # by running branches or kept prefixes
     n_prefix_pages: int  # by kept prefixes
@@ -97,5 +97,5 @@ class EngineStats:
     tokens_decoded: int  # of answers
     tokens_drafted: int  # proposed by speculative decoding
     tokens_accepted: int  # of them, chosen by the model too
-    preemptions: int  # times that a branch, or a search's beams together, gave up pages to be read again
+    preemptions: int  # times that a branch, or a search's beams together, gave up pages to be recomputed
     finished: dict[str, int]  # requests by reason: stop, length, cancelled, error

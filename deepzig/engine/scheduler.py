@@ -1,7 +1,7 @@
 """Scheduler: which branches compute in the next step, and on which pages of the cache.
 
 First in, first out within a priority. When pages run out, kept prefixes go first, then the least urgent running branch
-goes back to the queue and is read again later. Called by `engine`, `choosing` and `ledger`; calls `pages`, `prefix`
+goes back to the queue and is recomputed later. Called by `engine`, `choosing` and `ledger`; calls `pages`, `prefix`
 and the cache's `copy_page`. Knows nothing of the model's arithmetic nor of sampling.
 """
 
@@ -15,14 +15,14 @@ from deepzig.engine.prefix import PrefixTree
 from deepzig.engine.request import Branch
 from deepzig.model.cache import PAGE_SIZE, LatentCache
 
-PREFILL_CHUNK = 1024  # tokens of a piece of a prompt: enough that each expert's weights serve many of them
+PREFILL_CHUNK = 1024  # tokens of a chunk of a prompt: enough that each expert's weights serve many of them
 MAX_RUNNING = 64  # branches that are decoded together
 
 
 class Plan(NamedTuple):
     """What a step computes; every branch has pages for its new tokens."""
 
-    reading: list[tuple[Branch, int]]  # branch, and the token before which its piece ends
+    prefills: list[tuple[Branch, int]]  # branch, and the token before which its chunk ends
     decoding: list[Branch]
     n_drafts: list[int]  # draft tokens that each of `decoding` may have
 
@@ -73,15 +73,15 @@ class Scheduler:
             self.prefixes.insert(branch.request.tenant, branch.tokens[: branch.n_computed], branch.pages[:n_pages])
 
     def keep_prompt(self, branch: Branch) -> None:
-        """Put the whole pages of a prompt that has just been read into the prefix tree."""
+        """Put the whole pages of a prompt that has just been prefilled into the prefix tree."""
         n_full = branch.request.n_prompt // PAGE_SIZE
         self.prefixes.insert(branch.request.tenant, branch.tokens[: n_full * PAGE_SIZE], branch.pages[:n_full])
 
     def plan(self) -> Plan:
-        """The next step: pieces of prompts, PREFILL_CHUNK tokens together or one whole piece, and all that decode."""
+        """The next step: chunks of prompts, at most PREFILL_CHUNK tokens in all, and all that decode."""
         self._admit()
         n_preemptions = self.n_preemptions
-        reading: list[tuple[Branch, int]] = []
+        prefills: list[tuple[Branch, int]] = []
         decoding: list[Branch] = []
         budget = PREFILL_CHUNK
         for branch in list(self.running):
@@ -89,19 +89,19 @@ class Scheduler:
                 continue
             if branch.logits is not None:  # a beam that waits for the others
                 continue
-            if not branch.is_reading:
+            if not branch.is_prefilling:
                 if self._make_room(branch, len(branch.tokens)):
                     decoding.append(branch)
                 continue
             last = min(branch.n_computed + PREFILL_CHUNK, len(branch.tokens))  # never cut by the budget
             n_new = last - branch.n_computed
             if n_new <= budget and self._make_room(branch, last):
-                reading.append((branch, last))
+                prefills.append((branch, last))
                 budget -= n_new
         if self.n_preemptions > n_preemptions:
-            reading = [(branch, last) for branch, last in reading if branch in self.running]
+            prefills = [(branch, last) for branch, last in prefills if branch in self.running]
             decoding = [branch for branch in decoding if branch in self.running]
-        return Plan(reading, decoding, [self._room_for_drafts(branch, len(decoding)) for branch in decoding])
+        return Plan(prefills, decoding, [self._room_for_drafts(branch, len(decoding)) for branch in decoding])
 
     def replace(self, old: list[Branch], new: list[Branch], parents: list[int]) -> None:
         """Let the beams of the next step run in place of the last ones, each on the pages of old[parent]."""
@@ -114,7 +114,7 @@ class Scheduler:
         """Take n_dropped pages behind the first n_kept from a running branch, with their tokens.
 
         Returns the pages behind them, now held by the branch alone; none where copies found no room: then it waits, to
-        be read again.
+        be recomputed.
         """
         last = n_kept + n_dropped
         for page in branch.pages[n_kept:last]:
@@ -177,11 +177,11 @@ class Scheduler:
                 branch.n_computed += match.n_partial
             self.pool.release(match.partial_page)
         if branch.length == request.n_prompt:
-            request.n_cached = request.n_read = branch.n_computed
+            request.n_cached = request.n_prefilled = branch.n_computed
         branch.form = self._prompt_form(len(branch.tokens) - branch.n_computed, len(branch.tokens))
 
     def _preempt(self, branch: Branch) -> None:
-        """Back to the queue; its tokens are kept and will be read again."""
+        """Back to the queue; its tokens are kept and will be recomputed."""
         self.n_preemptions += 1
         for each in self._together(branch):
             self.running.remove(each)
@@ -197,7 +197,7 @@ class Scheduler:
         first_written = branch.n_computed // PAGE_SIZE
         for block in range(first_written, -(-n_tokens // PAGE_SIZE)):
             while not self._own(branch, block):
-                # Even the only one goes back: read again, it has pages of its own and needs no copies of shared ones.
+                # Even the only one goes back: recomputed, it has pages of its own and needs no copies of shared ones.
                 self._preempt(self.running[-1])
                 if branch not in self.running:
                     return False

@@ -54,7 +54,7 @@ class Speculator:
         return Drafting(None if uses_mtp else NgramIndex(), [0] * n, [0] * n)
 
     def follow_prompt(self, branch: Branch, first: int, hidden: np.ndarray) -> None:
-        """A piece of a prompt has been read: hidden f32 (T, D) of positions from `first` on."""
+        """A chunk of a prompt has been prefilled: hidden f32 (T, D) of positions from `first` on."""
         if self._mtp is not None and branch.drafting is not None and branch.drafting.uses_mtp:
             self._mtp.follow_prompt(branch, first, hidden)
 
@@ -96,7 +96,7 @@ class Speculator:
         return drafts
 
     def note_step(self, n_rows: int, seconds: float) -> None:
-        """A step that read no prompt has decoded n_rows; seconds without drafting."""
+        """A step without prefill has decoded n_rows; seconds without drafting."""
         self._steps.add(n_rows, seconds)
 
     def note_branch(self, branch: Branch, n_drafted: int, n_chosen: int, seconds: float, n_decoding: int) -> None:

@@ -96,14 +96,14 @@ class Attention:
 
     def _attend_expanded(self, rows: Rows, cache: LatentCache, space: Workspace) -> None:
         """space.o f32 (T, H, V) by keys and values, sequence by sequence."""
-        for first, last in rows.pieces():
+        for first, last in rows.spans():
             block_table = rows.block_tables[rows.row_sequence[first]]
             first_query = int(rows.positions[first])
-            self._attend_piece(
+            self._attend_sequence(
                 space.q[first:last], first_query, cache, block_table, space.products, space.o[first:last]
             )
 
-    def _attend_piece(
+    def _attend_sequence(
         self,
         q: np.ndarray,
         first_query: int,

@@ -21,7 +21,7 @@ TINY_SCALE = 1e-37  # rows below it are zero: their scale has no finite inverse
 class Rows:
     """The new tokens of one step: where each belongs and where its latent goes.
 
-    Rows of the same sequence stand together, in order of position: a piece of a prompt, or a last token and its draft.
+    Rows of the same sequence stand together, in order of position: a chunk of a prompt, or a last token and its draft.
     """
 
     positions: np.ndarray  # i32 (T,), position in the sequence
@@ -45,7 +45,7 @@ class Rows:
         return int(self.lengths.max())
 
     @cached_property
-    def longest_piece(self) -> int:
+    def longest_span(self) -> int:
         """Most rows of one sequence."""
         return int(np.bincount(self.row_sequence).max())
 
@@ -55,7 +55,7 @@ class Rows:
         page = self.block_tables[self.row_sequence, self.positions // PAGE_SIZE]
         return page.astype(np.int64) * PAGE_SIZE + self.positions % PAGE_SIZE
 
-    def pieces(self) -> Iterator[tuple[int, int]]:
+    def spans(self) -> Iterator[tuple[int, int]]:
         """(first row, row behind the last) of each sequence."""
         ends = np.flatnonzero(np.diff(self.row_sequence)) + 1
         yield from pairwise([0, *ends.tolist(), self.n_rows])

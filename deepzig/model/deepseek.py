@@ -57,8 +57,8 @@ class DeepseekModel:
         of_prompts = _kernels.FAST if precision == "fast" else _kernels.EXACT
         self._prompt_products = _kernels.DECODING if deterministic else of_prompts
         self._long_piece = _kernels.LONG_PIECE[precision]
-        # BLAS, where it reads prompts, gives a row other bits in other company.
-        self.reads_together = self._prompt_products == _kernels.DECODING or not _kernels.FOR_PROMPTS
+        # BLAS, where it multiplies prompts, gives a row other bits in other company.
+        self.prefills_together = self._prompt_products == _kernels.DECODING or not _kernels.FOR_PROMPTS
         self._workspaces: dict[tuple[int, int], Workspace] = {}
         self._mla_scratch = MlaScratch(config)
 
@@ -159,7 +159,7 @@ class DeepseekModel:
 
     def is_short(self, n_rows: int) -> bool:
         """Whether so many rows of a prompt are multiplied as rows that decode are, which is faster for few; a call has
-        short pieces or long ones, so that none depends on its company."""
+        short chunks or long ones, so that none depends on its company."""
         return n_rows < self._long_piece
 
     def _step(self, rows: Rows, cache: LatentCache, form: str | None = None) -> Step:
@@ -172,7 +172,7 @@ class DeepseekModel:
         return forced or self.prompt_form(rows.n_rows, int(rows.positions[-1]) + 1)
 
     def _workspace(self, rows: Rows) -> Workspace:
-        takes_prompt_kernels = rows.is_prompt and not self.is_short(rows.longest_piece)
+        takes_prompt_kernels = rows.is_prompt and not self.is_short(rows.longest_span)
         key = (rows.n_rows, self._prompt_products if takes_prompt_kernels else _kernels.DECODING)
         space = self._workspaces.pop(key, None) or Workspace(self.config, *key, self._mla_scratch)
         self._workspaces[key] = space  # most recently used last

@@ -133,16 +133,16 @@ class CompletionAnswer:
         self._results: list[GenerationResult] = []
 
     def score_prompts(self, is_over: IsOver) -> None:
-        """Compute the log-probabilities of the echoed prompts; between two pieces it may give up."""
+        """Compute the log-probabilities of the echoed prompts; between two chunks it may give up."""
         tokenizer = self._model.tokenizer
         assert tokenizer is not None and self._n_top is not None
         for echo in self._echoes:
             ids = echo.prompt.ids
             entries: list[TokenLogprob | int] = [ids[0]]  # the first token has none
-            for piece in self._model.llm.stream_prompt_logprobs(ids, self._n_top):
+            for chunk in self._model.llm.stream_prompt_logprobs(ids, self._n_top):
                 if is_over():
                     return
-                entries += piece
+                entries += chunk
             echo.logprobs = CompletionScores(tokenizer).add(entries[echo.prompt.n_added :])
 
     def start(self) -> Sequence[Completion]:

@@ -221,9 +221,9 @@ def test_short_prompts_are_read_together_and_pieces_do_not_depend_on_company(
     short = [submit(engine, some_ids(50, seed), greedy(2)) for seed in range(9)]
     long = submit(engine, some_ids(700, 10), greedy(2))
     engine.step()
-    assert [request.n_read for request in short] == [50] * 9 and long.n_read == 0
+    assert [request.n_prefilled for request in short] == [50] * 9 and long.n_prefilled == 0
     engine.step()
-    assert long.n_read == 512
+    assert long.n_prefilled == 512
     run_all(engine)
     assert answer(long) == answer_of(Engine(model, 1024), some_ids(700, 10), 2)
 
