@@ -134,7 +134,7 @@ class Engine:
             return False
         prefilled: list[Branch] = []  # to their end: the next token can be chosen
         hidden: list[np.ndarray] = []
-        for chunks in self._together(plan.prefills):
+        for chunks in self._batches(plan.prefills):
             for (branch, _), computed in zip(chunks, self._prefill(chunks), strict=True):
                 if branch.n_computed == len(branch.tokens):
                     prefilled.append(branch)
@@ -207,10 +207,10 @@ class Engine:
             first = KEPT_PAGES * PAGE_SIZE
             self._model.move_pages(self._cache, moved, first + self._shift.n_dropped, first)
 
-    def _together(self, prefills: list[tuple[Branch, int]]) -> list[list[tuple[Branch, int]]]:
-        """Chunks of prompts that go through the model in one call: if company changes no bit, all of one form that are
-        short, or that are not."""
-        if not self._model.prefills_together:
+    def _batches(self, prefills: list[tuple[Branch, int]]) -> list[list[tuple[Branch, int]]]:
+        """The chunks of each call of the model: if batching changes no bit, all of one form that are short, or that are
+        not."""
+        if not self._model.batches_prefills:
             return [[chunk] for chunk in prefills]
         by_kind: dict[tuple[str, bool], list[tuple[Branch, int]]] = {}
         for branch, last in prefills:

@@ -134,18 +134,18 @@ class Scheduler:
         """Move waiting branches to the running ones, most urgent first, while there are pages for their tokens."""
         while self.waiting:
             branch = self.waiting[0]
-            together = self._together(branch)
-            n_branches = len(together) if len(branch.request.branches) > 1 else branch.request.max_branches
+            group = self._group(branch)
+            n_branches = len(group) if len(branch.request.branches) > 1 else branch.request.max_branches
             if self.running and self._n_to_run() + n_branches > MAX_RUNNING:
                 return
-            for each in together:
+            for each in group:
                 self._reuse_prefix(each)
-            n_new = sum(len(each.tokens) // PAGE_SIZE + 1 - len(each.pages) for each in together)
+            n_new = sum(len(each.tokens) // PAGE_SIZE + 1 - len(each.pages) for each in group)
             if self.running and not self._free_pages(n_new):
-                for each in together:
+                for each in group:
                     self._drop_pages(each)
                 return
-            for each in together:
+            for each in group:
                 self.waiting.remove(each)
                 insort(self.running, each, key=_urgency)
             if branch.request.started is None:
@@ -156,7 +156,7 @@ class Scheduler:
         unforked = [branch.request for branch in self.running if len(branch.request.branches) == 1]
         return len(self.running) + sum(request.max_branches - 1 for request in unforked)
 
-    def _together(self, branch: Branch) -> list[Branch]:
+    def _group(self, branch: Branch) -> list[Branch]:
         """The branches that run and wait with this one: beams go step by step, and half of them would wait forever."""
         return list(branch.request.branches) if branch.request.beam_search is not None else [branch]
 
@@ -183,7 +183,7 @@ class Scheduler:
     def _preempt(self, branch: Branch) -> None:
         """Back to the queue; its tokens are kept and will be recomputed."""
         self.n_preemptions += 1
-        for each in self._together(branch):
+        for each in self._group(branch):
             self.running.remove(each)
             self._drop_pages(each)
             each.logits = None

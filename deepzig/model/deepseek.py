@@ -57,8 +57,8 @@ class DeepseekModel:
         of_prompts = _kernels.FAST if precision == "fast" else _kernels.EXACT
         self._prompt_products = _kernels.DECODING if deterministic else of_prompts
         self._long_piece = _kernels.LONG_PIECE[precision]
-        # BLAS, where it multiplies prompts, gives a row other bits in other company.
-        self.prefills_together = self._prompt_products == _kernels.DECODING or not _kernels.FOR_PROMPTS
+        # BLAS, where it multiplies prompts, gives a row other bits in another batch.
+        self.batches_prefills = self._prompt_products == _kernels.DECODING or not _kernels.FOR_PROMPTS
         self._workspaces: dict[tuple[int, int], Workspace] = {}
         self._mla_scratch = MlaScratch(config)
 
@@ -158,8 +158,8 @@ class DeepseekModel:
         return cheaper_form(self.config, n_rows, length)
 
     def is_short(self, n_rows: int) -> bool:
-        """Whether so many rows of a prompt are multiplied as rows that decode are, which is faster for few; a call has
-        short chunks or long ones, so that none depends on its company."""
+        """Whether so many rows of a prompt take the kernels of decoding, which are faster for few. The chunks of a call
+        are all short or all long, so that none depends on its batch."""
         return n_rows < self._long_piece
 
     def _step(self, rows: Rows, cache: LatentCache, form: str | None = None) -> Step:
