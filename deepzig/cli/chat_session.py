@@ -20,7 +20,7 @@ from deepzig.text.answer_parser import AnswerParser, Content, Part, Reasoning
 from deepzig.text.chat import ChatTemplate, thinking_variables
 from deepzig.text.resumed_tokens import resumed
 
-NEWS_EVERY_S = 0.1  # how long a wish to stop may wait
+POLL_INTERVAL_S = 0.1  # how long a wish to stop may wait
 PASSAGE_TOKENS = SamplingParams().max_tokens  # of a story, after which the user decides how it goes on
 
 Event = Progress | Part
@@ -281,7 +281,7 @@ class ChatSession:
 
     def _events(self, answering: _Answering) -> Events:
         while not answering.generation.is_finished and not self._is_stopped:
-            answering.generation.wait(NEWS_EVERY_S)
+            answering.generation.wait(POLL_INTERVAL_S)
             parts, tokens = answering.take()
             self._known += tokens
             yield from parts

@@ -96,7 +96,7 @@ class Chooser:
         elif branch.length >= request.max_length:
             reason = "length"
         request.events.append(TokenEvent(branch.index, token, logprob, reason, rows.time))
-        self._ledger.moved.add(request)
+        self._ledger.updated.add(request)
         if reason is not None:
             self._ledger.finish(branch, reason)
         return token

@@ -165,9 +165,9 @@ class Engine:
         """Write the kept prefixes to a file."""
         prompts.save(self._scheduler, self._cache)
 
-    def tell(self) -> None:
-        """Call `on_news` of the requests that have moved since the last call."""
-        self._ledger.tell()
+    def notify(self) -> None:
+        """Call `on_update` of the requests that have changed since the last call."""
+        self._ledger.notify()
 
     @property
     def shifts_context(self) -> bool:
@@ -239,7 +239,7 @@ class Engine:
         branch.n_computed = span.stop
         if request.n_prefilled < request.n_prompt:
             request.n_prefilled = min(span.stop, request.n_prompt)
-            self._ledger.moved.add(request)
+            self._ledger.updated.add(request)
         if span.stop >= request.n_prompt > span.start:
             self._scheduler.keep_prompt(branch)
 

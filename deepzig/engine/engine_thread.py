@@ -125,17 +125,17 @@ class EngineThread:
                 self.engine.step()
             except BaseException as error:  # a defect, or memory ran out: those that wait must hear of it
                 self.engine.fail_all(error)
-            self.last_stats = self.engine.stats()  # before readers are told: who has an answer finds it counted
-            self.engine.tell()
+            self.last_stats = self.engine.stats()  # before readers are notified: who has an answer finds it counted
+            self.engine.notify()
         while self._work:
             self._work.popleft()()
         self.engine.fail_all(RequestError("the model was closed before the answer was complete"))
-        self.engine.tell()
+        self.engine.notify()
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do. False: closed."""
         if not self._work and not self.engine.n_active and not self._is_closed:
-            self.last_stats = self.engine.stats()  # telling a reader may have failed its request
+            self.last_stats = self.engine.stats()  # notifying a reader may have failed its request
             with self._changed:
                 self._changed.wait_for(lambda: self._work or self._is_closed)
         return not self._is_closed

@@ -47,11 +47,11 @@ class Generation:
         self._answers = [_Answer(index, tokenizer, request.params, last) for index in range(request.params.n)]
         self._is_ended = False  # the last chunk, or the error, has been given out
         self._result: GenerationResult | None = None
-        self._news = threading.Event()
+        self._updated = threading.Event()
         self._woken = 0.0  # when the reader last was
         self._awaits_end = False  # the reader is not interested in single tokens
         self._on_event = on_event
-        request.on_news = self._hear
+        request.on_update = self._on_update
         thread.submit(request)
 
     @property
@@ -133,29 +133,29 @@ class Generation:
         return self._result
 
     def wait(self, timeout: float | None = None) -> None:
-        """Sleep until there is news, at most `timeout` seconds; when the last was just now, let some gather."""
-        if self._thread.is_forked:  # where nobody brings news: `poll` has what had come, or refuses
+        """Sleep until there may be chunks, at most `timeout` seconds; when some came just now, let more gather."""
+        if self._thread.is_forked:  # where nobody notifies: `poll` has what had come, or refuses
             return
         pause = self._woken + WAKE_INTERVAL_S - time.perf_counter()
         if pause > 0:
             time.sleep(pause)
-        self._news.wait(timeout)
-        self._news.clear()
+        self._updated.wait(timeout)
+        self._updated.clear()
         self._woken = time.perf_counter()
 
-    def _hear(self) -> None:
+    def _on_update(self) -> None:
         """Called by the engine's thread when there is something to read."""
-        if (self._request.is_finished or not self._awaits_end) and not self._news.is_set():
-            self._news.set()
+        if (self._request.is_finished or not self._awaits_end) and not self._updated.is_set():
+            self._updated.set()
         if self._on_event is not None:
             try:
                 self._on_event()
             except BaseException as error:  # ends this request, no other, nor the thread
                 self._on_event = None
                 self._thread.engine.fail(self._request, error)
-                self._news.set()
+                self._updated.set()
         if self._request.is_finished:
-            self._request.on_news = None  # nor should it hold this, which holds the model
+            self._request.on_update = None  # nor should it hold this, which holds the model
 
     def _end(self) -> None:
         self._is_ended = True

@@ -1,4 +1,4 @@
-"""Ledger: what has become of requests. Their ends, the counts of all, and whose readers have yet to hear of it.
+"""Ledger: what has become of requests. Their ends, the counts of all, and whose readers are to be notified.
 
 Kept by `engine` and `choosing`; calls `scheduler`, which frees the pages of those that end. Knows nothing of the model.
 """
@@ -14,7 +14,7 @@ class Ledger:
     """The requests of an engine: counts, as in `EngineStats`, and ends."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self.moved: set[Request] = set()  # since `tell`
+        self.updated: set[Request] = set()  # since `notify`
         self.tokens_decoded = self.tokens_drafted = self.tokens_accepted = 0
         self._tokens_prompt = self._tokens_cached = 0
         self._finished: Counter[str] = Counter()
@@ -32,7 +32,7 @@ class Ledger:
         request = branch.request
         branch.is_finished = True
         self._scheduler.remove(branch, keep=keep)
-        self.moved.add(request)
+        self.updated.add(request)
         if all(each.is_finished for each in request.branches):
             request.finish_reason = reason
             self._finished[reason] += 1
@@ -44,12 +44,12 @@ class Ledger:
             if not branch.is_finished:
                 self.finish(branch, "error", keep=False)
 
-    def tell(self) -> None:
-        """Call `on_news` of the requests that have moved since the last call."""
-        moved, self.moved = self.moved, set()
-        for request in moved:
-            if request.on_news is not None:
-                request.on_news()
+    def notify(self) -> None:
+        """Call `on_update` of the requests that have changed since the last call."""
+        updated, self.updated = self.updated, set()
+        for request in updated:
+            if request.on_update is not None:
+                request.on_update()
 
     def stats(self) -> EngineStats:
         """Counts so far."""

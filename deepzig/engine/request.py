@@ -82,7 +82,7 @@ class Request:
     max_length: int  # tokens of prompt and answer together
     tenant: str
     priority: int  # higher ones are served first
-    on_news: Callable[[], None] | None = None  # called after a step that moved the request; neither blocks nor raises
+    on_update: Callable[[], None] | None = None  # called after a step that changed it; neither blocks nor raises
     number: int = 0  # order of arrival
     branches: list[Branch] = field(default_factory=list)
     beam_search: BeamSearch | None = None

@@ -40,9 +40,9 @@ class Ask:
 
 
 class Waker:
-    """Carries news from the engine's thread to the event loop: one wake-up for all runs.
+    """Carries notifications from the engine's thread to the event loop: one wake-up for all runs.
 
-    The first news wakes the loop at once. While more comes the loop looks every WAKE_INTERVAL_S, because each wake-up
+    The first one wakes the loop at once. While more come the loop looks every WAKE_INTERVAL_S, because each wake-up
     takes a core from the kernels.
     """
 
@@ -61,7 +61,7 @@ class Waker:
     def _wake(self) -> None:
         if self._woken:
             while self._woken:
-                self._woken.popleft().on_news()
+                self._woken.popleft().on_update()
             self._loop.call_later(WAKE_INTERVAL_S, self._wake)
             return
         self._is_scheduled = False
@@ -79,7 +79,7 @@ class Run:
         self._board = board
         self._waker = waker
         self._generations: list[Generation] = []
-        self._news = asyncio.Event()
+        self._updated = asyncio.Event()
         self._n_unread = 0
         self._preparing: asyncio.Task[None] | None = None
         self._is_ready = True  # chunks may be given out
@@ -117,7 +117,7 @@ class Run:
             self.abort(as_api_error(error))
             return
         self._is_ready = True
-        self._news.set()
+        self._updated.set()
 
     @property
     def _is_over(self) -> bool:
@@ -142,8 +142,8 @@ class Run:
                 while True:
                     if (chunks := self._taken()) or self.is_finished:  # without chunks if nothing was to be answered
                         return chunks
-                    await self._news.wait()
-                    self._news.clear()
+                    await self._updated.wait()
+                    self._updated.clear()
         except TimeoutError:
             return []
 
@@ -196,19 +196,19 @@ class Run:
         """Seconds since the request came."""
         return time.perf_counter() - self.started
 
-    def on_news(self) -> None:
+    def on_update(self) -> None:
         """Something can be taken. Called in the event loop."""
         self._n_unread += self._is_ready
         if self._n_unread > MAX_BACKLOG:
             self.abort(ApiError(503, "the client did not read its stream", code="slow_reader"))
-        self._news.set()
+        self._updated.set()
 
     def abort(self, error: ApiError) -> None:
         """End the run; whoever reads it gets `error`."""
         if self._failure is None and not self.is_finished:
             self._failure = error
             self._cancel()
-            self._news.set()
+            self._updated.set()
 
     def close(self, reason: str) -> None:
         """Cancel what still runs, and count how the run ended: stop, length, tool_calls, cancelled or error."""

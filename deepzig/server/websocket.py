@@ -59,7 +59,7 @@ class _Talk:
     def __init__(self, socket: WebSocket, service: Service) -> None:
         self._socket, self._service = socket, service
         self._answering: asyncio.Task[None] | None = None
-        self._is_told = False  # how the answer ended
+        self._is_reported = False  # how the answer ended
 
     async def hold(self) -> None:
         """Talk until the client leaves or the server shuts down. Raises WebSocketDisconnect for the former."""
@@ -109,7 +109,7 @@ class _Talk:
             elif kind == "chat" and is_busy:
                 await self._send(ApiError(409, "an answer is under way; cancel it or wait", code="busy").body)
             elif kind == "chat":
-                self._is_told = False
+                self._is_reported = False
                 self._answering = asyncio.create_task(self._answer(text))
 
     async def end(self) -> None:
@@ -121,7 +121,7 @@ class _Talk:
     async def _cancel(self) -> None:
         """End the answer and say so, unless its own end was faster. Not in its task: that may not have begun yet."""
         await self.end()
-        if not self._is_told:
+        if not self._is_reported:
             await self._send(Notice("cancelled"))
 
     async def _finish(self) -> None:
@@ -161,7 +161,7 @@ class _Talk:
             return
         except Exception as error:
             await self._send(as_api_error(error).body)
-        self._is_told = True  # no await since the last frame, so no cancel comes between
+        self._is_reported = True  # no await since the last frame, so no cancel comes between
 
     async def _stream(self, text: str) -> None:
         service = self._service

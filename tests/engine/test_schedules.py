@@ -77,7 +77,7 @@ class Schedules(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.requests: list[tuple[Request, int]] = []  # and which text it begins
-        self.heard: Counter[int] = Counter()  # calls of on_news
+        self.heard: Counter[int] = Counter()  # calls of on_update
 
     @initialize()
     def start(self) -> None:
@@ -99,7 +99,7 @@ class Schedules(RuleBasedStateMachine):
             prompt(text, n_prompt), params(max_tokens, n, speculation), NO_EOS, tenant=tenant, priority=priority
         )
         number = len(self.requests)
-        request.on_news = lambda: self.heard.update([number])
+        request.on_update = lambda: self.heard.update([number])
         self.engine.submit(request)
         self.requests.append((request, text))
 
@@ -109,7 +109,7 @@ class Schedules(RuleBasedStateMachine):
     def search(self, n_prompt: int, max_tokens: int, text: int, priority: int) -> None:
         request = self.engine.make_request(prompt(text, n_prompt), beams(max_tokens), NO_EOS, priority=priority)
         number = len(self.requests)
-        request.on_news = lambda: self.heard.update([number])
+        request.on_update = lambda: self.heard.update([number])
         self.engine.submit(request)
         self.requests.append((request, text))
 
@@ -129,7 +129,7 @@ class Schedules(RuleBasedStateMachine):
     def step(self, n_steps: int) -> None:
         for _ in range(n_steps):
             self.engine.step()
-            self.engine.tell()
+            self.engine.notify()
 
     @invariant()
     def pages_have_holders(self) -> None:
@@ -144,7 +144,7 @@ class Schedules(RuleBasedStateMachine):
             return
         while self.engine.step():
             pass
-        self.engine.tell()
+        self.engine.notify()
         stats = self.engine.stats()
         assert (stats.n_waiting, stats.n_running, stats.n_held_pages) == (0, 0, stats.n_prefix_pages)
         assert sum(stats.finished.values()) == len(self.requests)
