@@ -1,7 +1,7 @@
 """The branches of a beam search: what is done for them beyond the search itself.
 
-Called by `engine` and `choosing`; calls `beam_search`, which decides. Knows branches and their samplers, nothing of
-pages or of the model.
+Called by `engine` and `step_sampling`; calls `beam_search`, which decides. Knows branches and their samplers, nothing
+of pages or of the model.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """Engine: many requests over one model. Each step prefills chunks of prompts and decodes all other sequences.
 
 Called by `engine_thread`, which gives it a thread; calls `scheduler`, which says what a step computes, the model, and
-`choosing`, which goes on from its logits. Not safe to call from several threads. Knows nothing of text or HTTP.
+`step_sampling`, which goes on from its logits. Not safe to call from several threads. Knows nothing of text or HTTP.
 """
 
 import time
@@ -9,7 +9,6 @@ import time
 import numpy as np
 
 from deepzig.engine.beams import new_search
-from deepzig.engine.choosing import Chooser
 from deepzig.engine.context_shift import KEPT_PAGES, ContextShift
 from deepzig.engine.ledger import Ledger
 from deepzig.engine.logit_rows import LogitRows
@@ -20,6 +19,7 @@ from deepzig.engine.rows import branch_rows
 from deepzig.engine.sampling import Sampler, SamplingParams, TokenConstraint
 from deepzig.engine.scheduler import MAX_RUNNING, Scheduler
 from deepzig.engine.speculation import Speculator
+from deepzig.engine.step_sampling import StepSampler
 from deepzig.errors import ContextLengthError, RequestError
 from deepzig.model.cache import PAGE_SIZE
 from deepzig.model.deepseek import DeepseekModel, Observer
@@ -40,7 +40,7 @@ class Engine:
         self._speculator = Speculator(model, self._cache)
         self._scheduler = Scheduler(self._cache, model.prompt_form, self._draft_length)
         self._ledger = Ledger(self._scheduler)
-        self._chooser = Chooser(self._scheduler, self._speculator, self._ledger)
+        self._sampler = StepSampler(self._scheduler, self._speculator, self._ledger)
         self._n_submitted = 0
 
     def make_request(
@@ -132,7 +132,7 @@ class Engine:
         plan = self._scheduler.plan()
         if not plan.prefills and not plan.decoding:
             return False
-        prefilled: list[Branch] = []  # to their end: the next token can be chosen
+        prefilled: list[Branch] = []  # to their end: the next token can be sampled
         hidden: list[np.ndarray] = []
         for chunks in self._batches(plan.prefills):
             for (branch, _), computed in zip(chunks, self._prefill(chunks), strict=True):
@@ -151,10 +151,10 @@ class Engine:
         now = time.perf_counter()
         rows = LogitRows(logits, now)
         for row, branch in enumerate(prefilled):
-            self._chooser.choose_first(branch, rows, row)
+            self._sampler.sample_prefilled(branch, rows, row)
         if not plan.prefills:
             self._speculator.note_step(len(logits), now - drafted)
-        self._chooser.choose_decoded(plan.decoding, drafts, all_hidden, rows, len(prefilled), now - started)
+        self._sampler.sample_decoded(plan.decoding, drafts, all_hidden, rows, len(prefilled), now - started)
         return True
 
     def restore_prompts(self, prompts: PromptCache) -> None:

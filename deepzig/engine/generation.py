@@ -212,7 +212,7 @@ class _Answer:
         """before: the token that it follows."""
         self.index = index
         self.token_ids: list[int] = []
-        self.last_token = 0.0  # when it was chosen
+        self.last_token = 0.0  # when it was sampled
         self.finish_reason: str | None = None
         self._score: float | None = None
         self._text: list[str] = []

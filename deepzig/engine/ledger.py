@@ -1,6 +1,7 @@
 """Ledger: what has become of requests. Their ends, the counts of all, and whose readers are to be notified.
 
-Kept by `engine` and `choosing`; calls `scheduler`, which frees the pages of those that end. Knows nothing of the model.
+Kept by `engine` and `step_sampling`; calls `scheduler`, which frees the pages of those that end. Knows nothing of the
+model.
 """
 
 from collections import Counter

@@ -1,6 +1,6 @@
 """The logits of a step, and the likeliest token of each row.
 
-Made by `engine`, read by `choosing`; knows nothing of requests.
+Made by `engine`, read by `step_sampling`; knows nothing of requests.
 """
 
 import numpy as np
@@ -14,16 +14,16 @@ class LogitRows:
     def __init__(self, logits: np.ndarray, time: float) -> None:
         self.logits = logits
         self.time = time  # time.perf_counter when they were there
-        self._greatest: list[int] = []  # tokens
+        self._argmax: list[int] = []  # a token of each row
         self._are_finite = True  # the greatest logits
 
-    def greatest(self, row: int) -> int:
+    def argmax(self, row: int) -> int:
         """The token with the greatest logit, the first of equals. Raises NonFiniteLogitsError."""
-        if not self._greatest:
+        if not self._argmax:
             tokens = self.logits.argmax(axis=1)
-            self._greatest = tokens.tolist()
+            self._argmax = tokens.tolist()
             self._are_finite = bool(np.isfinite(self.logits[np.arange(len(tokens)), tokens]).all())
-        token = self._greatest[row]
+        token = self._argmax[row]
         if not self._are_finite:
             check_finite(float(self.logits[row, token]))
         return token

@@ -2,8 +2,8 @@
 
 A request begins as one branch; once its prompt is prefilled it forks into `n`, which share the prompt's pages. The
 branches of a beam search are its beams: new ones at each step, which share the pages of those they continue. Made
-and moved along by `engine`, `scheduler` and `choosing`, ended by `ledger`; its events are read by `generation`. Knows
-token ids, nothing of text.
+and moved along by `engine`, `scheduler` and `step_sampling`, ended by `ledger`; its events are read by `generation`.
+Knows token ids, nothing of text.
 """
 
 from collections import deque
@@ -19,13 +19,13 @@ from deepzig.engine.sampling import Sampler, SamplingParams, TokenLogprob
 
 @dataclass(slots=True)
 class TokenEvent:
-    """A token that the engine has chosen for a branch."""
+    """A token that the engine has sampled for a branch."""
 
     index: int  # of the branch
     token: int
     logprob: TokenLogprob | None
     finish_reason: str | None  # "stop" or "length": this was the branch's last token
-    time: float  # time.perf_counter when it was chosen
+    time: float  # time.perf_counter when it was sampled
     score: float | None = None  # of the whole answer, if a beam search found it
 
 
@@ -93,7 +93,7 @@ class Request:
     started: float | None = None  # when it left the queue
     first_token: float | None = None
     n_drafted: int = 0  # draft tokens
-    n_accepted: int = 0  # of them, chosen by the model too
+    n_accepted: int = 0  # of them, accepted by the model
     speculation_s: float = 0.0  # in steps with draft tokens
     plain_s: float = 0.0  # that the tokens of those steps would have taken without
     finish_reason: str | None = None  # that of the branch which ended last, or "cancelled" or "error"

@@ -16,7 +16,7 @@ class Timings:
     decode_tokens: int  # tokens after the first, of all choices
     decode_s: float  # from the first token to the last
     drafted_tokens: int  # proposed by speculative decoding
-    accepted_tokens: int  # of them, chosen by the model too
+    accepted_tokens: int  # of them, accepted by the model
     speculation_gain: float | None  # speed of the steps with draft tokens, over that without; None: not known
 
 
@@ -96,6 +96,6 @@ class EngineStats:
     tokens_cached: int  # of them, taken from an earlier request
     tokens_decoded: int  # of answers
     tokens_drafted: int  # proposed by speculative decoding
-    tokens_accepted: int  # of them, chosen by the model too
+    tokens_accepted: int  # of them, accepted by the model
     preemptions: int  # times that a branch, or a search's beams together, gave up pages to be recomputed
     finished: dict[str, int]  # requests by reason: stop, length, cancelled, error

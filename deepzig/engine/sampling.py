@@ -1,7 +1,7 @@
 """SamplingParams, what a request may ask for, and Sampler, which turns logits into tokens for one branch of a request.
 
-Made by `engine`; called by `choosing`, `drafting` and `beams`; calls `_kernels.top_tokens`. Knows logits and token ids,
-nothing of text or of the model.
+Made by `engine`; called by `step_sampling`, `drafting` and `beams`; calls `_kernels.top_tokens`. Knows logits and token
+ids, nothing of text or of the model.
 """
 
 import functools
@@ -144,7 +144,7 @@ def token_logprob(logits: np.ndarray, token: int, n_top: int) -> TokenLogprob:
 
 
 class Sampler:
-    """Chooses the tokens of one branch; remembers them for the penalties."""
+    """Samples the tokens of one branch; remembers them for the penalties."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class Sampler:
                 raise RequestError(f"logit_bias names token {token}, but the vocabulary has {vocab_size}")
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)
-        # `choose` would take the argmax of the logits as they are: the engine may take that of all sequences at once
+        # `sample` would take the argmax of the logits as they are: the engine may take that of all sequences at once
         leaves_logits = constraint is None and not self._has_penalties and not params.logit_bias
         self.is_greedy = params.temperature == 0 and leaves_logits
 
@@ -191,7 +191,7 @@ class Sampler:
         return self._constraint is not None and self._constraint.is_complete
 
     def fork(self, index: int) -> "Sampler":
-        """A sampler for branch `index`, before anything has been chosen, with random numbers of its own."""
+        """A sampler for branch `index`, before anything has been sampled, with random numbers of its own."""
         fork = self.copy()
         if self._params.seed is not None:
             fork._seed = np.random.SeedSequence(self._params.seed, spawn_key=(index,))
@@ -213,7 +213,7 @@ class Sampler:
         check_finite(float(logits.max()))
         return self._adjusted(_log_softmax(logits))
 
-    def choose(self, logits: np.ndarray) -> int:
+    def sample(self, logits: np.ndarray) -> int:
         """logits f32 (vocab_size,) -> the next token.
 
         Raises:
@@ -231,7 +231,7 @@ class Sampler:
         return token
 
     def accept(self, token: int) -> None:
-        """Remember a token that has been chosen."""
+        """Remember a token that has been sampled."""
         if self._has_penalties:
             self._counts[token] += 1
             self._seen[token] = True
@@ -239,10 +239,10 @@ class Sampler:
             self._constraint.accept(token)
 
     def draft(self, logits: np.ndarray, depth: int) -> int:
-        """The token that `choose` would take from a drafter's logits f32 (vocab_size,) after `depth` other calls.
+        """The token that `sample` would take from a drafter's logits f32 (vocab_size,) after `depth` other calls.
 
         With the same random number, a drafter whose distribution is close draws the same token; and since the draws of
-        `choose` do not depend on drafts, its tokens are those without speculation, the same seed given.
+        `sample` do not depend on drafts, its tokens are those without speculation, the same seed given.
         """
         adjusted = self._adjusted(logits)
         best = int(np.argmax(adjusted))
@@ -278,7 +278,7 @@ class Sampler:
         return logits
 
     def _uniform(self, ahead: int) -> float:
-        """The random number in [0, 1) of the token that is chosen after `ahead` others."""
+        """The random number in [0, 1) of the token that is sampled after `ahead` others."""
         while len(self._uniforms) <= ahead:
             self._uniforms.append(self._random.random())
         return self._uniforms[ahead]

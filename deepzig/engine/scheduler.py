@@ -1,8 +1,8 @@
 """Scheduler: which branches compute in the next step, and on which pages of the cache.
 
 First in, first out within a priority. When pages run out, kept prefixes go first, then the least urgent running branch
-goes back to the queue and is recomputed later. Called by `engine`, `choosing` and `ledger`; calls `pages`, `prefix`
-and the cache's `copy_page`. Knows nothing of the model's arithmetic nor of sampling.
+goes back to the queue and is recomputed later. Called by `engine`, `step_sampling` and `ledger`; calls `pages`,
+`prefix` and the cache's `copy_page`. Knows nothing of the model's arithmetic nor of sampling.
 """
 
 import time

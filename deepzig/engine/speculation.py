@@ -2,7 +2,7 @@
 
 `auto` weighs, before each step, the tokens that k drafts are expected to bring against the time that the step takes
 with them, both measured as it goes: acceptance for each branch, starting from that of all; times for each number of
-rows. Called by `engine` and `choosing`; calls `drafting` and `ngrams`.
+rows. Called by `engine` and `step_sampling`; calls `drafting` and `ngrams`.
 """
 
 import time
@@ -99,24 +99,24 @@ class Speculator:
         """A step without prefill has decoded n_rows; seconds without drafting."""
         self._steps.add(n_rows, seconds)
 
-    def note_branch(self, branch: Branch, n_drafted: int, n_chosen: int, seconds: float, n_decoding: int) -> None:
-        """A branch has drafted n_drafted tokens and chosen n_chosen, in a step of `seconds` with drafting."""
+    def note_branch(self, branch: Branch, n_drafted: int, n_sampled: int, seconds: float, n_decoding: int) -> None:
+        """A branch has drafted n_drafted tokens and sampled n_sampled, in a step of `seconds` with drafting."""
         drafting, request = branch.drafting, branch.request
         if drafting is None or not n_drafted:
             return
         uses_mtp = drafting.uses_mtp
-        for depth in range(min(n_drafted, n_chosen)):
+        for depth in range(min(n_drafted, n_sampled)):
             for drafted, accepted in (
                 (drafting.n_drafted, drafting.n_accepted),
                 (self._drafted[uses_mtp], self._accepted[uses_mtp]),
             ):
                 drafted[depth] += 1
-                accepted[depth] += n_chosen > depth + 1
+                accepted[depth] += n_sampled > depth + 1
         request.n_drafted += n_drafted
-        request.n_accepted += n_chosen - 1
+        request.n_accepted += n_sampled - 1
         if plain := self._steps.mean(n_decoding):
             request.speculation_s += seconds
-            request.plain_s += n_chosen * plain
+            request.plain_s += n_sampled * plain
 
     def _best_length(self, drafting: Drafting, most: int, n_decoding: int) -> int:
         """The number of draft tokens that brings most tokens a second; 0 until the time without drafts is known."""

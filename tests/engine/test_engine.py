@@ -171,7 +171,7 @@ def test_one_request_with_nan_does_not_hurt_another(model: DeepseekModel) -> Non
     def fail(_logits: np.ndarray) -> int:
         raise broken
 
-    bad.branches[0].sampler.choose = fail  # type: ignore[method-assign]
+    bad.branches[0].sampler.sample = fail  # type: ignore[method-assign]
     bad.branches[0].sampler.is_greedy = False
     run_all(engine)
     assert bad.error is broken and bad.finish_reason == "error"

@@ -26,7 +26,7 @@ def some_logits(seed: int = 0, size: int = VOCAB) -> np.ndarray:
 def drawn(n: int, logits: np.ndarray, **params: Any) -> np.ndarray:
     """Frequencies of n draws."""
     chooser = sampler(vocab_size=len(logits), seed=1, **params)
-    return np.bincount([chooser.choose(logits) for _ in range(n)], minlength=len(logits)) / n
+    return np.bincount([chooser.sample(logits) for _ in range(n)], minlength=len(logits)) / n
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -37,7 +37,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_temperature_zero_takes_the_greatest_logit_and_the_first_of_equals() -> None:
     logits = np.zeros(VOCAB, np.float32)
     logits[[7, 9]] = 3
-    assert sampler(temperature=0.0).choose(logits) == 7
+    assert sampler(temperature=0.0).sample(logits) == 7
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -81,25 +81,25 @@ def test_min_p_is_relative_to_the_most_likely() -> None:
 
 def test_repetition_penalty_counts_prompt_and_answer() -> None:
     logits = np.array([2.0, 1.9, -1.0, -1.1], np.float32)
-    assert sampler((0,), 4, temperature=0.0, repetition_penalty=1.2).choose(logits) == 1
+    assert sampler((0,), 4, temperature=0.0, repetition_penalty=1.2).sample(logits) == 1
     chooser = sampler((), 4, temperature=0.0, repetition_penalty=1.2)
-    assert [chooser.choose(logits) for _ in range(3)] == [0, 1, 0]  # 2.0, then 1.9 beats 2.0 / 1.2, then both are seen
+    assert [chooser.sample(logits) for _ in range(3)] == [0, 1, 0]  # 2.0, then 1.9 beats 2.0 / 1.2, then both are seen
     negative = np.array([-1.0, -1.1], np.float32)
-    assert sampler((0,), 2, temperature=0.0, repetition_penalty=1.2).choose(negative) == 1
+    assert sampler((0,), 2, temperature=0.0, repetition_penalty=1.2).sample(negative) == 1
 
 
 def test_presence_and_frequency_penalties_count_the_answer_only() -> None:
     logits = np.array([2.0, 1.8, 1.0], np.float32)
     presence = sampler((0,), 3, temperature=0.0, presence_penalty=0.5)
-    assert [presence.choose(logits) for _ in range(4)] == [0, 1, 0, 0]
+    assert [presence.sample(logits) for _ in range(4)] == [0, 1, 0, 0]
     frequency = sampler((0,), 3, temperature=0.0, frequency_penalty=0.5)
-    assert [frequency.choose(logits) for _ in range(5)] == [0, 1, 0, 1, 0]
+    assert [frequency.sample(logits) for _ in range(5)] == [0, 1, 0, 1, 0]
 
 
 def test_logit_bias_moves_a_token() -> None:
     logits = some_logits()
-    assert sampler(temperature=0.0, logit_bias={11: 100.0}).choose(logits) == 11
-    assert sampler(temperature=0.0, logit_bias={int(logits.argmax()): -100.0}).choose(logits) == int(
+    assert sampler(temperature=0.0, logit_bias={11: 100.0}).sample(logits) == 11
+    assert sampler(temperature=0.0, logit_bias={int(logits.argmax()): -100.0}).sample(logits) == int(
         np.argsort(-logits)[1]
     )
 
@@ -112,15 +112,15 @@ def test_logit_bias_outside_the_vocabulary_is_refused() -> None:
 def test_the_same_seed_gives_the_same_tokens() -> None:
     rows = [some_logits(i) for i in range(50)]
     first, again, other = sampler(seed=5), sampler(seed=5), sampler(seed=6)
-    tokens = [first.choose(row) for row in rows]
-    assert tokens == [again.choose(row) for row in rows]
-    assert tokens != [other.choose(row) for row in rows]
+    tokens = [first.sample(row) for row in rows]
+    assert tokens == [again.sample(row) for row in rows]
+    assert tokens != [other.sample(row) for row in rows]
 
 
 def test_choosing_leaves_the_logits_alone() -> None:
     logits = some_logits()
     before = logits.copy()
-    sampler((1,), repetition_penalty=1.3, presence_penalty=1.0, logit_bias={2: 1.0}, top_p=0.5).choose(logits)
+    sampler((1,), repetition_penalty=1.3, presence_penalty=1.0, logit_bias={2: 1.0}, top_p=0.5).sample(logits)
     assert np.array_equal(logits, before)
 
 
@@ -140,7 +140,7 @@ def test_logits_that_are_not_finite_fail_the_request(bad: float) -> None:
     logits = some_logits()
     logits[3] = bad
     with pytest.raises(NonFiniteLogitsError):
-        sampler(temperature=0.0).choose(logits)
+        sampler(temperature=0.0).sample(logits)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_parameters_that_mean_nothing_are_refused(params: dict[str, Any]) -> Non
 def test_where_hardly_more_is_left_the_likeliest_token_is_taken(params: dict[str, float]) -> None:
     settled = GenerationDefaults(frozenset()).settle(SamplingParams(seed=1, **params))
     logits = some_logits()
-    assert Sampler(settled, (), len(logits)).choose(logits) == np.argmax(logits)
+    assert Sampler(settled, (), len(logits)).sample(logits) == np.argmax(logits)
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e6])
@@ -176,15 +176,15 @@ def test_the_most_that_may_be_asked_for_is_drawn_from(temperature: float) -> Non
     bias = {2: sampling.MOST_BIAS, 3: -sampling.MOST_BIAS}
     params = {"frequency_penalty": sampling.MOST_BIAS, "top_p": 0.9, "logit_bias": bias, "seed": 1}
     chooser = sampler(temperature=temperature, **params)
-    assert chooser.choose(logits) == 2
-    assert 1 not in {chooser.choose(logits) for _ in range(20)}
+    assert chooser.sample(logits) == 2
+    assert 1 not in {chooser.sample(logits) for _ in range(20)}
 
 
 def test_branches_of_a_seed_draw_what_no_other_seed_does() -> None:
     """numpy takes a sequence of numbers and their 32-bit words for the same seed."""
     logits = np.zeros(50, np.float32)
     second, other = sampler(seed=5).fork(1), sampler(seed=5 + (1 << 32))
-    assert [second.choose(logits) for _ in range(8)] != [other.choose(logits) for _ in range(8)]
+    assert [second.sample(logits) for _ in range(8)] != [other.sample(logits) for _ in range(8)]
 
 
 def test_a_single_stop_string_may_stand_alone() -> None:

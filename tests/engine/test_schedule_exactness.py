@@ -70,14 +70,14 @@ def submit(engine: Engine, model: DeepseekModel, each: Asked, tenant: str, specu
     request = engine.make_request(prompt_of(model, each), params, frozenset(), tenant=tenant)
     logits: list[bytes] = []
     sampler = request.branches[0].sampler
-    choose = sampler.choose
+    sample = sampler.sample
 
     def record(row: np.ndarray) -> int:
         logits.append(row.tobytes())
-        return choose(row)
+        return sample(row)
 
-    sampler.choose = record  # type: ignore[method-assign]
-    sampler.is_greedy = False  # so that `choose` is asked
+    sampler.sample = record  # type: ignore[method-assign]
+    sampler.is_greedy = False  # so that `sample` is asked
     engine.submit(request)
     return logits
 

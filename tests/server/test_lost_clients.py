@@ -94,12 +94,12 @@ def test_nan_fails_one_request_alone(server: RunningServer, monkeypatch: pytest.
     assert llm is not None and llm.tokenizer is not None
     from deepzig.engine.sampling import Sampler
 
-    choose, (cat,) = Sampler.choose, llm.tokenizer.encode(" cat", add_bos=False)
+    sample, (cat,) = Sampler.sample, llm.tokenizer.encode(" cat", add_bos=False)
 
     def spoilt(self: Sampler, logits: np.ndarray) -> int:
-        return choose(self, logits * np.float32(np.nan) if self._params.logit_bias.get(cat) else logits)
+        return sample(self, logits * np.float32(np.nan) if self._params.logit_bias.get(cat) else logits)
 
-    monkeypatch.setattr(Sampler, "choose", spoilt)
+    monkeypatch.setattr(Sampler, "sample", spoilt)
     with server.openai() as client:
         neighbour = client.completions.create(model="", prompt="One", max_tokens=60, stream=True)
         next(iter(neighbour))

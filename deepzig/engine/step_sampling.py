@@ -1,4 +1,4 @@
-"""Chooser: the next tokens of a step's sequences, from the logits.
+"""StepSampler: the next tokens of a step's sequences, sampled from the logits.
 
 Called by `engine`; calls `sampling`, `beams`, `speculation`, `scheduler` and `ledger`. Knows nothing of the model.
 """
@@ -14,13 +14,13 @@ from deepzig.engine.scheduler import Scheduler
 from deepzig.engine.speculation import Speculator
 
 
-class Chooser:
-    """Goes on with sequences, and ends those that have their last token."""
+class StepSampler:
+    """Appends tokens to sequences, and ends those that have their last token."""
 
     def __init__(self, scheduler: Scheduler, speculator: Speculator, ledger: Ledger) -> None:
         self._scheduler, self._speculator, self._ledger = scheduler, speculator, ledger
 
-    def choose_first(self, branch: Branch, rows: LogitRows, row: int) -> None:
+    def sample_prefilled(self, branch: Branch, rows: LogitRows, row: int) -> None:
         """The token behind a sequence that has been prefilled. A prompt forks into n here."""
         if branch.request.beam_search is not None:
             self._take_beam(branch, rows.logits[row], branch.request.beam_search, rows.time)
@@ -33,9 +33,9 @@ class Chooser:
                 self._ledger.fail(branch.request, error)
                 return
         for each in branches:
-            self._choose_token(each, rows, row)
+            self._sample(each, rows, row)
 
-    def choose_decoded(
+    def sample_decoded(
         self,
         branches: list[Branch],
         drafts: list[list[int]],
@@ -48,38 +48,38 @@ class Chooser:
         hidden f32 (T, D) of all rows; the step has taken `seconds`."""
         for branch, draft in zip(branches, drafts, strict=True):
             if branch.drafting is not None:
-                n_chosen = self._verify(branch, draft, rows, first)
-                self._speculator.note_branch(branch, len(draft), n_chosen, seconds, len(branches))
-                self._speculator.follow(branch, hidden[first : first + n_chosen])
+                n_sampled = self._verify(branch, draft, rows, first)
+                self._speculator.note_branch(branch, len(draft), n_sampled, seconds, len(branches))
+                self._speculator.follow(branch, hidden[first : first + n_sampled])
             else:
                 branch.n_computed += 1
                 if branch.request.beam_search is not None:
                     self._take_beam(branch, rows.logits[first], branch.request.beam_search, rows.time)
                 else:
-                    self._choose_token(branch, rows, first)
+                    self._sample(branch, rows, first)
             first += 1 + len(draft)
 
     def _verify(self, branch: Branch, draft: list[int], rows: LogitRows, first: int) -> int:
-        """Append what the model chooses, until it rejects a draft token; returns the number of tokens."""
-        n_chosen = 0
+        """Sample tokens until a draft token is rejected; returns their number."""
+        n_sampled = 0
         for row in range(first, first + 1 + len(draft)):
             branch.n_computed += 1
-            n_chosen += 1
-            token = self._choose_token(branch, rows, row)
-            if branch.is_finished or n_chosen > len(draft) or token != draft[n_chosen - 1]:
+            n_sampled += 1
+            token = self._sample(branch, rows, row)
+            if branch.is_finished or n_sampled > len(draft) or token != draft[n_sampled - 1]:
                 break
         self._ledger.tokens_drafted += len(draft)
-        self._ledger.tokens_accepted += n_chosen - 1
-        return n_chosen
+        self._ledger.tokens_accepted += n_sampled - 1
+        return n_sampled
 
-    def _choose_token(self, branch: Branch, rows: LogitRows, row: int) -> int | None:
+    def _sample(self, branch: Branch, rows: LogitRows, row: int) -> int | None:
         """Append the token that follows from a row of logits, and return it. An error ends the branch's request alone;
         None then."""
         request = branch.request
         if branch.is_finished:
             return None
         try:
-            token = rows.greatest(row) if branch.sampler.is_greedy else branch.sampler.choose(rows.logits[row])
+            token = rows.argmax(row) if branch.sampler.is_greedy else branch.sampler.sample(rows.logits[row])
             wants_logprob = request.params.logprobs is not None
             logprob = branch.sampler.logprob(rows.logits[row], token) if wants_logprob else None
             is_complete = branch.sampler.is_complete
