@@ -1,8 +1,8 @@
 """PrefixTree: pages of finished requests, found again by the tokens that they hold.
 
 A node is a page; its path from the root spells the tokens before it. Each tenant has a tree of its own, so that nobody
-learns from timing what others asked. The tree is one holder of each of its pages; pages that only the tree holds are
-given back least recently used first. Called by `scheduler` and `prompt_cache`; knows tokens and page numbers.
+learns from timing what others asked. The tree has a reference to each of its pages; pages that only the tree holds are
+evicted least recently used first. Called by `scheduler` and `prompt_cache`; knows tokens and page numbers.
 """
 
 import heapq

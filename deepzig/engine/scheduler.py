@@ -51,8 +51,8 @@ class Scheduler:
         """Put a branch into the queue."""
         insort(self.waiting, branch, key=_urgency)
 
-    def run_on_pages_of(self, branch: Branch, copies: list[Branch]) -> None:
-        """Let copies of a running branch run too, on its pages; whoever writes into a shared page gets a copy of it."""
+    def fork(self, branch: Branch, copies: list[Branch]) -> None:
+        """Let copies of a running branch run too, on its pages, which are copied on write."""
         for copy in copies:
             copy.pages, copy.n_computed, copy.hidden = list(branch.pages), branch.n_computed, branch.hidden
             for page in copy.pages:
@@ -106,7 +106,7 @@ class Scheduler:
     def replace(self, old: list[Branch], new: list[Branch], parents: list[int]) -> None:
         """Let the beams of the next step run in place of the last ones, each on the pages of old[parent]."""
         for branch, parent in zip(new, parents, strict=True):
-            self.run_on_pages_of(old[parent], [branch])
+            self.fork(old[parent], [branch])
         for branch in old:
             self.remove(branch, keep=False)
 

@@ -131,5 +131,5 @@ class StepSampler:
         for copy in copies:
             copy.drafting = self._speculator.begin(request)
         request.branches += copies
-        self._scheduler.run_on_pages_of(branch, copies)
+        self._scheduler.fork(branch, copies)
         return copies

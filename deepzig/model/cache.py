@@ -50,7 +50,7 @@ class Rows:
         return int(np.bincount(self.row_sequence).max())
 
     @cached_property
-    def places(self) -> np.ndarray:
+    def slot_mapping(self) -> np.ndarray:
         """i64 (T,): where the latents go, among the rows of all pages of a layer."""
         page = self.block_tables[self.row_sequence, self.positions // PAGE_SIZE]
         return page.astype(np.int64) * PAGE_SIZE + self.positions % PAGE_SIZE
@@ -93,9 +93,9 @@ class LatentCache:
         """Store latent f32 (T, R + P) of the new tokens."""
         stored = self.pages[layer].reshape(-1, latent.shape[1])  # a view
         if self._scales is None:
-            stored[rows.places] = latent
+            stored[rows.slot_mapping] = latent
         else:
-            stored[rows.places], self._scales[layer].reshape(-1)[rows.places] = to_int8(latent)
+            stored[rows.slot_mapping], self._scales[layer].reshape(-1)[rows.slot_mapping] = to_int8(latent)
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page, all layers of it."""
