@@ -1,7 +1,7 @@
 """ContextShift: how a sequence goes on when the context is full: without its oldest tokens behind the first.
 
 The first page stays, since attention leans on a sequence's beginning (arXiv 2309.17453); half of the rest goes, in
-whole pages, and what is behind moves up: its k_pe is turned to the new positions, its latents stay as they were
+whole pages, and what is behind moves up: its k_pe is rotated to the new positions, its c_kv stays as it was
 computed. Called by `engine`; knows numbers of tokens and pages.
 """
 

@@ -128,7 +128,7 @@ class Engine:
 
     def step(self) -> bool:
         """Prefill chunks of prompts and decode each other running sequence. False: nothing to do."""
-        self._make_context()
+        self._shift_contexts()
         plan = self._scheduler.plan()
         if not plan.prefills and not plan.decoding:
             return False
@@ -199,13 +199,13 @@ class Engine:
         """Draft tokens to propose; none past the context, since there the oldest tokens must go first."""
         return min(self._speculator.length(branch, n_decoding), max(0, self.room - len(branch.tokens)))
 
-    def _make_context(self) -> None:
+    def _shift_contexts(self) -> None:
         """Drop the oldest tokens of sequences whose next token has no place in the context."""
         for branch in [branch for branch in self._scheduler.running if len(branch.tokens) > self.room]:
             assert self._shift is not None
             moved = self._scheduler.drop_oldest(branch, KEPT_PAGES, self._shift.dropped_pages)
             first = KEPT_PAGES * PAGE_SIZE
-            self._model.move_pages(self._cache, moved, first + self._shift.n_dropped, first)
+            self._model.shift_pages(self._cache, moved, first + self._shift.n_dropped, first)
 
     def _batches(self, prefills: list[tuple[Branch, int]]) -> list[list[tuple[Branch, int]]]:
         """The chunks of each call of the model: if batching changes no bit, all of one form that are short, or that are

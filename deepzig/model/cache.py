@@ -126,7 +126,7 @@ class LatentCache:
         if self._scales is not None:
             self._scales[:, page] = arrays["scales"][index]
 
-    def turn_page(self, page: int, cos: np.ndarray, sin: np.ndarray, interleave: bool) -> None:
+    def rotate_page(self, page: int, cos: np.ndarray, sin: np.ndarray, interleave: bool) -> None:
         """Rotate the k_pe of a page in all layers by cos, sin f32 (PAGE_SIZE, P / 2); c_kv stays.
 
         An int8 row is rounded again, by a new scale.

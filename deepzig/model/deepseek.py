@@ -138,12 +138,12 @@ class DeepseekModel:
         head = self.mtp_layers[depth].shared_head
         return head(state, np.empty((len(state), self.config.vocab_size), np.float32))
 
-    def move_pages(self, cache: LatentCache, pages: Sequence[int], old_first: int, new_first: int) -> None:
-        """Make pages of positions old_first, ... of a sequence hold new_first, ...: k_pe turns, the latent stays."""
+    def shift_pages(self, cache: LatentCache, pages: Sequence[int], old_first: int, new_first: int) -> None:
+        """Make pages of positions old_first, ... of a sequence hold new_first, ...: k_pe is rotated, c_kv stays."""
         for index, page in enumerate(pages):
             place = np.arange(index * PAGE_SIZE, (index + 1) * PAGE_SIZE, dtype=np.int32)
-            cos, sin = self._rotary.turn(old_first + place, new_first + place)
-            cache.turn_page(page, cos, sin, self.config.rope_interleave)
+            cos, sin = self._rotary.rotation(old_first + place, new_first + place)
+            cache.rotate_page(page, cos, sin, self.config.rope_interleave)
 
     def _embed(self, token_ids: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Rows of the embedding, decoded: f32 (T, D) in out."""

@@ -55,8 +55,8 @@ class RotaryEmbedding:
             self._grow(max(longest, 2 * len(self._cos), 256))
         return self._cos[positions], self._sin[positions]
 
-    def turn(self, old_positions: np.ndarray, new_positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin, each f32 (T, P / 2), that turn what was rotated for old_positions i32 (T,) to new_positions.
+    def rotation(self, old_positions: np.ndarray, new_positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin, each f32 (T, P / 2), that rotate rows of old_positions i32 (T,) to new_positions.
 
         The angle is the difference of the very angles of the tables, so that no error grows with the position. YaRN's
         factor is left out: it is in the rows already.

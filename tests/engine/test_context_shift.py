@@ -44,7 +44,7 @@ def test_turned_keys_are_those_computed_at_the_new_place(name: str, cache_dtype:
     list(forward_chunks(model, tokens, old))
     list(forward_chunks(model, np.concatenate([tokens[:PAGE_SIZE], tokens[3 * PAGE_SIZE :]]), new))
     before = old.read(0, np.array([3], np.int32), 0, PAGE_SIZE)
-    model.move_pages(old, [3], 3 * PAGE_SIZE, PAGE_SIZE)
+    model.shift_pages(old, [3], 3 * PAGE_SIZE, PAGE_SIZE)
     turned, computed = (
         old.read(0, np.array([3], np.int32), 0, PAGE_SIZE),
         new.read(0, np.array([1], np.int32), 0, PAGE_SIZE),
@@ -66,7 +66,7 @@ def test_turning_is_exact_at_far_positions() -> None:
     rotary = model._rotary
     old, new = np.array([150_000, 163_839], np.int32), np.array([70_000, 83_839], np.int32)
     (old_cos, old_sin), (new_cos, new_sin) = rotary.cos_sin(old), rotary.cos_sin(new)
-    cos, sin = rotary.turn(old, new)
+    cos, sin = rotary.rotation(old, new)
     np.testing.assert_allclose(old_cos * cos - old_sin * sin, new_cos, rtol=0, atol=3e-7)
     np.testing.assert_allclose(old_sin * cos + old_cos * sin, new_sin, rtol=0, atol=3e-7)
 
