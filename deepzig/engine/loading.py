@@ -99,7 +99,7 @@ def load(
     engine = Engine(network, n_tokens, context_shift=context_shift)
     prompts = None
     if prompt_cache is not None:
-        prompts = PromptCache(Path(prompt_cache), {"model": hash_of_model(directory), **network.way})
+        prompts = PromptCache(Path(prompt_cache), {"model": hash_of_model(directory), **network.numerics})
         engine.restore_prompts(prompts)
     _log_loaded(directory, network, n_tokens, time.perf_counter() - started)
     return LLM(str(model), directory, size, network, tokenizer, chat_template, defaults, engine, prompts)

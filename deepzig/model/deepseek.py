@@ -63,7 +63,7 @@ class DeepseekModel:
         self._mla_scratch = MlaScratch(config)
 
     @property
-    def way(self) -> dict[str, str]:
+    def numerics(self) -> dict[str, str]:
         """What the last bits of results depend on beside weights and tokens, by name."""
         kernels = {**_kernels.ACTIVE, **{f"{stem} for prompts": label for stem, label in _kernels.FOR_PROMPTS.items()}}
         return {

@@ -69,7 +69,7 @@ class ServedModel:
     @cached_property
     def fingerprint(self) -> str:
         """OpenAI's system_fingerprint: changes when the model or the way it computes does."""
-        facts = repr((self.id, self.llm.config, self.llm.size, self.llm.model.way))
+        facts = repr((self.id, self.llm.config, self.llm.size, self.llm.model.numerics))
         return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]
 
     def describe(self) -> ModelReply:
