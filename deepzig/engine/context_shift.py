@@ -16,18 +16,18 @@ KEPT_PAGES = 1  # at the beginning of a sequence
 
 @dataclass(frozen=True)
 class ContextShift:
-    """For a context of `room` tokens. Raises RequestError if that is too small to drop anything."""
+    """For a context of `n_context` tokens. Raises RequestError if that is too small to drop anything."""
 
-    room: int
+    n_context: int
 
     def __post_init__(self) -> None:
         if self.dropped_pages < 1:
-            raise RequestError(f"a context of {self.room} tokens is too small for context_shift; load without it")
+            raise RequestError(f"a context of {self.n_context} tokens is too small for context_shift; load without it")
 
     @property
     def dropped_pages(self) -> int:
         """Pages that go at a time."""
-        return (self.room // PAGE_SIZE - KEPT_PAGES) // 2
+        return (self.n_context // PAGE_SIZE - KEPT_PAGES) // 2
 
     @property
     def n_dropped(self) -> int:
@@ -39,7 +39,7 @@ class ContextShift:
 
         Longer prompts of the same conversation lose the same tokens until one time more is needed: prefixes are found.
         """
-        excess = len(tokens) - (self.room - 1)
+        excess = len(tokens) - (self.n_context - 1)
         n_dropped = max(0, -(-excess // self.n_dropped)) * self.n_dropped
         kept = KEPT_PAGES * PAGE_SIZE
         return [*tokens[:kept], *tokens[kept + n_dropped :]]

@@ -35,8 +35,8 @@ class Engine:
         self._model = model
         self._cache = model.make_cache(n_cache_tokens)
         # tokens of a prompt and its answer together
-        self.room = min(model.config.max_position_embeddings, self._cache.n_pages * PAGE_SIZE)
-        self._shift = ContextShift(self.room) if context_shift else None
+        self.n_context = min(model.config.max_position_embeddings, self._cache.n_pages * PAGE_SIZE)
+        self._shift = ContextShift(self.n_context) if context_shift else None
         self._speculator = Speculator(model, self._cache)
         self._scheduler = Scheduler(self._cache, model.prompt_form, self._draft_length)
         self._ledger = Ledger(self._scheduler)
@@ -75,9 +75,9 @@ class Engine:
         shift = self._shift if params.num_beams == 1 else None
         if shift is not None:
             tokens = shift.cut(tokens)
-        if len(tokens) >= self.room:
+        if len(tokens) >= self.n_context:
             raise ContextLengthError(
-                f"the prompt has {len(tokens)} tokens, but there is room for {self.room}; shorten it"
+                f"the prompt has {len(tokens)} tokens, but there is room for {self.n_context}; shorten it"
             )
         self._speculator.check(params.speculation)
         for name, number in (("n", params.n), ("num_beams", params.num_beams)):
@@ -88,7 +88,7 @@ class Engine:
             n_prompt=len(tokens),
             params=params,
             eos_token_ids=eos_token_ids,
-            max_length=min(longest, self.room) if shift is None else longest,
+            max_length=min(longest, self.n_context) if shift is None else longest,
             n_cut=len(prompt_ids) - len(tokens),
             tenant=tenant,
             priority=priority,
@@ -197,11 +197,11 @@ class Engine:
 
     def _draft_length(self, branch: Branch, n_decoding: int) -> int:
         """Draft tokens to propose; none past the context, since there the oldest tokens must go first."""
-        return min(self._speculator.length(branch, n_decoding), max(0, self.room - len(branch.tokens)))
+        return min(self._speculator.length(branch, n_decoding), max(0, self.n_context - len(branch.tokens)))
 
     def _shift_contexts(self) -> None:
         """Drop the oldest tokens of sequences whose next token has no place in the context."""
-        for branch in [branch for branch in self._scheduler.running if len(branch.tokens) > self.room]:
+        for branch in [branch for branch in self._scheduler.running if len(branch.tokens) > self.n_context]:
             assert self._shift is not None
             moved = self._scheduler.drop_oldest(branch, KEPT_PAGES, self._shift.dropped_pages)
             first = KEPT_PAGES * PAGE_SIZE

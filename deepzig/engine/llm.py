@@ -151,7 +151,7 @@ class LLM:
     @property
     def n_context(self) -> int:
         """Tokens that a prompt and its answer may have together: the model's context, or fewer in a small cache."""
-        return self._thread.engine.room
+        return self._thread.engine.n_context
 
     @property
     def prompt_room(self) -> int:
