@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from deepzig.evaluate.speed import SpeedTest
 
 
-MOST_DIGITS = 18  # of a number; Python reads no more than 4300
+MAX_DIGITS = 18  # of a number; Python reads no more than 4300
 
 
 def _numbers(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
     """Numbers of an option that takes several, with commas or one at a time; 0 alone is none of them."""
     parts = [part.strip() for value in values for part in value.split(",")]
     for part in parts:
-        if not (part.isascii() and part.isdigit() and len(part) <= MOST_DIGITS):
-            raise click.BadParameter(f"{part[:MOST_DIGITS]!r} is no number; give some as in 1,2,4", param=param)
+        if not (part.isascii() and part.isdigit() and len(part) <= MAX_DIGITS):
+            raise click.BadParameter(f"{part[:MAX_DIGITS]!r} is no number; give some as in 1,2,4", param=param)
     return tuple(dict.fromkeys(map(int, parts)))
 
 

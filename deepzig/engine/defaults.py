@@ -9,8 +9,8 @@ from deepzig.errors import ConfigError, RequestError
 from deepzig.small_files import read_json_object
 
 # Below these float32 runs out of digits, and only the likeliest token is left anyway.
-LEAST_TEMPERATURE = 1e-4
-LEAST_TOP_P = 1e-6
+MIN_TEMPERATURE = 1e-4
+MIN_TOP_P = 1e-6
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class GenerationDefaults:
         temperature = self.temperature if params.temperature is None else params.temperature
         top_k = self.top_k if params.top_k is None else params.top_k
         top_p = self.top_p if params.top_p is None else params.top_p
-        if temperature < LEAST_TEMPERATURE:
+        if temperature < MIN_TEMPERATURE:
             temperature = 0.0
-        if top_p < LEAST_TOP_P:
+        if top_p < MIN_TOP_P:
             top_k, top_p = 1, 1.0
         return replace(params, temperature=temperature, top_k=top_k, top_p=top_p)

@@ -18,9 +18,9 @@ from deepzig import _kernels
 from deepzig.errors import NonFiniteLogitsError, RequestError
 
 SPECULATIONS = ("auto", "off", "mtp", "ngram")
-MOST_DRAFT_TOKENS = 8
-MOST_TEMPERATURE = 1e6
-MOST_BIAS = 1e12  # of what is added to a logit: float32 has digits for it, divided by the least temperature too
+MAX_DRAFT_TOKENS = 8
+MAX_TEMPERATURE = 1e6
+MAX_BIAS = 1e12  # of what is added to a logit: float32 has digits for it, divided by the least temperature too
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        for name, most in (("temperature", MOST_TEMPERATURE), ("top_p", 1)):
+        for name, most in (("temperature", MAX_TEMPERATURE), ("top_p", 1)):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), 0, most)
         for name in ("top_k", "seed", "logprobs"):
@@ -68,11 +68,11 @@ class SamplingParams:
             _check_integer(name, getattr(self, name), least=1)
         _check_number("min_p", self.min_p, 0, 1)
         _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
-        _check_number("presence_penalty", self.presence_penalty, -MOST_BIAS, MOST_BIAS)
-        _check_number("frequency_penalty", self.frequency_penalty, -MOST_BIAS, MOST_BIAS)
+        _check_number("presence_penalty", self.presence_penalty, -MAX_BIAS, MAX_BIAS)
+        _check_number("frequency_penalty", self.frequency_penalty, -MAX_BIAS, MAX_BIAS)
         _check_number("length_penalty", self.length_penalty, -20, 20)
-        if self.draft_tokens > MOST_DRAFT_TOKENS:
-            raise RequestError(f"draft_tokens {self.draft_tokens} is above {MOST_DRAFT_TOKENS}")
+        if self.draft_tokens > MAX_DRAFT_TOKENS:
+            raise RequestError(f"draft_tokens {self.draft_tokens} is above {MAX_DRAFT_TOKENS}")
         if self.speculation not in SPECULATIONS:
             raise RequestError(f"speculation {self.speculation!r} is unknown; use {', '.join(SPECULATIONS)}")
         if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
@@ -85,7 +85,7 @@ class SamplingParams:
             raise RequestError("logit_bias must have a number for each token id")
         for token, bias in self.logit_bias.items():
             _check_integer("a token of logit_bias", token, least=0)
-            _check_number("a value of logit_bias", bias, -MOST_BIAS, MOST_BIAS)
+            _check_number("a value of logit_bias", bias, -MAX_BIAS, MAX_BIAS)
 
 
 def _check_number(name: str, value: float, least: float, greatest: float) -> None:

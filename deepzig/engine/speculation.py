@@ -13,7 +13,7 @@ import numpy as np
 from deepzig.engine.drafting import MtpDrafter
 from deepzig.engine.ngrams import NgramIndex
 from deepzig.engine.request import Branch, Drafting, Request
-from deepzig.engine.sampling import MOST_DRAFT_TOKENS
+from deepzig.engine.sampling import MAX_DRAFT_TOKENS
 from deepzig.errors import RequestError
 from deepzig.model.cache import LatentCache
 from deepzig.model.deepseek import DeepseekModel
@@ -21,8 +21,8 @@ from deepzig.model.deepseek import DeepseekModel
 PRIOR_ACCEPTANCE = 0.75  # of a draft token, before anything is known
 PRIOR_WEIGHT = 8  # draft tokens that the prior counts as
 TRUSTED = 3  # measurements of a time before it is believed
-MOST_PENDING = 32  # positions that the MTP layer may fall behind while drafting does not pay
-MOST_SEQUENCES = 8  # decoded together, beyond which auto does not draft: their rows leave no arithmetic idle
+MAX_PENDING = 32  # positions that the MTP layer may fall behind while drafting does not pay
+MAX_SEQUENCES = 8  # decoded together, beyond which auto does not draft: their rows leave no arithmetic idle
 RETRIED = 32  # where the MTP layer has lost time, one request in so many tries it again
 
 
@@ -34,8 +34,8 @@ class Speculator:
         self._steps = _Times()  # of a step that decodes so many rows
         self._drafts = _Times()  # of so many calls of the MTP layer, for one branch or several
         # by whether it was the MTP layer, and depth
-        self._drafted = {uses_mtp: [0] * MOST_DRAFT_TOKENS for uses_mtp in (True, False)}
-        self._accepted = {uses_mtp: [0] * MOST_DRAFT_TOKENS for uses_mtp in (True, False)}
+        self._drafted = {uses_mtp: [0] * MAX_DRAFT_TOKENS for uses_mtp in (True, False)}
+        self._accepted = {uses_mtp: [0] * MAX_DRAFT_TOKENS for uses_mtp in (True, False)}
 
     def check(self, speculation: str) -> None:
         """Raises RequestError if the checkpoint cannot draft so."""
@@ -64,7 +64,7 @@ class Speculator:
             branch.hidden = hidden.copy() if branch.hidden is None else np.concatenate([branch.hidden, hidden])
 
     def length(self, branch: Branch, n_decoding: int) -> int:
-        """Draft tokens for a branch in a step that decodes n_decoding branches. One that has fallen MOST_PENDING
+        """Draft tokens for a branch in a step that decodes n_decoding branches. One that has fallen MAX_PENDING
         positions behind stops drafting for good."""
         drafting, params = branch.drafting, branch.request.params
         if drafting is None or (drafting.uses_mtp and branch.hidden is None):
@@ -72,8 +72,8 @@ class Speculator:
         most = min(params.draft_tokens, branch.request.max_length - len(branch.tokens) - 1)
         if params.speculation != "auto" or most <= 0:
             return max(0, most)
-        best = self._best_length(drafting, most, n_decoding) if n_decoding <= MOST_SEQUENCES else 0
-        if best == 0 and branch.hidden is not None and len(branch.hidden) >= MOST_PENDING:
+        best = self._best_length(drafting, most, n_decoding) if n_decoding <= MAX_SEQUENCES else 0
+        if best == 0 and branch.hidden is not None and len(branch.hidden) >= MAX_PENDING:
             branch.drafting = branch.hidden = None
         return best
 

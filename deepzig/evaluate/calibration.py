@@ -27,7 +27,7 @@ from deepzig.model.linear import Linear
 from deepzig.model.moe import MoE
 from deepzig.model.workspace import Workspace
 
-LEAST_IMPORTANCE = 1e-3  # of a column, beside a mean of 1: a text that never uses it proves little
+MIN_IMPORTANCE = 1e-3  # of a column, beside a mean of 1: a text that never uses it proves little
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class _Sums:
             size = np.sqrt(squares / self._counts[path])
             mean = size.mean()
             if mean > 0:
-                found[path] = np.maximum(size / mean, LEAST_IMPORTANCE).astype(np.float32)
+                found[path] = np.maximum(size / mean, MIN_IMPORTANCE).astype(np.float32)
         return found
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 # Student's t for a 95 % interval, by degrees of freedom from 1; for more of them it is below the last.
 STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
-LEAST, MOST = 1e-30, 1e30  # of a sample that is not 0: sums, squares and ratios of them are finite
+MIN_SAMPLE, MAX_SAMPLE = 1e-30, 1e30  # of a sample that is not 0: sums, squares and ratios of them are finite
 
 Unit = Literal["tok/s", "s"]
 
@@ -28,7 +28,7 @@ class Figure:
     details: Mapping[str, str | int | float] = field(default_factory=dict)  # what exactly was measured
 
     def __post_init__(self) -> None:
-        if not self.samples or not all(not sample or LEAST < sample < MOST for sample in self.samples):
+        if not self.samples or not all(not sample or MIN_SAMPLE < sample < MAX_SAMPLE for sample in self.samples):
             raise ValueError(f"{self.name!r} has no samples, or one that is no speed and no time")
 
     @property

@@ -15,7 +15,7 @@ from deepzig.engine.whole_sequence import SCORED_ROWS, forward_chunks
 from deepzig.errors import NonFiniteLogitsError, RequestError
 from deepzig.evaluate.windows import Window, split_documents, window_size, windows_of
 
-MOST_NATS = 700.0  # whose exponential is a float64
+MAX_NATS = 700.0  # whose exponential is a float64
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def evaluate(
             done += len(targets)
             progress(done, total)
     mean = float(np.concatenate(nll).mean(dtype=np.float64))
-    if mean > MOST_NATS:
+    if mean > MAX_NATS:
         raise NonFiniteLogitsError(
             f"a token of the text costs {mean:.0f} nats, of which there is no perplexity: the logits are those of a "
             "broken model; look at its files with `deepzig verify`"

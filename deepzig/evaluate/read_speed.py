@@ -13,7 +13,7 @@ from deepzig.memory import allocatable_memory
 
 MATRIX_BYTES = 512 << 20  # beyond what the caches of a CPU hold
 N_COLUMNS = 4096
-LEAST_PASSES, BUDGET_S = 3, 0.3  # the best of some: other programs slow down single ones
+MIN_PASSES, BUDGET_S = 3, 0.3  # the best of some: other programs slow down single ones
 
 
 def read_bandwidth(n_threads: int) -> float:
@@ -25,7 +25,7 @@ def read_bandwidth(n_threads: int) -> float:
     x = np.ones((1, N_COLUMNS), np.float32)
     out = np.empty((1, len(codes)), np.float32)
     seconds: list[float] = []
-    while len(seconds) < LEAST_PASSES or sum(seconds) < BUDGET_S:
+    while len(seconds) < MIN_PASSES or sum(seconds) < BUDGET_S:
         started = time.perf_counter()
         _kernels.linear(x, weight, out, n_threads=n_threads)
         seconds.append(time.perf_counter() - started)

@@ -7,7 +7,7 @@ from deepzig.server.replies import ChatLogprob, CompletionLogprobs, TopLogprob
 from deepzig.text.stream_decoder import StreamDecoder
 from deepzig.text.tokenizer import Tokenizer
 
-LEAST = -100.0  # JSON has no -inf
+MIN_LOGPROB = -100.0  # JSON has no -inf
 
 
 def chat_logprob(entry: TokenLogprob, tokenizer: Tokenizer) -> ChatLogprob:
@@ -39,7 +39,7 @@ class CompletionScores:
             reply.text_offset.append(self._offset)
             if self._tokenizer.has_token(token_id):
                 self._offset += len(self._decoder.push(token_id))
-            reply.token_logprobs.append(None if isinstance(entry, int) else max(entry.logprob, LEAST))
+            reply.token_logprobs.append(None if isinstance(entry, int) else max(entry.logprob, MIN_LOGPROB))
             reply.top_logprobs.append(None if isinstance(entry, int) else self._top(entry, text))
         return reply
 
@@ -48,7 +48,7 @@ class CompletionScores:
         top: dict[str, float] = {}
         for token_id, logprob in (*entry.top, (entry.token_id, entry.logprob)):
             name = text if token_id == entry.token_id else _text(self._tokenizer.bytes_or_none(token_id))
-            top.setdefault(name, max(logprob, LEAST))
+            top.setdefault(name, max(logprob, MIN_LOGPROB))
         return top
 
 
@@ -65,7 +65,7 @@ def joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
 
 def _token(token_id: int, logprob: float, tokenizer: Tokenizer) -> TopLogprob:
     content = tokenizer.bytes_or_none(token_id)
-    return TopLogprob(_text(content), max(logprob, LEAST), list(content or b""))
+    return TopLogprob(_text(content), max(logprob, MIN_LOGPROB), list(content or b""))
 
 
 def _text(content: bytes | None) -> str:

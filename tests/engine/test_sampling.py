@@ -173,8 +173,8 @@ def test_where_hardly_more_is_left_the_likeliest_token_is_taken(params: dict[str
 def test_the_most_that_may_be_asked_for_is_drawn_from(temperature: float) -> None:
     logits = some_logits()
     logits[1] = -np.inf
-    bias = {2: sampling.MOST_BIAS, 3: -sampling.MOST_BIAS}
-    params = {"frequency_penalty": sampling.MOST_BIAS, "top_p": 0.9, "logit_bias": bias, "seed": 1}
+    bias = {2: sampling.MAX_BIAS, 3: -sampling.MAX_BIAS}
+    params = {"frequency_penalty": sampling.MAX_BIAS, "top_p": 0.9, "logit_bias": bias, "seed": 1}
     chooser = sampler(temperature=temperature, **params)
     assert chooser.sample(logits) == 2
     assert 1 not in {chooser.sample(logits) for _ in range(20)}

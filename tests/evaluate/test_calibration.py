@@ -11,7 +11,7 @@ from deepzig.checkpoint.names import expected_tensors
 from deepzig.checkpoint.recipe import is_embedding, is_router
 from deepzig.engine.llm import LLM
 from deepzig.engine.whole_sequence import forward_chunks
-from deepzig.evaluate.calibration import LEAST_IMPORTANCE, calibrate
+from deepzig.evaluate.calibration import MIN_IMPORTANCE, calibrate
 from deepzig.evaluate.expert_load import measure_experts
 from deepzig.model.linear import Linear
 from deepzig.model.workspace import Workspace
@@ -32,7 +32,7 @@ def test_every_matrix_that_may_be_rounded_is_measured(stories: LLM) -> None:
     assert set(found.importance) == wanted - unused
     for module, counts in found.importance.items():
         assert counts.shape == (expected[module][1],) and counts.dtype == np.float32
-        assert counts.min() >= LEAST_IMPORTANCE and counts.mean() == pytest.approx(1, rel=1e-2)
+        assert counts.min() >= MIN_IMPORTANCE and counts.mean() == pytest.approx(1, rel=1e-2)
 
 
 def test_short_texts_measure_attention_too(stories: LLM) -> None:
