@@ -118,7 +118,7 @@ class Routes:
             reply = StreamedReply if body.stream else WholeReply
             return reply(
                 model.llm,
-                service.board,
+                service.runs,
                 ask,
                 answer,
                 send_timeout=settings.send_timeout,

@@ -13,7 +13,7 @@ from deepzig.engine.llm import LLM
 from deepzig.server import sse
 from deepzig.server.answer import Answer
 from deepzig.server.failures import as_api_error
-from deepzig.server.run import Ask, Run, RunBoard
+from deepzig.server.run import Ask, Run, RunRegistry
 
 FIRST_SIGN_S = 0.9  # a waiting client hears of us within its first second
 PADDING_AFTER_S = 10.0  # a whole reply begins with spaces when it takes longer than that
@@ -32,9 +32,9 @@ class Reply:
     """An ASGI response that runs the engine. Headers go out with the first thing there is to send."""
 
     def __init__(
-        self, llm: LLM, board: RunBoard, ask: Ask, answer: Answer, *, send_timeout: float, ping_interval: float
+        self, llm: LLM, runs: RunRegistry, ask: Ask, answer: Answer, *, send_timeout: float, ping_interval: float
     ) -> None:
-        self._llm, self._board, self._ask, self._answer = llm, board, ask, answer
+        self._llm, self._runs, self._ask, self._answer = llm, runs, ask, answer
         self._send_timeout, self._ping_interval = send_timeout, ping_interval
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +53,7 @@ class Reply:
             raise failure
 
     async def _serve(self, sender: "_Sender") -> None:
-        async with self._board.running(self._llm, self._ask, self._answer, ClientGoneError) as run:
+        async with self._runs.running(self._llm, self._ask, self._answer, ClientGoneError) as run:
             await self._send(run, sender)
 
     async def _send(self, run: Run, sender: "_Sender") -> None:

@@ -1,4 +1,4 @@
-"""Run: what the engine computes for one request, seen from the event loop; and RunBoard, all that are going on.
+"""Run: what the engine computes for one request, seen from the event loop; and RunRegistry, all that are going on.
 
 Made by the endpoints; calls `LLM.submit`. Chunks wait in the engine's queue until they are taken, so a client that does
 not read holds no memory but its own tokens. Knows nothing of HTTP.
@@ -73,10 +73,10 @@ class Waker:
 class Run:
     """The generations of one request. Read by one task, with `next`; ended by `close`, whatever happens."""
 
-    def __init__(self, board: "RunBoard", waker: Waker) -> None:
+    def __init__(self, registry: "RunRegistry", waker: Waker) -> None:
         self.started = time.perf_counter()
         self.results: list[GenerationResult] = []
-        self._board = board
+        self._registry = registry
         self._waker = waker
         self._generations: list[Generation] = []
         self._updated = asyncio.Event()
@@ -160,7 +160,7 @@ class Run:
 
     def _count(self, chunks: Sequence[tuple[int, StreamChunk]]) -> None:
         now = time.perf_counter()
-        metrics = self._board.metrics
+        metrics = self._registry.metrics
         if self._first_token is None:
             self._first_token = now
             metrics.first_token_seconds.observe(now - self.started)
@@ -216,15 +216,15 @@ class Run:
             return
         self._is_closed = True
         self._cancel()
-        self._board.remove(self)
-        self._board.metrics.finished(reason, time.perf_counter() - self.started, self.results, self._n_tokens)
+        self._registry.remove(self)
+        self._registry.metrics.finished(reason, time.perf_counter() - self.started, self.results, self._n_tokens)
 
     def _cancel(self) -> None:
         for generation in self._generations:
             generation.cancel()
 
 
-class RunBoard:
+class RunRegistry:
     """All runs, so that they can be counted and ended."""
 
     def __init__(self, metrics: Metrics) -> None:

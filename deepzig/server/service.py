@@ -8,7 +8,7 @@ from deepzig.engine.llm import LLM
 from deepzig.engine.results import EngineStats
 from deepzig.server.failures import ApiError, shutting_down
 from deepzig.server.metrics import Metrics
-from deepzig.server.run import RunBoard
+from deepzig.server.run import RunRegistry
 from deepzig.server.served_model import ServedModel
 from deepzig.server.settings import ServerSettings
 
@@ -18,8 +18,8 @@ class Service:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
-        self.metrics = Metrics(self._stats, lambda: len(self.board))
-        self.board = RunBoard(self.metrics)
+        self.metrics = Metrics(self._stats, lambda: len(self.runs))
+        self.runs = RunRegistry(self.metrics)
         self.is_draining = False  # shutting down: what runs may end, nothing new begins
         self.load_failure: BaseException | None = None
         self.expert_load: ExpertLoad | None = None  # counted if the settings say so
@@ -80,7 +80,7 @@ class Service:
 
     def cut(self) -> None:
         """End all that runs; its clients are told why."""
-        self.board.close(shutting_down())
+        self.runs.close(shutting_down())
 
     def close(self) -> None:
         """End the engine."""

@@ -29,7 +29,7 @@ class Status:
             "model": model.id,
             "context": model.n_context,
             "uptime_s": uptime,
-            "open": len(service.board),
+            "open": len(service.runs),
             "running": stats.n_running,
             "queue": stats.n_waiting,
             "load": round(stats.n_held_pages / max(stats.n_pages, 1), 4),  # of the cache

@@ -169,7 +169,7 @@ class _Talk:
         model = service.model_named(request.model)
         tenant = f"{self._socket.state.tenant}\0{request.cache_salt or ''}"
         ask, answer = await asyncio.to_thread(prepare_chat, model, request, tenant)
-        async with service.board.running(model.llm, ask, answer, WebSocketDisconnect) as run:
+        async with service.runs.running(model.llm, ask, answer, WebSocketDisconnect) as run:
             await self._send(*answer.start())
             shown = None
             while not run.is_finished:

@@ -52,7 +52,7 @@ class RunningServer:
     @property
     def is_idle(self) -> bool:
         stats = self.service.model.llm.stats()
-        is_quiet = len(self.service.board) == stats.n_running == stats.n_waiting == 0
+        is_quiet = len(self.service.runs) == stats.n_running == stats.n_waiting == 0
         return is_quiet and stats.n_held_pages == stats.n_prefix_pages
 
     def openai(self, **options: Any) -> openai.OpenAI:

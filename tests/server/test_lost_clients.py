@@ -60,7 +60,7 @@ def test_prompts_of_clients_that_left_are_not_scored_on(stories: LLM, monkeypatc
     body = json.dumps({"prompt": "One", "echo": True, "logprobs": 1, "max_tokens": 0, "stream": True}).encode()
     with serving(stories) as running, running.http() as http:
         connections = [raw(running, post_head(len(body)), body) for _ in range(40)]
-        wait_for(lambda: len(running.service.board) == 40 and going)
+        wait_for(lambda: len(running.service.runs) == 40 and going)
         assert http.post("/v1/completions", json={"prompt": "One", "max_tokens": 1}, timeout=20).status_code == 200
         content = b""
         while b": keep-alive" not in content:
@@ -79,7 +79,7 @@ def test_a_client_that_does_not_read_is_cut_off(strict: RunningServer) -> None:
     connection.settimeout(20)
     connection.connect(("127.0.0.1", strict.port))
     connection.sendall(post_head(len(body)) + body)
-    wait_for(lambda: len(strict.service.board) == 1)
+    wait_for(lambda: len(strict.service.runs) == 1)
     strict.wait_until_idle(60)
     content = read_all(connection)
     assert content.startswith(b"HTTP/1.1 200") and not content.endswith(b"0\r\n\r\n"), "the stream is broken off"

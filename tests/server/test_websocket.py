@@ -86,7 +86,7 @@ def test_cancel_ends_the_answer_and_keeps_the_socket(socket: ClientConnection, s
     while not frames or "type" not in frames[-1]:
         frames.append(receive(socket))
     assert frames[-1] == {"type": "cancelled"}
-    assert len(server.service.board) == 0
+    assert len(server.service.runs) == 0
     assert answer(socket, CHAT)[-1] == {"type": "done"}
 
 
@@ -140,9 +140,9 @@ def test_closing_the_socket_ends_the_answer(server: RunningServer) -> None:
         while "choices" not in receive(socket):
             pass
     deadline = time.monotonic() + 10
-    while len(server.service.board) and time.monotonic() < deadline:
+    while len(server.service.runs) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(server.service.board) == 0
+    assert len(server.service.runs) == 0
 
 
 def test_too_large_a_message_closes_the_socket(socket: ClientConnection) -> None:
