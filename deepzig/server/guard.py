@@ -1,6 +1,6 @@
-"""Guard: the door of the server. It checks Host, Origin, key and kind of body, and gives every reply its headers.
+"""Guard: the middleware of the server. It checks Host, Origin, key and kind of body, and gives every reply its headers.
 
-Wraps the routes as an ASGI application; the one place that turns exceptions into error bodies.
+Wraps the routes as an ASGI application. The one place that turns exceptions into error bodies.
 """
 
 import asyncio

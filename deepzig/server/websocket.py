@@ -44,25 +44,25 @@ class ShutdownError(Exception):
 async def chat_socket(socket: WebSocket, service: Service) -> None:
     """Serve one connection until it is closed."""
     await socket.accept()
-    talk = _Talk(socket, service)
+    connection = _Connection(socket, service)
     try:
-        await talk.hold()
+        await connection.serve()
     except WebSocketDisconnect:
         return
     finally:
-        await talk.end()
+        await connection.end()
 
 
-class _Talk:
-    """A connection: one answer at a time, while commands are listened to."""
+class _Connection:
+    """One answer at a time, while commands are read."""
 
     def __init__(self, socket: WebSocket, service: Service) -> None:
         self._socket, self._service = socket, service
         self._answering: asyncio.Task[None] | None = None
         self._is_reported = False  # how the answer ended
 
-    async def hold(self) -> None:
-        """Talk until the client leaves or the server shuts down. Raises WebSocketDisconnect for the former."""
+    async def serve(self) -> None:
+        """Serve until the client leaves or the server shuts down. Raises WebSocketDisconnect for the former."""
         try:
             if await self._is_admitted():
                 await self._converse()
