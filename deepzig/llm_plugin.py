@@ -68,7 +68,7 @@ class Deepzig(llm.Model):  # type: ignore[misc]
         if template is not None and template.tells_roles():
             given.setdefault("max_tokens", model.n_context)
         answer_format = AnswerFormat.of_template(template.source if template is not None else None)
-        parser = AnswerParser(answer_format, in_reasoning=answer_format.is_within_thoughts(ids, tokenizer))
+        parser = AnswerParser(answer_format, in_reasoning=answer_format.ends_in_reasoning(ids, tokenizer))
         for chunk in model.stream(ids, SamplingParams(**given)):
             for part in parser.push(chunk.text) + (parser.finish() if chunk.result else []):
                 if isinstance(part, Content | Reasoning):  # no calls are looked for

@@ -76,7 +76,7 @@ def chat(
         if system is not None:
             session.system = system
         session.thinking = think
-        exit_code = talk(session, ChatScreen(hides_thoughts=hide_reasoning))
+        exit_code = talk(session, ChatScreen(hides_reasoning=hide_reasoning))
     if exit_code:
         raise click.exceptions.Exit(exit_code)
 

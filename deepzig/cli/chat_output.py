@@ -30,8 +30,8 @@ _ERASE_LINE = "\r\x1b[2K"
 class ChatScreen:
     """stdout and stderr, each of which may be a terminal."""
 
-    def __init__(self, *, hides_thoughts: bool) -> None:
-        self._hides_thoughts = hides_thoughts or is_quiet()
+    def __init__(self, *, hides_reasoning: bool) -> None:
+        self._hides_reasoning = hides_reasoning or is_quiet()
         self._has_status = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not is_quiet()
         self._status = ""
         self._text: _GrowingText | None = None
@@ -60,10 +60,10 @@ class ChatScreen:
             for event in events:
                 if isinstance(event, Progress):
                     self._show_reading(event, time.perf_counter() - started)
-                elif isinstance(event, Reasoning) and self._hides_thoughts:
+                elif isinstance(event, Reasoning) and self._hides_reasoning:
                     self._set_status("thinking…")
                 elif isinstance(event, Reasoning):
-                    self._write(event.text, _Thoughts)
+                    self._write(event.text, _Reasoning)
                 elif isinstance(event, Content):
                     self._write(event.text, _Answer)
         finally:
@@ -75,7 +75,7 @@ class ChatScreen:
             counts = counted(progress.prompt_tokens_done, progress.prompt_tokens, "tokens", rate)
             self._set_status(fitting(["reading", *counts], _columns(sys.stderr) - 1))
 
-    def _write(self, text: str, kind: "type[_Answer] | type[_Thoughts]") -> None:
+    def _write(self, text: str, kind: "type[_Answer] | type[_Reasoning]") -> None:
         if type(self._text) is not kind:
             self._end_text()
             self._text = kind()
@@ -123,7 +123,7 @@ class _Answer(_GrowingText):
         super().__init__(sys.stdout, is_dim=False)
 
 
-class _Thoughts(_GrowingText):
+class _Reasoning(_GrowingText):
     """Without styles they stand between their marks."""
 
     def __init__(self) -> None:

@@ -33,7 +33,7 @@ class Turn:
 
     message: str
     answer: str = ""
-    thoughts: str = ""
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class ChatSession:
                 self.turns.append(Turn(message["content"]))
             elif message["role"] == "assistant":
                 self.turns[-1].answer = message["content"]
-                self.turns[-1].thoughts = message.get("reasoning_content", "")
+                self.turns[-1].reasoning = message.get("reasoning_content", "")
         if messages and messages[-1]["role"] == "user":
             self.unanswered = self.turns.pop().message
 
@@ -198,15 +198,15 @@ class ChatSession:
         self._is_stopped, self.report = False, None
         turn = Turn(self._set_off(message) if self.is_story else message.strip())
         self.unanswered = turn.message
-        ids, in_thoughts = self._prompt([*self.turns, turn])
-        answering = _Answering(self._submit(ids), AnswerParser(self._format, in_reasoning=in_thoughts))
+        ids, in_reasoning = self._prompt([*self.turns, turn])
+        answering = _Answering(self._submit(ids), AnswerParser(self._format, in_reasoning=in_reasoning))
         self._known = list(ids)
         try:
             for event in self._events(answering):
                 if isinstance(event, Content):
                     turn.answer += event.text
                 elif isinstance(event, Reasoning):
-                    turn.thoughts += event.text
+                    turn.reasoning += event.text
                 yield event
         finally:
             answering.generation.cancel()
@@ -257,11 +257,11 @@ class ChatSession:
         for turn in turns:
             messages.append({"role": "user", "content": turn.message})
             answer = {"role": "assistant", "content": turn.answer}
-            messages.append({**answer, "reasoning_content": turn.thoughts} if turn.thoughts else answer)
+            messages.append({**answer, "reasoning_content": turn.reasoning} if turn.reasoning else answer)
         return messages
 
     def _prompt(self, turns: Sequence[Turn]) -> tuple[list[int], bool]:
-        """Token ids, and whether they end within thoughts. What the model has read and said keeps its tokens."""
+        """Token ids, and whether they end within reasoning. What the model has read and said keeps its tokens."""
         if self.is_story:
             text = "".join(turn.message + turn.answer for turn in turns)
             ids = self._tokenizer.encode(text, allow_special=False)
@@ -269,7 +269,7 @@ class ChatSession:
             variables: dict[str, Any] = {} if self.thinking is None else thinking_variables(self.thinking)
             ids = self._template.render_tokens(self._messages(turns)[:-1], self._tokenizer, **variables)
         ids = resumed(ids, self._known, self._tokenizer)
-        return ids, self._format.is_within_thoughts(ids, self._tokenizer)
+        return ids, self._format.ends_in_reasoning(ids, self._tokenizer)
 
     def _submit(self, ids: list[int]) -> Generation:
         try:

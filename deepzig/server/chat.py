@@ -171,7 +171,7 @@ class _Choice:
 
     def __init__(self, model: ServedModel, parser: AnswerParser) -> None:
         self.finish_reason: FinishReason | None = None
-        self.n_reasoning = 0  # tokens of thoughts
+        self.n_reasoning = 0  # tokens
         self._model = model
         self._parser = parser
         self._texts: dict[str, list[str]] = {"content": [], "reasoning": []}
@@ -207,8 +207,8 @@ class _Choice:
             return Delta(tool_calls=[ToolCallDelta(part.index, FunctionReply(part.text))])
         if isinstance(part, Reasoning):
             self._texts["reasoning"].append(part.text)
-        keeps_thoughts = self._model.reasoning_format != "deepseek"
-        content = self._marked(part) if keeps_thoughts else part.text if isinstance(part, Content) else ""
+        keeps_reasoning = self._model.reasoning_format != "deepseek"
+        content = self._marked(part) if keeps_reasoning else part.text if isinstance(part, Content) else ""
         self._texts["content"].append(content)
         if isinstance(part, Content):
             return Delta(content=content)
@@ -217,20 +217,20 @@ class _Choice:
         return Delta(reasoning_content=part.text, reasoning=part.text, content=content if content else UNSET)
 
     def _marked(self, part: Reasoning | Content) -> str:
-        """Text of the content when it keeps the thoughts, between their marks."""
-        is_thought = isinstance(part, Reasoning)
-        mark = "" if is_thought is self._is_in_mark else f"{THINK_OPEN}\n" if is_thought else f"\n{THINK_CLOSE}\n\n"
-        self._is_in_mark = is_thought
+        """Text of the content when it keeps the reasoning, between its marks."""
+        is_reasoning = isinstance(part, Reasoning)
+        mark = "" if is_reasoning is self._is_in_mark else f"{THINK_OPEN}\n" if is_reasoning else f"\n{THINK_CLOSE}\n\n"
+        self._is_in_mark = is_reasoning
         return mark + part.text
 
     def whole(self, index: int) -> ChatChoice:
         """The choice, when it has ended."""
         assert self.finish_reason is not None
-        content, thoughts = "".join(self._texts["content"]), "".join(self._texts["reasoning"])
+        content, reasoning = "".join(self._texts["content"]), "".join(self._texts["reasoning"])
         has_calls = bool(self._calls) or self._parser.is_in_section  # of a section that was cut nothing may be left
         message = AssistantMessage(content if content or not has_calls else None)
-        if thoughts and self._model.reasoning_format != "none":
-            message.reasoning_content = message.reasoning = thoughts
+        if reasoning and self._model.reasoning_format != "none":
+            message.reasoning_content = message.reasoning = reasoning
         if self._calls:
             message.tool_calls = self._calls
         logprobs = None if self._logprobs is None else ChatLogprobs(self._logprobs)

@@ -69,7 +69,7 @@ def chat_prompt(
         tools=listed,
         **variables,
     )
-    in_reasoning = model.answer_format.is_within_thoughts(ids, model.tokenizer)
+    in_reasoning = model.answer_format.ends_in_reasoning(ids, model.tokenizer)
     if prefix is not None:
         in_reasoning = _continue(model, ids, prefix, in_reasoning)
     return ChatPrompt(ids, in_reasoning)
@@ -117,8 +117,8 @@ def as_template_sees(message: Message) -> dict[str, Any]:
         shown["name"] = message.name
     if message.tool_call_id is not None:
         shown["tool_call_id"] = message.tool_call_id
-    if thoughts := message.reasoning_content or message.reasoning:
-        shown["reasoning_content"] = thoughts  # whether a later turn sees it is for the template to say
+    if reasoning := message.reasoning_content or message.reasoning:
+        shown["reasoning_content"] = reasoning  # whether a later turn sees it is for the template to say
     return shown
 
 
@@ -130,16 +130,16 @@ def plain_text(content: Content | None) -> str | None:
 
 
 def _continue(model: ServedModel, ids: list[int], prefix: Message, in_reasoning: bool) -> bool:
-    """Append the begun answer to `ids`; returns whether thoughts are still open behind it."""
+    """Append the begun answer to `ids`; returns whether reasoning is still open behind it."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
     content = plain_text(prefix.content)
-    thoughts = prefix.reasoning_content or prefix.reasoning
-    tokenizer.check_room(f"{thoughts or ''}{content or ''}", model.llm.prompt_room)
-    if thoughts and not in_reasoning:
+    reasoning = prefix.reasoning_content or prefix.reasoning
+    tokenizer.check_room(f"{reasoning or ''}{content or ''}", model.llm.prompt_room)
+    if reasoning and not in_reasoning:
         raise ApiError(400, "a prefix with reasoning_content needs a prompt that opens thoughts", param="messages")
-    if thoughts:
-        ids += tokenizer.encode(thoughts, add_bos=False, allow_special=False)
+    if reasoning:
+        ids += tokenizer.encode(reasoning, add_bos=False, allow_special=False)
     if not content:
         return in_reasoning
     if in_reasoning and model.think_ids is not None:

@@ -1,4 +1,4 @@
-"""Which constraint a request puts on its answer: a schema, a grammar, calls of tools, a budget of thoughts.
+"""Which constraint a request puts on its answer: a schema, a grammar, calls of tools, a reasoning budget.
 
 Called by `chat` and `completions`; calls `text.constraint`.
 """
@@ -31,13 +31,13 @@ def completion_constraint(model: ServedModel, request: CompletionRequest) -> Tok
 
 
 def chat_constraint(model: ServedModel, request: ChatRequest, *, in_reasoning: bool) -> TokenConstraint | None:
-    """What a chat's answer must look like, after thoughts if the prompt opens any. Raises as above."""
+    """What a chat's answer must look like, after reasoning if the prompt opens it. Raises as above."""
     inner = _compiled(model, _tool_grammar(model, request) or _own_grammar(request, request.response_format))
     budget = request.thinking_token_budget
     if not in_reasoning or model.think_ids is None or (inner is None and budget is None):
         return inner
     vocab_size = model.llm.config.vocab_size
-    return grammar.AfterThoughts(model.think_ids.closed, model.llm.defaults.eos_token_ids, vocab_size, inner, budget)
+    return grammar.AfterReasoning(model.think_ids.closed, model.llm.defaults.eos_token_ids, vocab_size, inner, budget)
 
 
 @dataclass(frozen=True)

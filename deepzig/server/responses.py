@@ -102,19 +102,19 @@ def _tool_choice(request: ResponsesRequest) -> ToolChoice | None:
 
 
 def _messages(items: Sequence[InputItem]) -> list[Message]:
-    """Messages of the input; calls and thoughts join the assistant's message that they belong to."""
+    """Messages of the input; calls and reasoning join the assistant's message that they belong to."""
     messages: list[Message] = []
-    thoughts: str | None = None
+    reasoning: str | None = None
     for item in items:
         if item.type == "reasoning":
-            thoughts = _text(item.content)
+            reasoning = _text(item.content)
         elif item.type == "function_call":
             if item.name is None or item.call_id is None:
                 raise ApiError(400, "a function_call needs name and call_id", param="input", code="invalid_value")
             call = ToolCall(id=item.call_id, function=FunctionCall(name=item.name, arguments=item.arguments or "{}"))
             last = messages[-1] if messages and messages[-1].role == "assistant" else None
             if last is None:
-                last = Message(role="assistant", reasoning_content=thoughts)
+                last = Message(role="assistant", reasoning_content=reasoning)
                 messages.append(last)
             last.tool_calls = [*(last.tool_calls or []), call]
         elif item.type == "function_call_output":
@@ -122,10 +122,10 @@ def _messages(items: Sequence[InputItem]) -> list[Message]:
         else:
             if item.role is None:
                 raise ApiError(400, "a message needs a role", param="input", code="invalid_value")
-            reasoning = thoughts if item.role == "assistant" else None
-            messages.append(Message(role=item.role, content=_text(item.content), reasoning_content=reasoning))
+            own = reasoning if item.role == "assistant" else None
+            messages.append(Message(role=item.role, content=_text(item.content), reasoning_content=own))
         if item.type != "reasoning":
-            thoughts = None
+            reasoning = None
     if not messages:
         raise ApiError(400, "the input has no message", param="input", code="invalid_value")
     return messages
@@ -249,7 +249,7 @@ class ResponseAnswer:
 
     @property
     def _is_complete(self) -> bool:
-        """The last item is a call that the model has ended, or thoughts."""
+        """The last item is a call that the model has ended, or reasoning."""
         if isinstance(self._item, OutputCall):
             return not self._parser.is_in_arguments
         return isinstance(self._item, OutputReasoning) and not self._parser.is_reasoning

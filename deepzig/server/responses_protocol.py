@@ -24,14 +24,14 @@ Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
 class InputText(Struct, kw_only=True):
-    """A part of an input message or of past thoughts."""
+    """A part of an input message or of past reasoning."""
 
     text: str
     type: Literal["input_text", "output_text", "text", "reasoning_text", "summary_text"] = "input_text"
 
 
 class InputItem(Struct, kw_only=True):
-    """A message, or a call, its result or thoughts of the past; which fields count depends on the type."""
+    """A message, or a call, its result or reasoning of the past; which fields count depends on the type."""
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
@@ -115,7 +115,7 @@ class OutputText(Struct):
 
 
 class ReasoningText(Struct):
-    """Text of thoughts."""
+    """Text of reasoning."""
 
     text: str
     type: Literal["reasoning_text"] = "reasoning_text"
@@ -131,7 +131,7 @@ class OutputMessage(Struct, tag_field="type", tag="message"):
 
 
 class OutputReasoning(Struct, tag_field="type", tag="reasoning"):
-    """Thoughts."""
+    """Reasoning."""
 
     id: str
     content: list[ReasoningText]

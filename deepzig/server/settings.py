@@ -28,7 +28,7 @@ class ServerSettings:
     send_timeout: float = 30.0  # seconds that a client may leave its stream unread
     ping_interval: float = 10.0  # seconds between signs of life to a waiting client
     expert_load: bool = False  # count which experts are chosen
-    reasoning_format: str = "deepseek"  # where thoughts go, see REASONING_FORMATS
+    reasoning_format: str = "deepseek"  # where reasoning goes, see REASONING_FORMATS
 
     def __post_init__(self) -> None:
         if any(len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() for key in self.api_keys):

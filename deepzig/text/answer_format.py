@@ -1,4 +1,4 @@
-"""AnswerFormat: how a family of models marks its thoughts and tool calls, read off its chat template.
+"""AnswerFormat: how a family of models marks its reasoning and tool calls, read off its chat template.
 
 Made by the server and by the chat in the terminal, once per model; used by `answer_parser`, `tool_prompt` and
 `constraint`. The formats are those of the chat templates that DeepSeek publishes with V2.5, V3, R1 and R1-0528 (one
@@ -83,14 +83,14 @@ class AnswerFormat:
             return cls(has_thinking, None)
         return cls(has_thinking, DEEPSEEK_V3 if "```json" in source else DEEPSEEK_V31)
 
-    def is_within_thoughts(self, ids: Sequence[int], tokenizer: Tokenizer) -> bool:
-        """Whether a prompt ends within thoughts: its last mark opens them."""
+    def ends_in_reasoning(self, ids: Sequence[int], tokenizer: Tokenizer) -> bool:
+        """Whether a prompt ends within reasoning: its last mark opens it."""
         marks = ThinkIds.of_tokenizer(tokenizer) if self.has_thinking else None
         return marks is not None and next((token == marks.opened for token in reversed(ids) if token in marks), False)
 
 
 class ThinkIds(NamedTuple):
-    """Token ids of the marks around thoughts."""
+    """Token ids of the marks around reasoning."""
 
     opened: int
     closed: int

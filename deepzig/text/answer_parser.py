@@ -1,4 +1,4 @@
-"""AnswerParser: splits an answer, while it streams, into thoughts, content and tool calls.
+"""AnswerParser: splits an answer, while it streams, into reasoning, content and tool calls.
 
 Called by `server`, `llm_plugin` and the chat in the terminal with the text of each token. Knows neither tokens nor
 JSON: arguments are passed on as written.
@@ -14,7 +14,7 @@ from deepzig.text.marker_scanner import MarkerScanner
 
 @dataclass(frozen=True)
 class Reasoning:
-    """A piece of the model's thoughts."""
+    """A piece of the model's reasoning."""
 
     text: str
 
@@ -59,7 +59,7 @@ class _State(Enum):
 class AnswerParser:
     """The concatenation of all parts is the same however the text is cut into pieces.
 
-    Line breaks around the thoughts are dropped, as DeepSeek's API does. A section of tool calls ends thoughts too, as
+    Line breaks around the reasoning are dropped, as DeepSeek's API does. A section of tool calls ends reasoning too, as
     Kimi-K2-Thinking has it. If no call can be recognised in it, it is handed on as content, so that nothing the model
     wrote is lost; unless the answer was cut off within it, where a call may have been about to come.
     """
@@ -73,15 +73,15 @@ class AnswerParser:
         self._state = _State.CONTENT
         if self._has_thinking:
             self._state = _State.REASONING if in_reasoning else _State.OPENING
-        self._newlines = ""  # held back at the end of thoughts
-        self._at_start = True  # of thoughts, or of content after thoughts
+        self._newlines = ""  # held back at the end of reasoning
+        self._at_start = True  # of reasoning, or of content after it
         self._raw = ""  # of a section without a call so far
         self._n_calls_before = 0  # the section
         self.n_calls = 0
 
     @property
     def is_reasoning(self) -> bool:
-        """Whether the text so far ends within thoughts."""
+        """Whether the text so far ends within reasoning."""
         return self._state is _State.REASONING
 
     @property

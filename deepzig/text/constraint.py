@@ -1,7 +1,7 @@
 """Grammars that an answer must fit, as the engine's TokenConstraint, through the llguidance library.
 
 Made by the server; asked by the engine's sampler for every token. Three layers: `Grammars` compiles for one tokenizer,
-`GrammarConstraint` follows one answer, `AfterThoughts` lets a model think first. Schemas and grammars come from
+`GrammarConstraint` follows one answer, `AfterReasoning` lets a model think first. Schemas and grammars come from
 strangers: their cost is bounded by llguidance's own limits.
 """
 
@@ -81,8 +81,8 @@ class GrammarConstraint:
         return type(self)(self._matcher.deep_copy(), self._vocab_size)
 
 
-class AfterThoughts:
-    """Free until the thoughts are closed, at the latest after `budget` tokens; then as the inner constraint says."""
+class AfterReasoning:
+    """Free until the reasoning is closed, at the latest after `budget` tokens; then as the inner constraint says."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class AfterThoughts:
         """bool (vocab_size,)."""
         if not self._is_open:
             return np.ones(self._vocab_size, bool) if self._inner is None else self._inner.allowed()
-        if self._left is not None and self._left <= 0:  # the thoughts must end now
+        if self._left is not None and self._left <= 0:  # the reasoning must end now
             return np.arange(self._vocab_size) == self._close_id
         allowed = np.ones(self._vocab_size, bool)
         allowed[self._eos_token_ids] = False

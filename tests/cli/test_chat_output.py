@@ -40,7 +40,7 @@ def one_terminal(monkeypatch: pytest.MonkeyPatch) -> TerminalStream:
 
 def test_how_far_the_prompt_is_gives_way_to_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = one_terminal(monkeypatch)
-    screen = ChatScreen(hides_thoughts=False)
+    screen = ChatScreen(hides_reasoning=False)
     screen.show(events(Progress(0, 2048, 512, 256)))
     (status,) = on_screen(terminal.getvalue().rpartition("\r")[0])
     assert status.startswith("reading 512/2048 tokens ") and status.endswith("tokens/s")
@@ -51,7 +51,7 @@ def test_how_far_the_prompt_is_gives_way_to_the_answer(monkeypatch: pytest.Monke
 
 def test_a_line_that_was_begun_is_ended_before_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = one_terminal(monkeypatch)
-    screen = ChatScreen(hides_thoughts=False)
+    screen = ChatScreen(hides_reasoning=False)
     with pytest.raises(NonFiniteLogitsError):
         screen.show(events(Content("It is"), fails=True))
     screen.error("NaN,\nso there")
@@ -60,13 +60,13 @@ def test_a_line_that_was_begun_is_ended_before_an_error(monkeypatch: pytest.Monk
 
 def test_a_model_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = one_terminal(monkeypatch)
-    ChatScreen(hides_thoughts=False).show(events(Content("a\x1b[2J\x07b\r\nc\td\x9b")))
+    ChatScreen(hides_reasoning=False).show(events(Content("a\x1b[2J\x07b\r\nc\td\x9b")))
     assert terminal.getvalue() == "a\ufffd[2J\ufffdb\nc\td\ufffd\n"
 
 
 def test_a_saved_conversation_cannot_either(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = one_terminal(monkeypatch)
-    ChatScreen(hides_thoughts=False).reply(Outcome(["Took back: \x1b]0;title\x07"], [("stop", '"\x9b"')]))
+    ChatScreen(hides_reasoning=False).reply(Outcome(["Took back: \x1b]0;title\x07"], [("stop", '"\x9b"')]))
     assert on_screen(terminal.getvalue()) == ['stop  "\ufffd"', "Took back: \ufffd]0;title\ufffd"]
 
 
@@ -76,5 +76,5 @@ def test_elsewhere_every_character_is_as_the_model_wrote_it(monkeypatch: pytest.
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setattr(chat_output, "READING_SHOWN_AFTER_S", 0.0)
     text = "a\x1b[2J\r\n" + "word " * 40
-    ChatScreen(hides_thoughts=False).show(events(Progress(0, 9, 3, 0), Content(text)))
+    ChatScreen(hides_reasoning=False).show(events(Progress(0, 9, 3, 0), Content(text)))
     assert (stdout.getvalue(), stderr.getvalue()) == (text + "\n", "")
