@@ -107,11 +107,11 @@ class AnswerParser:
         parts: list[Part] = []
         rest = self._scanner.rest()
         if self._state is _State.REASONING:
-            self._reason(rest, parts)
+            self._emit_reasoning(rest, parts)
         elif self._state is _State.ARGUMENTS:
-            self._argue(rest, parts)
+            self._emit_arguments(rest, parts)
         elif self._state in (_State.OPENING, _State.CONTENT):
-            self._say(self._newlines + rest if self._state is _State.OPENING else rest, parts)
+            self._emit_content(self._newlines + rest if self._state is _State.OPENING else rest, parts)
         elif not is_cut and not self._section_has_calls:
             parts.append(Content(self._raw + rest))
         return _joined(parts)
@@ -122,7 +122,7 @@ class AnswerParser:
             return self._open(parts)
         if self._state is _State.REASONING:
             text, marker = self._scanner.next((THINK_CLOSE, *self._section_marks))
-            self._reason(text, parts)
+            self._emit_reasoning(text, parts)
             if marker:
                 self._newlines, self._at_start = "", True
                 if marker == THINK_CLOSE:
@@ -132,7 +132,7 @@ class AnswerParser:
             return marker is not None
         if self._state is _State.CONTENT:
             text, marker = self._scanner.next(self._section_marks)
-            self._say(text, parts)
+            self._emit_content(text, parts)
             if marker:
                 self._begin_section(marker)
             return marker is not None
@@ -178,7 +178,7 @@ class AnswerParser:
         if self._state is _State.NAME:
             return self._read_name(tools, parts)
         text, marker = self._scanner.next((tools.arguments_close + tools.call_close, tools.call_close))
-        self._argue(text, parts)
+        self._emit_arguments(text, parts)
         if marker:
             self._state = _State.BETWEEN_CALLS
         return marker is not None
@@ -201,7 +201,7 @@ class AnswerParser:
         self._state = _State.ARGUMENTS
         return True
 
-    def _reason(self, text: str, parts: list[Part]) -> None:
+    def _emit_reasoning(self, text: str, parts: list[Part]) -> None:
         if self._at_start:
             text = text.lstrip("\n")
         if not text:
@@ -212,14 +212,14 @@ class AnswerParser:
         self._newlines = text[len(kept) :]
         parts.append(Reasoning(kept))
 
-    def _say(self, text: str, parts: list[Part]) -> None:
+    def _emit_content(self, text: str, parts: list[Part]) -> None:
         if self._at_start and (self._has_thinking or self.n_calls):
             text = text.lstrip("\n")
         if text:
             self._at_start = False
             parts.append(Content(text))
 
-    def _argue(self, text: str, parts: list[Part]) -> None:
+    def _emit_arguments(self, text: str, parts: list[Part]) -> None:
         parts.append(CallArguments(self.n_calls - 1, text))
 
 
