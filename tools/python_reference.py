@@ -45,7 +45,7 @@ REACHED = {
 }  # fmt: skip
 INTERNAL = {  # take or give what is not public
     "ChatTemplate.from_directory", "ChatTemplate.telling_tools", "GenerationDefaults.from_directory",
-    "GenerationDefaults.settle", "ExpertLoad.observe",
+    "GenerationDefaults.resolve", "ExpertLoad.observe",
 }  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Raises")
 

@@ -181,7 +181,7 @@ COMMANDS: dict[str, Command] = {
 
 def _setting(session: ChatSession, name: str) -> str:
     own: Any = getattr(session.params, name)
-    used: Any = getattr(session.llm.defaults.settle(session.params), name)
+    used: Any = getattr(session.llm.defaults.resolve(session.params), name)
     shown = json.dumps(list(used), ensure_ascii=False) if name == "stop" else _WORDS.get(str(used), str(used))
     return shown + (" (the model's)" if own != used else "")
 

@@ -1,4 +1,4 @@
-"""GenerationDefaults: what generation_config.json says where a request is silent. Made by `loading`."""
+"""GenerationDefaults: what generation_config.json says of parameters that a request leaves out. Made by `loading`."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,8 +35,8 @@ class GenerationDefaults:
         eos_token_ids = end_tokens(raw.get("eos_token_id"), str(path)) or config.eos_token_ids
         return cls(frozenset(eos_token_ids), **given)
 
-    def settle(self, params: SamplingParams) -> SamplingParams:
-        """`params` with the model's values where it has none, and with exactly one token where hardly more is left."""
+    def resolve(self, params: SamplingParams) -> SamplingParams:
+        """`params` with the model's values for what is None, and with exactly one token where hardly more is left."""
         temperature = self.temperature if params.temperature is None else params.temperature
         top_k = self.top_k if params.top_k is None else params.top_k
         top_p = self.top_p if params.top_p is None else params.top_p

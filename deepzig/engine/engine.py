@@ -57,7 +57,7 @@ class Engine:
 
         Args:
             prompt_ids: i32 (S,), at least one, all in the vocabulary.
-            params: settled, see `Request`.
+            params: resolved, see `Request`.
             tenant: requests share prefixes only with requests of the same tenant.
             priority: higher ones are served first; equal ones in order of arrival.
             constraint: which tokens may follow; used by this request alone.

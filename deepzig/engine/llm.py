@@ -135,13 +135,13 @@ class LLM:
         """
         submitted = time.perf_counter()
         prompt_ids = self.encode(prompt)
-        settled = self.defaults.settle(params or SamplingParams())
-        if settled.stop and self.tokenizer is None:
+        resolved = self.defaults.resolve(params or SamplingParams())
+        if resolved.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer, which this model folder lacks")
         request = self._thread.engine.make_request(
             prompt_ids,
-            settled,
-            frozenset() if settled.ignore_eos else self.defaults.eos_token_ids,
+            resolved,
+            frozenset() if resolved.ignore_eos else self.defaults.eos_token_ids,
             tenant=tenant,
             priority=priority,
             constraint=constraint,

@@ -77,7 +77,7 @@ class Request:
     """What was asked for, and what has become of it. Times are those of `time.perf_counter`."""
 
     n_prompt: int
-    params: SamplingParams  # settled: temperature, top_k and top_p are numbers
+    params: SamplingParams  # resolved: temperature, top_k and top_p are numbers
     eos_token_ids: frozenset[int]  # empty: goes on to max_tokens
     max_length: int  # tokens of prompt and answer together
     tenant: str

@@ -286,7 +286,7 @@ class Sampler:
     def _draw(self, logits: np.ndarray, uniform: float) -> int:
         """The token at `uniform` in the tempered and truncated distribution."""
         params = self._params
-        assert params.temperature is not None and params.top_p is not None  # settled when the request was accepted
+        assert params.temperature is not None and params.top_p is not None  # resolved when the request was accepted
         _kernels.top_tokens(
             logits,
             params.temperature,

@@ -140,7 +140,7 @@ def test_logprobs_come_with_each_token(stories: deepzig.LLM) -> None:
 
 def test_defaults_come_from_generation_config(stories: deepzig.LLM) -> None:
     assert (stories.defaults.temperature, stories.defaults.top_p, stories.defaults.top_k) == (0.8, 0.95, 0)
-    settled = stories.defaults.settle(SamplingParams(top_p=0.5))
+    settled = stories.defaults.resolve(SamplingParams(top_p=0.5))
     assert (settled.temperature, settled.top_p, settled.top_k) == (0.8, 0.5, 0)
 
 

@@ -164,7 +164,7 @@ def test_parameters_that_mean_nothing_are_refused(params: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("params", [{"temperature": 1e-38}, {"top_p": 0.0}, {"top_p": 1e-30}])
 def test_where_hardly_more_is_left_the_likeliest_token_is_taken(params: dict[str, float]) -> None:
-    settled = GenerationDefaults(frozenset()).settle(SamplingParams(seed=1, **params))
+    settled = GenerationDefaults(frozenset()).resolve(SamplingParams(seed=1, **params))
     logits = some_logits()
     assert Sampler(settled, (), len(logits)).sample(logits) == np.argmax(logits)
 
