@@ -90,18 +90,18 @@ class Scheduler:
             if branch.logits is not None:  # a beam that waits for the others
                 continue
             if not branch.is_prefilling:
-                if self._make_room(branch, len(branch.tokens)):
+                if self._allocate(branch, len(branch.tokens)):
                     decoding.append(branch)
                 continue
             last = min(branch.n_computed + PREFILL_CHUNK, len(branch.tokens))  # never cut by the budget
             n_new = last - branch.n_computed
-            if n_new <= budget and self._make_room(branch, last):
+            if n_new <= budget and self._allocate(branch, last):
                 prefills.append((branch, last))
                 budget -= n_new
         if self.n_preemptions > n_preemptions:
             prefills = [(branch, last) for branch, last in prefills if branch in self.running]
             decoding = [branch for branch in decoding if branch in self.running]
-        return Plan(prefills, decoding, [self._room_for_drafts(branch, len(decoding)) for branch in decoding])
+        return Plan(prefills, decoding, [self._allocate_drafts(branch, len(decoding)) for branch in decoding])
 
     def replace(self, old: list[Branch], new: list[Branch], parents: list[int]) -> None:
         """Let the beams of the next step run in place of the last ones, each on the pages of old[parent]."""
@@ -170,7 +170,7 @@ class Scheduler:
         branch.n_computed = len(match.pages) * PAGE_SIZE
         if match.partial_page is not None:
             self.pool.share(match.partial_page)  # so that no room for the copy is made by giving it away
-            copy = self._take_page()
+            copy = self._allocate_page()
             if copy is not None:
                 self._cache.copy_page(match.partial_page, copy)
                 branch.pages.append(copy)
@@ -191,7 +191,7 @@ class Scheduler:
 
     # ---- pages
 
-    def _make_room(self, branch: Branch, n_tokens: int) -> bool:
+    def _allocate(self, branch: Branch, n_tokens: int) -> bool:
         """Pages for the first n_tokens, those that will be written held by nobody else. Preempts the least urgent for
         them; False if that was the branch itself."""
         first_written = branch.n_computed // PAGE_SIZE
@@ -207,7 +207,7 @@ class Scheduler:
         """Have the branch hold the page of a block alone: its own, a new one, or a copy. False: no page is free."""
         if block < len(branch.pages) and not self.pool.is_shared(branch.pages[block]):
             return True
-        page = self._take_page()
+        page = self._allocate_page()
         if page is None:
             return False
         if block == len(branch.pages):
@@ -218,7 +218,7 @@ class Scheduler:
             branch.pages[block] = page
         return True
 
-    def _room_for_drafts(self, branch: Branch, n_decoding: int) -> int:
+    def _allocate_drafts(self, branch: Branch, n_decoding: int) -> int:
         """Draft tokens of the branch, with pages for them; 0 where that would preempt anybody."""
         if branch.drafting is None:
             return 0
@@ -241,7 +241,7 @@ class Scheduler:
             self.prefixes.evict()
         return True
 
-    def _take_page(self) -> int | None:
+    def _allocate_page(self) -> int | None:
         page = self.pool.take()
         while page is None and self.prefixes.evict():
             page = self.pool.take()
