@@ -86,7 +86,7 @@ class BeamSearch:
         return tokens
 
     def _best(self, scores: Sequence[np.ndarray]) -> list[tuple[np.float32, Continuation]]:
-        """So many of the best continuations that num_beams of them go on, whatever ends; best first, then by place."""
+        """The best continuations, so many that num_beams go on even if the others end; best first, then by place."""
         vocab_size = len(scores[0])
         totals = np.concatenate([beam.total + row for beam, row in zip(self._beams, scores, strict=True)])
         n_best = min(max(2, 1 + len(self._eos_token_ids)) * self._num_beams, len(totals))

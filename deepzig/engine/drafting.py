@@ -2,7 +2,7 @@
 
 One runs the checkpoint's first MTP layer, fed with its own output from the second draft token on (DeepSeek-V3 report,
 section 2.2); the other looks up what followed when the sequence last had the same tokens (prompt lookup). A draft
-decides how soon tokens come, never which. Called by `speculation`; calls `rows` and `model`.
+decides how soon tokens come, not which. Called by `speculation`; calls `rows` and `model`.
 """
 
 from collections.abc import Sequence

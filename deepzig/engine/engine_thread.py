@@ -1,8 +1,8 @@
 """EngineThread: the one thread that computes. Takes requests from any thread; steps the engine while there is work.
 
 Called by `llm` and `generation`; calls `engine`. The thread is started by the first call and sleeps while there is
-nothing to do. What callers want done waits in a queue and is done between two steps. A fork of the process has no such
-thread, and requests and a cache that may be in the middle of a step: there the model is refused.
+nothing to do. What callers want done waits in a queue and is done between two steps. A fork of the process lacks the
+thread, and its copy of requests and cache may be in the middle of a step: using the model there is an error.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Ledger: what has become of requests. Their ends, the counts of all, and whose readers are to be notified.
+"""Ledger: what has become of requests: their ends, counts over all of them, and whose readers are to be notified.
 
 Kept by `engine` and `step_sampling`; calls `scheduler`, which frees the pages of those that end. Knows nothing of the
 model.

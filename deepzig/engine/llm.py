@@ -35,8 +35,8 @@ SHIFTED_CONTEXTS = 16  # prompts may be as many contexts long where context_shif
 
 
 class LLM:
-    """A loaded model. Made by `load`. Calls from several threads are served together, by one thread of its own, which a
-    fork of the process does not have: once a model has been used, its forks are refused and load their own.
+    """A loaded model. Made by `load`. Calls from several threads are batched by one thread of the model, which a fork
+    of the process does not have: once a model has been used, forks cannot use it and must load their own.
 
     A prompt is text, which is continued as it is (after a BOS token if the tokenizer says so); or token ids; or a list
     of messages, as in [{"role": "user", "content": "Hello"}], which go through the model's chat template.
@@ -168,7 +168,7 @@ class LLM:
         return self._thread.last_stats
 
     def count_experts(self) -> ExpertLoad:
-        """Count from now on how often each expert is chosen, in all requests together; an earlier count ends."""
+        """Count from now on how often each expert is chosen, over all requests; an earlier count ends."""
         load = ExpertLoad(self.config)
         self._thread.engine.observer = load.observe
         return load

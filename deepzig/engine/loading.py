@@ -55,8 +55,9 @@ def load(
         cache_dtype: of the latent cache: "f32"; or "int8", a quarter of the memory (docs/quantising.md has its cost).
         cache_bytes: size of the latent cache; None takes a quarter of the memory that is free, at most what 64 whole
             contexts need.
-        context_shift: a text that fills the context goes on without its oldest tokens, those at its beginning excepted;
-            `GenerationResult.n_shifted` counts them. Otherwise a longer prompt is an error, and an answer ends there.
+        context_shift: a sequence that fills the context drops its oldest tokens, except those at its beginning, and
+            goes on; `GenerationResult.n_shifted` counts them. Without it a longer prompt is an error, and an answer
+            ends there.
         prompt_cache: a folder that keeps what was computed of prompts and answers from one run to the next. It is
             written when the model is closed; `with deepzig.load(...) as llm` does that, the end of the program too.
 
@@ -65,7 +66,7 @@ def load(
         RequestError: an argument is unknown or out of range, or nobody agreed to a download of more than 1 GB.
         NetworkError: the model cannot be fetched.
         ResourceError: the disk has no room for the download, or memory none for cache and work. Weights that exceed
-            memory are a StreamingWarning: they are read from disk again and again.
+            memory are a StreamingWarning: they are read from disk again for each token.
     """
     if precision not in ("exact", "fast"):
         raise RequestError(f"precision {precision!r} is unknown; use exact or fast")

@@ -3,8 +3,8 @@
 Called by `loading`, `deepzig info`, the bench and the table of docs/big-models.md, so that all do one arithmetic; calls
 `model` for the sizes of what it allocates.
 
-Weights are maps of their files: they take memory as far as there is some, and the rest is read again when it is needed.
-Cache and work are memory of the process: without them nothing goes.
+Weights are memory-mapped files: what does not fit in memory is read again when it is needed. Cache and work are memory
+of the process, and must fit.
 """
 
 import warnings

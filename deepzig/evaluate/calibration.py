@@ -1,7 +1,7 @@
 """calibrate: how large the inputs of each linear layer and each routed expert are on a text.
 
-Called by the command line and the bench before a conversion; calls `windows` and a loaded model, whose layers it
-watches from outside: for the time of a run, each is replaced by an object that passes calls on and adds up squares.
+Called by the command line and the bench before a conversion; calls `windows` and a loaded model. For the time of
+a run each layer is wrapped, as by a forward hook, in an object that passes calls on and adds up squares.
 
 What the converter gets is, per matrix, the root of the mean square of each input column, scaled to a mean of 1: it
 weighs the squared error of that column when the scale of an int4 group is searched. The exact weight, for inputs

@@ -1,7 +1,7 @@
 """How fast a model reads prompts and decodes, as those who use it see it: through `LLM.submit`.
 
-Called by the command line; calls the engine. Prompts are random tokens, new ones each time, so that none is found in
-the cache but what shall be; answers are greedy and without speculation, which depends on the text.
+Called by the command line; calls the engine. Prompts are random tokens, new ones each time, so that only the contexts
+of `depth` are found in the cache; answers are greedy and without speculation, which depends on the text.
 """
 
 from collections.abc import Iterator, Sequence
