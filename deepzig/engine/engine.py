@@ -29,7 +29,7 @@ class Engine:
     """Continuous batching over a paged latent cache with prefix reuse."""
 
     def __init__(self, model: DeepseekModel, n_cache_tokens: int, *, context_shift: bool = False) -> None:
-        """n_cache_tokens: room in the cache for all requests and for prefixes kept from finished ones. context_shift: a
+        """n_cache_tokens: room in the cache for all requests and for prefixes of finished ones. context_shift: a
         sequence that fills the context loses its oldest tokens and goes on, see `ContextShift`."""
         self.observer: Observer | None = None  # of every step of the main model
         self._model = model
@@ -162,7 +162,7 @@ class Engine:
         prompts.load(self._scheduler, self._cache, self._model.config.vocab_size)
 
     def save_prompts(self, prompts: PromptCache) -> None:
-        """Write the kept prefixes to a file."""
+        """Write the cached prefixes to a file."""
         prompts.save(self._scheduler, self._cache)
 
     def notify(self) -> None:
@@ -241,7 +241,7 @@ class Engine:
             request.n_prefilled = min(span.stop, request.n_prompt)
             self._ledger.updated.add(request)
         if span.stop >= request.n_prompt > span.start:
-            self._scheduler.keep_prompt(branch)
+            self._scheduler.cache_prompt(branch)
 
     def _decode(self, branches: list[Branch], drafts: list[list[int]]) -> np.ndarray:
         """The last token of each branch and its draft tokens: f32 (T, D) after the final norm, branch by branch."""

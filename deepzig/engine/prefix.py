@@ -1,4 +1,4 @@
-"""PrefixTree: pages of finished requests, found again by the tokens that they hold.
+"""PrefixTree: the prefix cache: pages of finished requests, found again by the tokens that they hold.
 
 A node is a page; its path from the root spells the tokens before it. Each tenant has a tree of its own, so that nobody
 learns from timing what others asked. The tree has a reference to each of its pages; pages that only the tree holds are

@@ -1,4 +1,4 @@
-"""PromptCache: kept prefixes in a file, so that a later run need not prefill the same prompts again.
+"""PromptCache: cached prefixes in a file, so that a later run need not prefill the same prompts again.
 
 The file holds the pages of the prefix tree of requests without a tenant (those of a server's keys are not for others)
 and says for which model and way of computing they hold. It is made when the model is closed and read when it is loaded,

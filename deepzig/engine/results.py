@@ -90,8 +90,8 @@ class EngineStats:
     n_waiting: int  # branches in the queue
     n_running: int  # branches in prefill or decoding
     n_pages: int  # of the latent cache, 64 tokens each
-    n_held_pages: int  # by running branches or kept prefixes
-    n_prefix_pages: int  # by kept prefixes
+    n_held_pages: int  # by running branches or cached prefixes
+    n_prefix_pages: int  # by cached prefixes
     tokens_prompt: int  # of prompts that have been read
     tokens_cached: int  # of them, taken from an earlier request
     tokens_decoded: int  # of answers

@@ -1,8 +1,8 @@
 """Scheduler: which branches compute in the next step, and on which pages of the cache.
 
-First in, first out within a priority. When pages run out, kept prefixes go first, then the least urgent running branch
-goes back to the queue and is recomputed later. Called by `engine`, `step_sampling` and `ledger`; calls `pages`,
-`prefix` and the cache's `copy_page`. Knows nothing of the model's arithmetic nor of sampling.
+First in, first out within a priority. When pages run out, cached prefixes are evicted first, then the least urgent
+running branch is preempted: it goes back to the queue and is recomputed later. Called by `engine`, `step_sampling` and
+`ledger`; calls `pages`, `prefix` and the cache's `copy_page`. Knows nothing of the model's arithmetic nor of sampling.
 """
 
 import time
@@ -60,19 +60,19 @@ class Scheduler:
             insort(self.running, copy, key=_urgency)
 
     def remove(self, branch: Branch, *, keep: bool) -> None:
-        """Take a branch out for good. keep: its pages, the partly filled one too, go to the prefix tree."""
+        """Take a branch out for good. keep: its pages, the partly filled one too, go to the prefix cache."""
         (self.running if branch in self.running else self.waiting).remove(branch)
         if keep:
-            self.keep_sequence(branch)
+            self.cache_sequence(branch)
         self._drop_pages(branch)
 
-    def keep_sequence(self, branch: Branch) -> None:
+    def cache_sequence(self, branch: Branch) -> None:
         """Put what is computed of a branch into the prefix tree, unless it has seen tokens that are dropped by now."""
         if branch.n_computed and not branch.is_shifted:
             n_pages = -(-branch.n_computed // PAGE_SIZE)
             self.prefixes.insert(branch.request.tenant, branch.tokens[: branch.n_computed], branch.pages[:n_pages])
 
-    def keep_prompt(self, branch: Branch) -> None:
+    def cache_prompt(self, branch: Branch) -> None:
         """Put the whole pages of a prompt that has just been prefilled into the prefix tree."""
         n_full = branch.request.n_prompt // PAGE_SIZE
         self.prefixes.insert(branch.request.tenant, branch.tokens[: n_full * PAGE_SIZE], branch.pages[:n_full])
@@ -233,7 +233,7 @@ class Scheduler:
         return n_drafts
 
     def _free_pages(self, n_pages: int) -> bool:
-        """Have n_pages free, at the cost of kept prefixes. False, with nothing given away, if they do not suffice."""
+        """Have n_pages free, at the cost of cached prefixes. False, with none evicted, if they do not suffice."""
         n_missing = n_pages - self.pool.n_free
         if n_missing > 0 and self.prefixes.n_evictable < n_missing:
             return False
