@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from deepzig._kernels import REGISTRY
+from deepzig._kernels._numba_jit import jit
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -47,3 +48,14 @@ def test_logits_on_numba() -> None:
     distances = [float(number) for number in run.stdout.split()]
     assert len(distances) == 8
     assert max(distances) < 2e-4, run.stdout
+
+
+def test_nothing_is_kept_where_no_folder_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a service without a home, on a package that belongs to root."""
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+
+    @jit(error_model="numpy")
+    def quotient(a: float, b: float) -> float:
+        return a / b
+
+    assert quotient(1.0, 0.0) == float("inf")

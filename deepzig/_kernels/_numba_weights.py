@@ -14,6 +14,7 @@ import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
 
+from deepzig._kernels._numba_jit import jit
 from deepzig._kernels._numba_rows import FASTMATH
 from deepzig._kernels.weight import FORMAT_CODE, SCALE_CODE
 
@@ -35,7 +36,7 @@ def _pointer(typing_context: Any, address: Any) -> tuple[Any, Any]:
     return types.voidptr(types.int64), generate
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _from_half(half: np.uint16) -> np.float32:
     """The magnitude, moved to float's place, is value * 2^-112, subnormals too."""
     magnitude = np.uint32(half & np.uint16(0x7FFF)) << np.uint32(13)
@@ -46,7 +47,7 @@ def _from_half(half: np.uint16) -> np.float32:
     return -value if half & np.uint16(0x8000) else value
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _scale_at(matrix: np.ndarray, place: int) -> np.float32:
     if matrix[6] == SCALE_F32:
         return numba.carray(_pointer(matrix[1] + 4 * place), 1, np.float32)[0]
@@ -54,7 +55,7 @@ def _scale_at(matrix: np.ndarray, place: int) -> np.float32:
     return _from_half(bits) if matrix[6] == SCALE_F16 else np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _decode_row(matrix: np.ndarray, n: int, first: int, row: np.ndarray) -> None:
     """row f32 (columns,) = W[n, first : first + columns]; `first` is even."""
     address, weight_format, n_columns = matrix[0] + n * matrix[4], matrix[5], row.size
@@ -92,7 +93,7 @@ def _decode_row(matrix: np.ndarray, n: int, first: int, row: np.ndarray) -> None
             row[n_columns - 1] = np.float32(np.int32(codes[n_columns // 2] & 15) - 8)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@jit(error_model="numpy")
 def _scale_row(matrix: np.ndarray, n: int, first: int, row: np.ndarray) -> None:
     """row *= the scales of W[n, first : first + columns]."""
     group_size = matrix[7]
@@ -106,7 +107,7 @@ def _scale_row(matrix: np.ndarray, n: int, first: int, row: np.ndarray) -> None:
         start, stop, place = stop, stop + group_size, place + 1
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def floats_of(matrix: np.ndarray, first: int, last: int, start: int, stop: int, panel: np.ndarray) -> np.ndarray:
     """W[first:last, start:stop] as f32, last axis contiguous: where it lies if W is f32, else decoded to panel.
 
@@ -123,7 +124,7 @@ def floats_of(matrix: np.ndarray, first: int, last: int, start: int, stop: int, 
     return panel
 
 
-@numba.njit(nogil=True, cache=True, fastmath=FASTMATH)
+@jit(fastmath=FASTMATH)
 def dot_panel(
     panel: np.ndarray,
     n_rows: int,
@@ -164,7 +165,7 @@ def dot_panel(
             out[u, out_column + i3] = sum3
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def dot_rows(
     matrix: np.ndarray,
     first: int,
@@ -190,7 +191,7 @@ def dot_rows(
             dot_panel(weights, stop - n, x, x_rows, start, end, out, out_rows, out_column + n - first)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=FASTMATH)
+@jit(fastmath=FASTMATH)
 def mix_panel(panel: np.ndarray, n_rows: int, factors: np.ndarray, out: np.ndarray) -> None:
     """out[k] += sum_i factors[i] * panel[i, k] for i < n_rows and k < out.size."""
     whole = n_rows // 4 * 4
@@ -203,7 +204,7 @@ def mix_panel(panel: np.ndarray, n_rows: int, factors: np.ndarray, out: np.ndarr
             out[k] += factors[i] * panel[i, k]
 
 
-@numba.njit(nogil=True, cache=True, fastmath=FASTMATH)
+@jit(fastmath=FASTMATH)
 def attend(scores: np.ndarray, scale: np.float32, values: np.ndarray, softmax: np.ndarray, out: np.ndarray) -> None:
     """Online softmax: `out` and `softmax` (greatest score, sum of exp) of one query go on with more visible keys.
 

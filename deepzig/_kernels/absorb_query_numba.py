@@ -1,15 +1,15 @@
 """absorb_query with Numba; contract in `absorb_query.py`."""
 
-import numba
 import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output, packed, threads_for, unpack
+from deepzig._kernels._numba_jit import jit
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels._numba_weights import FROM_0, PANEL_ROWS, floats_of, mix_panel
 from deepzig._kernels.weight import Weight
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _heads(first: int, stop: int, matrix: np.ndarray, q_nope: np.ndarray, out: np.ndarray) -> None:
     n_heads, nope = q_nope.shape[1:]
     rank, head_rows = matrix[3], matrix[2] // n_heads

@@ -2,10 +2,10 @@
 
 import functools
 
-import numba
 import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output
+from deepzig._kernels._numba_jit import jit
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels.dequantize import scales_of, values_of
 from deepzig._kernels.weight import Weight
@@ -20,7 +20,7 @@ def _table(weight_format: str, offset: int) -> np.ndarray:
     return np.ascontiguousarray(values if n_columns == 2 else values[:, 0])
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _scaled_rows(
     first: int,
     stop: int,

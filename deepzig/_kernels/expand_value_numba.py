@@ -1,15 +1,15 @@
 """expand_value with Numba; contract in `expand_value.py`."""
 
-import numba
 import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output, packed, threads_for, unpack
+from deepzig._kernels._numba_jit import jit
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels._numba_weights import FROM_0, dot_rows
 from deepzig._kernels.weight import Weight
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _heads(first: int, stop: int, matrix: np.ndarray, n_heads: int, o_latent: np.ndarray, out: np.ndarray) -> None:
     """o_latent f32 (T H, R), out f32 (T H, V)."""
     head_rows, value_dim = matrix[2] // n_heads, out.shape[1]

@@ -1,14 +1,14 @@
 """expert_gate with Numba; contract in `expert_gate.py`."""
 
-import numba
 import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output
+from deepzig._kernels._numba_jit import jit
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels.expert_gate import check
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _highest(values: np.ndarray, n: int, found: np.ndarray) -> None:
     """found[:n] = indices of the n highest values, falling; the lowest index first among equals."""
     count = 0
@@ -24,7 +24,7 @@ def _highest(values: np.ndarray, n: int, found: np.ndarray) -> None:
         found[place] = i
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _score_row(logits: np.ndarray, softmax: bool, scores: np.ndarray) -> None:
     one = np.float32(1)
     if not softmax:
@@ -42,7 +42,7 @@ def _score_row(logits: np.ndarray, softmax: bool, scores: np.ndarray) -> None:
         scores[e] /= total
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _drop_groups(
     choice: np.ndarray,
     scores: np.ndarray,
@@ -73,7 +73,7 @@ def _drop_groups(
                     scores[e] = np.float32(0)
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _rows(
     first: int,
     stop: int,

@@ -4,16 +4,16 @@ Slots (token, j) are sorted by expert. A thread takes the same rows of every exp
 equal work however the tokens fall on the experts.
 """
 
-import numba
 import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output, packed, threads_for, unpack
+from deepzig._kernels._numba_jit import jit
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels._numba_weights import FROM_0, dot_rows
 from deepzig._kernels.weight import DECODING, ExpertWeights
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _activation_rows(
     first: int,
     stop: int,
@@ -44,7 +44,7 @@ def _activation_rows(
                 activation[begin + j, first + i] = gate / (one + np.exp(-gate)) * up
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _output_rows(
     first: int,
     stop: int,

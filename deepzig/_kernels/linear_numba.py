@@ -1,15 +1,15 @@
 """linear with Numba; contract in `linear.py`."""
 
-import numba
 import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output, packed, threads_for, unpack
+from deepzig._kernels._numba_jit import jit
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels._numba_weights import dot_rows
 from deepzig._kernels.weight import DECODING, Weight
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _rows(first: int, stop: int, matrix: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
     rows = np.arange(x.shape[0])
     dot_rows(matrix, first, stop, x, rows, out, rows, first)

@@ -3,17 +3,17 @@
 Here the context is cut at pages, and a thread takes some heads of a row: it decodes each page once for all of them.
 """
 
-import numba
 import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output, packed, threads_for, unpack
+from deepzig._kernels._numba_jit import jit
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels._numba_weights import FROM_0, attend, dot_panel, floats_of
 from deepzig._kernels.mla_decode import scratch_size
 from deepzig._kernels.weight import Weight
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _attend_row(
     rows: np.ndarray,
     query: np.ndarray,
@@ -46,7 +46,7 @@ def _attend_row(
             out[rows[j], r] /= softmax[j, 1]
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _rows(
     first: int,
     stop: int,

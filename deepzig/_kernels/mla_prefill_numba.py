@@ -4,10 +4,10 @@ A thread takes some queries of some heads. Keys and values of a head are packed 
 at a time.
 """
 
-import numba
 import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output, packed, threads_for, unpack
+from deepzig._kernels._numba_jit import jit
 from deepzig._kernels._numba_rows import run_rows
 from deepzig._kernels._numba_weights import FROM_0, attend, dot_panel
 from deepzig._kernels.weight import DECODING
@@ -15,7 +15,7 @@ from deepzig._kernels.weight import DECODING
 QUERY_BLOCK = 32
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _pack(h: int, n_keys: int, kv: np.ndarray, k_pe: np.ndarray, keys: np.ndarray, values: np.ndarray) -> None:
     """keys f32 (S, N + P), values f32 (S, V) of head h."""
     nope = keys.shape[1] - k_pe.shape[1]
@@ -28,7 +28,7 @@ def _pack(h: int, n_keys: int, kv: np.ndarray, k_pe: np.ndarray, keys: np.ndarra
             values[s, v] = kv[s, h, nope + v]
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _rows(
     first: int,
     stop: int,

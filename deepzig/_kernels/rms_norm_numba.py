@@ -1,13 +1,13 @@
 """RMSNorm with Numba; contract in `rms_norm.py`."""
 
-import numba
 import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output
+from deepzig._kernels._numba_jit import jit
 from deepzig._kernels._numba_rows import FASTMATH_IN_ORDER, LANES, run_rows
 
 
-@numba.njit(nogil=True, cache=True, fastmath=FASTMATH_IN_ORDER)
+@jit(fastmath=FASTMATH_IN_ORDER)
 def _rows(first: int, stop: int, x: np.ndarray, weight: np.ndarray, eps: np.float32, out: np.ndarray) -> None:
     size = x.shape[1]
     whole = size - size % LANES

@@ -1,13 +1,13 @@
 """rope with Numba; contract in `rope.py`."""
 
-import numba
 import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output
+from deepzig._kernels._numba_jit import jit
 from deepzig._kernels._numba_rows import FASTMATH, run_rows
 
 
-@numba.njit(nogil=True, cache=True, fastmath=FASTMATH)
+@jit(fastmath=FASTMATH)
 def _rows(first: int, stop: int, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, pair: int, apart: int) -> None:
     for t in range(first, stop):
         for h in range(x.shape[1]):

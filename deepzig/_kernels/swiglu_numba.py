@@ -1,13 +1,13 @@
 """swiglu with Numba; contract in `swiglu.py`."""
 
-import numba
 import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output
+from deepzig._kernels._numba_jit import jit
 from deepzig._kernels._numba_rows import FASTMATH, run_rows
 
 
-@numba.njit(nogil=True, cache=True, fastmath=FASTMATH)
+@jit(fastmath=FASTMATH)
 def _rows(first: int, stop: int, gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
     one = np.float32(1)
     for t in range(first, stop):

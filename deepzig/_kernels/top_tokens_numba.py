@@ -1,12 +1,12 @@
 """Candidates for drawing a token, with Numba; contract in `top_tokens.py`."""
 
-import numba
 import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output
+from deepzig._kernels._numba_jit import jit
 
 
-@numba.njit(nogil=True, cache=True)
+@jit()
 def _choose(
     logits: np.ndarray,
     temperature: np.float32,

@@ -5,14 +5,14 @@ which `first_non_finite` tells. Bits are those of the reference, `bench/referenc
 as the integers that their bits are: that is a loop of vector instructions, since it needs no rule for NaN.
 """
 
-import numba
 import numpy as np
 
+from deepzig._kernels._numba_jit import jit
 from deepzig.checkpoint.scale_search import bf16_bits, search_int4
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = np.uint32(0x7F800000)
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+_jit = jit(error_model="numpy")
 
 
 @_jit

@@ -4,15 +4,16 @@ Called by `rounding_numba`; a Numba leaf that knows arrays only. On normally dis
 weights in groups of 64 the squared error of plain rounding to max |w| / 7 is 29 % greater, to max |w| / 8 10 % greater.
 """
 
-import numba
 import numpy as np
+
+from deepzig._kernels._numba_jit import jit
 
 # max |w| / divisor is a candidate scale. Normal and Laplace weights find their best between 6.9 and 9.4 in 98 of 100
 # groups of 64; more candidates than these 24 lower the error by less than 1 in 1000.
 DIVISORS = np.linspace(6.8, 9.6, 24, dtype=np.float32)
 
 
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+_jit = jit(error_model="numpy")
 
 
 @_jit
