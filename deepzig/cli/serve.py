@@ -99,10 +99,11 @@ def serve(
     except OSError as error:
         raise ServerError(f"{host}:{port} cannot be listened on ({error.strerror}); take another --port") from error
     with listener:
+        bound_port = listener.getsockname()[1]  # now: the server may be stopped before the model is there
         service.load(
             lambda: load(model, **loading),
             model_id,
-            on_ready=lambda: _begin(service, listener.getsockname()[1]),
+            on_ready=lambda: _begin(service, bound_port),
             on_failure=server.stop,
         )
         server.run(sockets=[listener])
@@ -123,7 +124,7 @@ def _begin(service: "Service", port: int) -> None:
 
 def _announce(service: "Service", port: int) -> None:
     """Where the server is and what it serves, for people."""
-    settings, model = service.settings, service.model
+    settings, model = service.settings, service.loaded
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     key = "an API key is needed" if settings.api_keys else "no API key is needed"
     note(f"Serving {model.id} ({model.n_context} tokens of context) on http://{host}:{port}, {key}.")

@@ -18,8 +18,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from deepzig.cli import main
+from deepzig.cli.serve import _announce
 from deepzig.engine.llm import LLM
 from deepzig.server.listen import bind
+from deepzig.server.served_model import ServedModel
+from deepzig.server.service import Service
+from deepzig.server.settings import ServerSettings
 from tests.server.conftest import serving, wait_for
 
 STORY = "Once upon a time"
@@ -140,6 +144,13 @@ def test_the_command_serves_and_exits_with_0_after_sigterm() -> None:
         finally:
             watchdog.cancel()
             process.kill()
+
+
+def test_a_signal_before_the_model_is_there_is_no_failure(stories: LLM) -> None:
+    service = Service(ServerSettings())
+    service.is_draining = True
+    service.serve(ServedModel.of(stories))
+    _announce(service, 8000)
 
 
 @pytest.mark.parametrize(
