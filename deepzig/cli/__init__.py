@@ -45,6 +45,7 @@ class LazyGroup(Helpful, click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
+        _open_closed_streams()
         with _one_line_per_failure():
             return super().make_context(info_name, args, parent, color=_wants_colour(), **extra)
 
@@ -111,6 +112,14 @@ def _lose_output() -> None:
 def _interrupted() -> NoReturn:
     click.echo(err=True)  # the shell's prompt starts on a line of its own
     raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+def _open_closed_streams() -> None:
+    """Turn streams that the caller closed, as `>&-` does, to nowhere: a model's file must not become stderr."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(nowhere, mode, encoding="utf-8", closefd=False))  # as Python's own
 
 
 def _wants_colour() -> bool | None:

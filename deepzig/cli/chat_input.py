@@ -4,14 +4,13 @@ Called by `chat`; calls prompt_toolkit, which is imported only for the editor, a
 completed. Knows nothing of sessions.
 """
 
-import io
 import os
 import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
@@ -39,15 +38,15 @@ class Input(Protocol):
 
 def has_editor() -> bool:
     """Whether there is a terminal that an editor can be drawn on."""
-    return bool(sys.stdin) and sys.stdin.isatty() and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return sys.stdin.isatty() and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 class LineInput:
     r"""A line of stdin each; a \ at its end goes on in the next line."""
 
     def __init__(self) -> None:
-        self._stream: BinaryIO = sys.stdin.buffer if sys.stdin else io.BytesIO()  # None: closed by the caller
-        self._prompt = PROMPT if sys.stdin and sys.stdin.isatty() else ""
+        self._stream = sys.stdin.buffer
+        self._prompt = PROMPT if sys.stdin.isatty() else ""
         self._number = 0
 
     def read(self) -> str | None:

@@ -91,7 +91,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     parts = []
     if file is not None:
         parts.append(_without_last_break(decode(file.read_bytes(), str(file))))
-    if sys.stdin is not None and (prompt == "-" or not sys.stdin.isatty()):  # None: closed by the caller
+    if prompt == "-" or not sys.stdin.isatty():
         parts.append(_without_last_break(decode(sys.stdin.buffer.read(), "stdin")))
     if prompt is not None and prompt != "-":
         parts.append(decode(prompt.encode("utf-8", "surrogateescape"), "PROMPT"))

@@ -158,6 +158,17 @@ def test_an_error_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -
     assert terminal.getvalue() == "Error: HTTP 500: \ufffd]0;title\ufffd\n"
 
 
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-", ">&-"])
+def test_closed_streams_are_nowhere(closed: str, tmp_path: Path) -> None:
+    words = f"-m deepzig quantize stories {tmp_path / 'out'} --format int8"
+    done = subprocess.run(["sh", "-c", f"exec {sys.executable} {words} {closed}"], timeout=100)
+    assert done.returncode == 0 and (tmp_path / "out/config.json").exists()
+    done = subprocess.run(["sh", "-c", f"exec {sys.executable} -m deepzig generate -q Once {closed}"], timeout=100)
+    assert done.returncode == 0
+    done = subprocess.run(["sh", "-c", f"exec {sys.executable} -m deepzig --no-such-option {closed}"], timeout=100)
+    assert done.returncode == 2
+
+
 @pytest.mark.parametrize(
     "words", [["generate", "-m", "stories", "Once", "--ignore-eos", "--max-tokens", "2000"], ["info", "--config"]]
 )
