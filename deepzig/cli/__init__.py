@@ -5,7 +5,6 @@ exceptions into a line on stderr and an exit code. Knows nothing of models and a
 click and must stay that fast.
 """
 
-import errno
 import importlib
 import io
 import os
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
+from deepzig.checkpoint.safe_files import NO_ROOM
 from deepzig.cli.help import Helpful
 from deepzig.cli.messages import on_stderr
 from deepzig.cli.naming import PROGRAM
@@ -36,7 +36,6 @@ COMMANDS = {
     "completion": "Print the script that lets a shell complete commands.",
 }
 INTERRUPTED = 130
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LazyGroup(Helpful, click.Group):
@@ -75,13 +74,15 @@ def _one_line_per_failure() -> Iterator[None]:
         yield
     except DeepzigError as error:
         _exit(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        if error.filename is None:
+            _discard_stdout()
+        written = error.filename or "what was to be printed"
+        _exit(f"cannot write {written} ({error.strerror}); make room", ResourceError.exit_code)
     except MemoryError:
         _exit("not enough memory; take a smaller model or stop other programs", ResourceError.exit_code)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        _lose_output()
-        _exit(f"the disk is full ({error.strerror}); make room", ResourceError.exit_code)
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
@@ -104,11 +105,6 @@ def _exit(message: str, exit_code: int, hint: str = "") -> NoReturn:
     raise click.exceptions.Exit(exit_code)
 
 
-def _lose_output() -> None:
-    """What waits in stdout's buffer has no place: Python would try again at its end, and fail with words of its own."""
-    sys.stdout = None
-
-
 def _interrupted() -> NoReturn:
     click.echo(err=True)  # the shell's prompt starts on a line of its own
     raise click.exceptions.Exit(INTERRUPTED) from None
@@ -120,6 +116,13 @@ def _open_closed_streams() -> None:
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(nowhere, mode, encoding="utf-8", closefd=False))  # as Python's own
+
+
+def _discard_stdout() -> None:
+    """Drop what could not be written; Python would try once more at exit, and make the exit code 120."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _wants_colour() -> bool | None:

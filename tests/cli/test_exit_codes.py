@@ -89,7 +89,7 @@ def test_4_where_the_answer_has_no_place(words: list[str], unbuffered: str) -> N
             env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
         )
     assert done.returncode == 4, done.stderr
-    assert "the disk is full" in done.stderr and is_one_line(done.stderr)
+    assert "No space left on device" in done.stderr and is_one_line(done.stderr)
 
 
 @pytest.mark.parametrize("words", WITH_MODEL.values(), ids=WITH_MODEL)
@@ -156,6 +156,8 @@ def test_an_error_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "stderr", terminal)
     assert Group(name="deepzig", callback=main.callback).main(["fails"], standalone_mode=False) == 5
     assert terminal.getvalue() == "Error: HTTP 500: \ufffd]0;title\ufffd\n"
+
+
 
 
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-", ">&-"])
