@@ -47,10 +47,13 @@ def be_verbose() -> None:
 
 
 class _Lines(logging.Handler):
-    """A line each on the stderr of the moment."""
+    """A line each on the stderr of the moment. Work goes on where it can no longer be written."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(PREFIXES.get(record.levelno, "") + self.format(record), err=True)
+        try:
+            click.echo(PREFIXES.get(record.levelno, "") + self.format(record), err=True)
+        except OSError:
+            self.handleError(record)
 
 
 @contextmanager

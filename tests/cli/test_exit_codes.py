@@ -160,6 +160,13 @@ def test_an_error_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -
 
 
 
+def test_messages_that_cannot_be_written_stop_nothing(run_process: RunProcess) -> None:
+    with open("/dev/full", "w") as full:
+        done = run_process("generate", "Once", "--max-tokens", "3", "--temperature", "0", capture_output=False,
+                           stdout=subprocess.PIPE, stderr=full)  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, " upon a time\n")
+
+
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-", ">&-"])
 def test_closed_streams_are_nowhere(closed: str, tmp_path: Path) -> None:
     words = f"-m deepzig quantize stories {tmp_path / 'out'} --format int8"
