@@ -74,10 +74,9 @@ class RenderProcess:
             return self._process
         if self._process is not None and self._owner_pid == os.getpid():
             self.close()
-        search_path = [os.path.abspath(entry) for entry in sys.path]
         try:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, *search_path],
+                [sys.executable, "-P", "-c", _START, *_search_path()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -102,6 +101,15 @@ class RenderProcess:
         if self._process is not None:
             self._end()
             self._process = None
+
+
+def _search_path() -> list[str]:
+    """sys.path for a process that may start elsewhere; without what is relative to a folder that is gone."""
+    try:
+        here = os.getcwd()
+    except OSError:
+        return [entry for entry in sys.path if os.path.isabs(entry)]
+    return [os.path.join(here, entry) for entry in sys.path]
 
 
 def _exchange(process: subprocess.Popen[bytes], line: bytes) -> dict[str, Any]:

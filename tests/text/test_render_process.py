@@ -228,6 +228,18 @@ def test_files_beside_a_script_do_not_hide_the_standard_library(
     assert process.render({}, {}) == "fine"
 
 
+def test_working_directory_may_be_gone(
+    started: list[RenderProcess], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.syspath_prepend("")  # as Python has it where it is typed
+    (tmp_path / "gone").rmdir()
+    process = RenderProcess("fine")
+    started.append(process)
+    assert process.render({}, {}) == "fine"
+
+
 def test_fork_gets_a_worker_of_its_own(started: list[RenderProcess]) -> None:
     process = RenderProcess("{{ x }}")
     started.append(process)
