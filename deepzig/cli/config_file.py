@@ -85,12 +85,11 @@ class Defaults(UserDict[str, Any]):
 def _read(path: Path, context: click.Context) -> ConfigFile | None:
     try:
         text = path.read_bytes()
-    except FileNotFoundError:
-        if not os.environ.get(VARIABLE):
-            return None
-        raise click.UsageError(f"{path}: no such file ({VARIABLE} names it)", context) from None
     except OSError as error:
-        raise click.UsageError(f"{path}: {error.strerror}", context) from error
+        if not os.environ.get(VARIABLE) and not os.path.exists(path):  # HOME may be /dev/null, or root's after sudo
+            return None
+        reason = f"no such file ({VARIABLE} names it)" if isinstance(error, FileNotFoundError) else error.strerror
+        raise click.UsageError(f"{path}: {reason}", context) from error
     import tomllib  # here, since most have no such file
 
     try:

@@ -142,6 +142,27 @@ def test_a_user_without_a_home_needs_no_file(run: Run, monkeypatch: pytest.Monke
     assert first == "config file: none; you have no home folder, DEEPZIG_CONFIG names one"
 
 
+def test_a_home_that_is_no_folder_has_no_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accounts of services often have /dev/null."""
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    assert run("kernels", env={"HOME": "/dev/null"}).exit_code == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may search every folder")
+def test_a_home_of_somebody_else_has_no_file(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As `sudo -u` leaves it; but a file that is there must be read."""
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    (tmp_path / ".config/deepzig").mkdir(parents=True)
+    file = tmp_path / ".config/deepzig/config.toml"
+    file.touch(0)
+    assert run("kernels", env={"HOME": str(tmp_path)}).exit_code == 2
+    tmp_path.chmod(0)
+    try:
+        assert run("kernels", env={"HOME": str(tmp_path)}).exit_code == 0
+    finally:
+        tmp_path.chmod(0o700)
+
+
 def test_the_file_of_the_desktop_is_read(run: Run, tmp_path: Path) -> None:
     (tmp_path / "deepzig").mkdir()
     (tmp_path / "deepzig" / "config.toml").write_text("model = 'of the desktop'", encoding="utf-8")
