@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import click
 
@@ -33,7 +34,7 @@ def verify(model: str, as_json: bool) -> None:
     from deepzig.checkpoint.verify import verify as run
 
     directory = model_folder(model)
-    reads_twice = (directory / MANIFEST_FILE).exists()
+    reads_twice = os.path.exists(directory / MANIFEST_FILE)  # no exception where a folder may not be searched
     with byte_progress("verify, reading twice" if reads_twice else "verify") as update:
         total, done = bytes_to_read(directory), 0
 

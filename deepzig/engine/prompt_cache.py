@@ -8,6 +8,7 @@ cache, and reader and writer of safetensors.
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +54,7 @@ class PromptCache:
         A file that is damaged or made for something else is a RuntimeWarning, and nothing of it is used.
         """
         n_pages = 0
-        if self.path.exists():
+        if os.path.exists(self.path):  # no exception where a folder may not be searched
             try:
                 n_pages = self._restore(self._read(cache, vocab_size), scheduler, cache)
             except CheckpointError as error:

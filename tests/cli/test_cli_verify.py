@@ -1,6 +1,7 @@
 """`deepzig verify`: what it prints, as text and as JSON, and its exit codes."""
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -75,3 +76,14 @@ def test_no_model_exits_with_3(run: Run, tmp_path: Path, name: str) -> None:
     result = run("verify", str(tmp_path / name))
     assert result.exit_code == 3
     assert "Error: " in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may search every folder")
+def test_a_folder_that_may_not_be_searched_exits_with_3(run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "v3_classic", tmp_path / "model")
+    folder.chmod(0)
+    try:
+        result = run("verify", str(folder))
+        assert result.exit_code == 3 and "Permission denied" in result.stdout
+    finally:
+        folder.chmod(0o700)

@@ -121,6 +121,16 @@ def file_of(directory: Path) -> Path:
     return directory / FILE
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may search every folder")
+def test_a_folder_that_may_not_be_searched_has_no_file(tmp_path: Path) -> None:
+    file_of(tmp_path)
+    tmp_path.chmod(0o600)
+    try:
+        assert restored(tmp_path) == 0
+    finally:
+        tmp_path.chmod(0o700)
+
+
 def restored(directory: Path) -> int:
     scheduler, cache = small()
     n_pages = PromptCache(directory, {"model": "m"}).load(scheduler, cache, VOCABULARY)
