@@ -22,7 +22,7 @@ class Formatter(click.HelpFormatter):
 
     def __init__(self, indent_increment: int = 2, width: int | None = None, max_width: int | None = None) -> None:
         if width is None and click.formatting.FORCED_WIDTH is None:
-            width = min(shutil.get_terminal_size().columns, max_width or MAX_WIDTH) - 2
+            width = max(min(shutil.get_terminal_size().columns, max_width or MAX_WIDTH) - 2, 1)
         super().__init__(indent_increment, width, max_width)
 
     def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:

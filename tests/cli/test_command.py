@@ -247,6 +247,10 @@ def test_help_fits_the_terminal_and_has_examples(context: click.Context, columns
     assert "Examples:" in lines and any("deepzig " in line for line in lines[lines.index("Examples:") :])
 
 
+def test_help_is_shown_however_narrow_the_terminal(run: Run) -> None:
+    assert "Usage:" in run("kernels", "--help", env={"COLUMNS": "1"}).stdout
+
+
 def test_options_stand_under_headings(run: Run) -> None:
     headings = re.findall(r"^(\w[\w ]*):$", run("generate", "--help").stdout, re.MULTILINE)
     assert headings == ["Examples", "Options", "Model", "Sampling", "Beam search", "Computing", "Messages"]
