@@ -15,7 +15,7 @@ from typing import TypeVar
 from deepzig.engine.engine import Engine
 from deepzig.engine.request import Request
 from deepzig.engine.results import EngineStats
-from deepzig.errors import QueueFullError, RequestError
+from deepzig.errors import QueueFullError, RequestError, ResourceError
 
 MAX_WAITING = 1024  # requests that wait
 
@@ -51,14 +51,15 @@ class EngineThread:
         Raises:
             QueueFullError: MAX_WAITING requests wait.
             RequestError: the model is closed, or another process's.
+            ResourceError: the system gives no thread.
         """
         self.check_process()
         with self._changed:
             n_waiting = self.engine.n_waiting + self._n_arriving
             if n_waiting >= MAX_WAITING:
                 raise QueueFullError(f"{n_waiting} requests are waiting already; try again later")
-            self._n_arriving += 1
             self._post(lambda: self._arrive(request))
+            self._n_arriving += 1
 
     def cancel(self, request: Request, index: int | None = None, reason: str = "cancelled") -> None:
         """End a request, or one branch of it, before the next step; its pages are free then."""
@@ -105,12 +106,18 @@ class EngineThread:
         """Have the thread do some work; the caller holds _changed."""
         if self._is_closed:
             raise RequestError("this model is closed; load it again")
-        self._work.append(work)
         if self._thread is None:
-            self._owner_pid = os.getpid()
-            self._thread = threading.Thread(target=self._run, name="deepzig-engine", daemon=True)
-            self._thread.start()
+            self._start()
+        self._work.append(work)
         self._changed.notify()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="deepzig-engine", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise ResourceError(f"the model's thread cannot be started ({error}); check the process limit") from error
+        self._thread, self._owner_pid = thread, os.getpid()
 
     def _arrive(self, request: Request) -> None:
         with self._changed:

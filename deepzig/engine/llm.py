@@ -132,6 +132,7 @@ class LLM:
             TokenizerError: the chat template fails, or the tokenizer is another model's.
             ResourceError: the process that renders the chat template is killed, or cannot be started.
             QueueFullError: too many requests wait.
+            ResourceError: the system gives no thread to compute in.
         """
         submitted = time.perf_counter()
         prompt_ids = self.encode(prompt)

@@ -13,7 +13,7 @@ import pytest
 import deepzig
 from deepzig import SamplingParams
 from deepzig.engine import engine_thread
-from deepzig.errors import QueueFullError, RequestError
+from deepzig.errors import QueueFullError, RequestError, ResourceError
 
 LONG = SamplingParams(max_tokens=900, temperature=0.0, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
@@ -78,6 +78,19 @@ def test_a_closed_stream_is_cancelled(llm: deepzig.LLM, n_read: int) -> None:
 def test_a_stream_that_nobody_holds_is_cancelled(llm: deepzig.LLM) -> None:
     llm.stream("Once upon a time", LONG)
     assert ended_within(llm, 2)
+
+
+def test_a_thread_that_cannot_be_started(llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is refused; later ones, when there are threads again, are served."""
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(ResourceError, match="can't start new thread"):
+            llm.generate("Once upon a time", SHORT)
+    assert len(llm.generate("Once upon a time", SHORT).token_ids) == 20
 
 
 def test_a_stream_keeps_its_model() -> None:
