@@ -230,6 +230,8 @@ def _switched(name: str, value: str) -> bool:
 def _path(name: str, argument: str) -> Path:
     if not argument:
         raise RequestError(f"{name} needs the name of a file")
+    if "\0" in argument:
+        raise RequestError(f"{name} takes no name with a zero byte")
     return Path(os.path.expanduser(argument))
 
 

@@ -4,6 +4,7 @@ Called by `chat` and `chat_commands`; calls `checkpoint.safe_files` and `text`. 
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def save_messages(path: Path, model: str, messages: Sequence[Message]) -> None:
         RequestError: there is a file that is no conversation.
         CheckpointError, ResourceError: it cannot be written.
     """
-    if path.exists():
+    if os.path.exists(path):
         try:
             load_messages(path)
         except RequestError as error:

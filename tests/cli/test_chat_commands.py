@@ -179,6 +179,8 @@ def test_the_end(session: ChatSession) -> None:
         ("/think hard", "/think takes on or off, not 'hard'"),
         ("/save", "/save needs the name of a file"),
         ("/load", "/load needs the name of a file"),
+        ("/save a\0b", "/save takes no name with a zero byte"),
+        ("/load a\0b", "/load takes no name with a zero byte"),
         ("/load /nowhere/talk.json", "cannot read /nowhere/talk.json (No such file or directory)"),
     ],
 )

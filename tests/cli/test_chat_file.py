@@ -41,9 +41,10 @@ def test_other_files_are_not_written_over(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "mine"
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["none/talk.json", "a whole sentence " * 20])
+def test_a_place_where_no_file_can_be(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot write"):
-        save_messages(tmp_path / "none" / "talk.json", "stories", MESSAGES)
+        save_messages(tmp_path / name, "stories", MESSAGES)
 
 
 @pytest.mark.parametrize(
