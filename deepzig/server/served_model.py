@@ -29,10 +29,10 @@ class ServedModel:
 
     @classmethod
     def of(cls, llm: LLM, model_id: str | None = None, reasoning_format: str = "deepseek") -> "ServedModel":
-        """What `llm` is; without a name of its own it goes by that of its folder."""
+        """What `llm` is; without a name of its own it goes by its folder's, ? for bytes that are no UTF-8."""
         template = llm.chat_template
         return cls(
-            id=model_id or llm.directory.resolve().name,
+            id=(model_id or llm.directory.resolve().name).encode(errors="replace").decode(),
             llm=llm,
             created=int(time.time()),
             tokenizer=llm.tokenizer,

@@ -1,7 +1,11 @@
 """What clients are told of the model: its parameters, and the fingerprint."""
 
 import math
+import os
+import shutil
 from pathlib import Path
+
+import msgspec
 
 from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.engine.loading import load
@@ -15,6 +19,12 @@ def test_a_tied_embedding_is_counted_once() -> None:
         described = ServedModel.of(llm).describe()
     assert llm.config.tie_word_embeddings and described.id == "v3_sharded"
     assert described.meta.n_params == sum(math.prod(info.shape) for info in open_checkpoint(TIED).infos.values())
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = shutil.copytree(TIED, tmp_path / os.fsdecode(b"by\xfftes"))
+    with load(folder) as llm:
+        assert msgspec.json.encode(ServedModel.of(llm).describe().id) == b'"by?tes"'
 
 
 def test_the_fingerprint_is_of_the_model_and_its_way_of_computing() -> None:
