@@ -120,7 +120,7 @@ class Generation:
         return chunks
 
     def __iter__(self) -> Iterator[StreamChunk]:
-        """Chunks as they come. Closing the iterator cancels the request. Raises as `poll`."""
+        """Chunks as they come. Closing the iterator cancels the request, as Ctrl-C does. Raises as `poll`."""
         return _Chunks(self)
 
     def result(self) -> GenerationResult:
@@ -190,8 +190,12 @@ class _Chunks(Iterator[StreamChunk]):
         while not self._ready:
             if self._is_closed or self._generation.is_finished:
                 raise StopIteration
-            self._generation.wait()
-            self._ready.extend(self._generation.poll())
+            try:
+                self._generation.wait()
+                self._ready.extend(self._generation.poll())
+            except BaseException:  # as by Ctrl-C: notebooks keep its traceback, which keeps this
+                self.close()
+                raise
         return self._ready.popleft()
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 import deepzig
 from deepzig import SamplingParams
 from deepzig.engine import engine_thread
+from deepzig.engine.generation import Generation
 from deepzig.errors import QueueFullError, RequestError, ResourceError
 
 LONG = SamplingParams(max_tokens=900, temperature=0.0, ignore_eos=True)
@@ -96,6 +97,23 @@ def test_a_thread_that_cannot_be_started(llm: deepzig.LLM, monkeypatch: pytest.M
 def test_a_stream_keeps_its_model() -> None:
     chunks = deepzig.load("stories").stream("Once upon a time", SHORT)
     assert sum(len(chunk.token_ids) for chunk in chunks) == 20
+
+
+@pytest.mark.parametrize("ask", [deepzig.LLM.generate, lambda *given: list(deepzig.LLM.stream(*given))])
+def test_an_interruption_cancels_the_request(
+    llm: deepzig.LLM, ask: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even while its traceback is kept, as notebooks do."""
+
+    def interrupt(*_: object) -> None:
+        while not llm.stats().n_running:
+            pass
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Generation, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        ask(llm, "Once upon a time", LONG)
+    assert ended_within(llm, 2) and kept.tb is not None
 
 
 def test_answers_that_are_complete_keep_no_model() -> None:
