@@ -37,7 +37,7 @@ def encode_prompt(
         if room is not None:
             tokenizer.check_room(prompt, room)
         ids = _known_ids(tokenizer.encode(prompt), vocab_size)
-    elif len(prompt) and isinstance(prompt[0], Mapping):
+    elif isinstance(prompt, Sequence) and len(prompt) and isinstance(prompt[0], Mapping):
         if tokenizer is None or chat_template is None:
             raise RequestError("this model has no chat template; give text instead of messages")
         messages = cast(Sequence[Mapping[str, Any]], prompt)

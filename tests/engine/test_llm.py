@@ -171,7 +171,9 @@ def test_a_tokenizer_of_another_model_is_named(tmp_path: Path) -> None:
             llm.generate(prompt, GREEDY)
 
 
-@pytest.mark.parametrize("prompt", [[], [-1], [10**9], [[1]], [[1, 2], [3]], [1.5], np.zeros((1, 2), int)])
+@pytest.mark.parametrize(
+    "prompt", [[], [-1], [10**9], [[1]], [[1, 2], [3]], [1.5], np.zeros((1, 2), int), None, 5, {"role": "user"}]
+)
 def test_impossible_prompts_are_refused(without_tokenizer: deepzig.LLM, prompt: Any) -> None:
     with pytest.raises(RequestError):
         without_tokenizer.generate(prompt, GREEDY)
