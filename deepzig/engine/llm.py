@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 import numpy as np
 
@@ -76,6 +76,9 @@ class LLM:
 
     def __repr__(self) -> str:
         return f"<LLM {self.name!r}, {self.config.model_type}, {self.config.num_hidden_layers} layers>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a model cannot be copied or pickled; each process loads its own")
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,9 @@
 """LLM: load, generate, stream, on the bundled model and on a folder without tokenizer."""
 
+import copy
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +82,13 @@ def test_numba_is_announced_before_it_compiles_for_a_minute(monkeypatch: pytest.
 
 def test_a_model_is_shown_in_short(stories: deepzig.LLM) -> None:
     assert repr(stories) == "<LLM 'stories', deepseek_v3, 5 layers>"
+
+
+@pytest.mark.parametrize("function", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_model_is_not_copied(stories: deepzig.LLM, function: Callable[[deepzig.LLM], Any]) -> None:
+    """It could not be closed but for all copies, and another process has no thread of it."""
+    with pytest.raises(TypeError, match="each process loads its own"):
+        function(stories)
 
 
 def test_seeded_answers_repeat_and_differ_by_seed(stories: deepzig.LLM) -> None:
