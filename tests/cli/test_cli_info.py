@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from click.testing import Result
+from click.testing import CliRunner, Result
 
 from deepzig.checkpoint.sizes import ParameterCount
+from deepzig.cli import main
 
 Run = Callable[..., Result]
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
-V3 = Path(__file__).resolve().parent.parent / "published" / "DeepSeek-V3"
+PUBLISHED = Path(__file__).resolve().parent.parent / "published"
+V3 = PUBLISHED / "DeepSeek-V3"
+V2_LITE = PUBLISHED / "DeepSeek-V2-Lite"  # has a tenth of V3's tensors to add up
 GB = 10**9
 
 
@@ -26,17 +29,24 @@ def shown(result: Result) -> dict[str, Any]:
     return dict(json.loads(result.stdout))
 
 
+def set_machine(patch: pytest.MonkeyPatch, available: int, allocatable: int | None = None) -> None:
+    """So much memory, which is read at 100 GB/s."""
+    patch.setattr("deepzig.memory.available_memory", lambda: available)
+    patch.setattr("deepzig.memory.allocatable_memory", lambda: allocatable or available)
+    patch.setattr("deepzig.evaluate.read_speed.read_bandwidth", lambda n_threads: 100e9)
+
+
 @pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A machine of 64 GB that reads 100 GB/s; machine(4 * GB) has other memory."""
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch, 64 * GB)
 
-    def set_memory(available: int, allocatable: int | None = None) -> None:
-        monkeypatch.setattr("deepzig.memory.available_memory", lambda: available)
-        monkeypatch.setattr("deepzig.memory.allocatable_memory", lambda: allocatable or available)
 
-    set_memory(64 * GB)
-    monkeypatch.setattr("deepzig.evaluate.read_speed.read_bandwidth", lambda n_threads: 100e9)
-    return set_memory
+@pytest.fixture(scope="module")
+def v3() -> Iterator[dict[str, Any]]:
+    """What --json says of DeepSeek-V3's config.json."""
+    with pytest.MonkeyPatch.context() as patch:
+        set_machine(patch, 64 * GB)
+        yield shown(CliRunner().invoke(main, ["info", "-m", str(V3), "--json"]))
 
 
 def lines_of(result: Result) -> dict[str, str]:
@@ -45,53 +55,50 @@ def lines_of(result: Result) -> dict[str, str]:
     return {line[:18].strip(): line[18:].strip() for line in result.stdout.splitlines()}
 
 
-def test_config_alone_is_enough(run: Run) -> None:
-    found = shown(run("info", "-m", str(V3), "--json"))
-    assert found["family"] == "DeepSeek-V3 family (deepseek_v3)"
-    assert found["parameters"] == {"total": 671_026_419_200, "active": 36_625_618_432, "mtp": 11_610_068_224}
-    assert (found["layers"], found["moe_layers"], found["experts"]) == (61, 58, 256)
-    assert not {"files", "mtp_stored"} & found.keys()
-    assert found["bytes"] == 688_574_839_360
-    assert list(found["formats"]["routed experts"]) == ["fp8"] and list(found["formats"]["head"]) == ["bf16"]
-    assert (found["tokenizer"], found["chat_template"]) == (False, False)
+def test_config_alone_is_enough(v3: dict[str, Any]) -> None:
+    assert v3["family"] == "DeepSeek-V3 family (deepseek_v3)"
+    assert v3["parameters"] == {"total": 671_026_419_200, "active": 36_625_618_432, "mtp": 11_610_068_224}
+    assert (v3["layers"], v3["moe_layers"], v3["experts"]) == (61, 58, 256)
+    assert not {"files", "mtp_stored"} & v3.keys()
+    assert v3["bytes"] == 688_574_839_360
+    assert list(v3["formats"]["routed experts"]) == ["fp8"] and list(v3["formats"]["head"]) == ["bf16"]
+    assert (v3["tokenizer"], v3["chat_template"]) == (False, False)
 
 
-def test_sums_of_memory_and_speed(run: Run) -> None:
-    found = shown(run("info", "-m", str(V3), "--json"))
-    now = found["as_it_is"]
+def test_sums_of_memory_and_speed(v3: dict[str, Any]) -> None:
+    now = v3["as_it_is"]
     memory = now["memory"]
     assert memory["needed"] == memory["weights"] + memory["cache"] + memory["work"]
-    assert (memory["weights"], memory["cache"]) == (found["bytes"], 4096 * 62 * 576 * 4)
-    assert found["cache_bytes_per_1k_tokens"] == 1000 * 62 * 576 * 4
+    assert (memory["weights"], memory["cache"]) == (v3["bytes"], 4096 * 62 * 576 * 4)
+    assert v3["cache_bytes_per_1k_tokens"] == 1000 * 62 * 576 * 4
     weights = now["bytes_per_token"] - 4096 * 61 * 576 * 4
-    assert 1.02 < weights / found["parameters"]["active"] < 1.03  # fp8, and a bf16 head
+    assert 1.02 < weights / v3["parameters"]["active"] < 1.03  # fp8, and a bf16 head
     assert now["tokens_per_s_at_most"] == pytest.approx(100e9 / now["bytes_per_token"])
-    assert (now["in_memory"], now["can_run"], found["available"]) == (False, True, 64 * GB)
+    assert (now["in_memory"], now["can_run"], v3["available"]) == (False, True, 64 * GB)
 
 
-def test_other_formats_are_compared(run: Run) -> None:
-    found = shown(run("info", "-m", str(V3), "--json"))
-    int8, int4 = found["conversions"]
+def test_other_formats_are_compared(v3: dict[str, Any]) -> None:
+    int8, int4 = v3["conversions"]
     assert (int8["format"], int4["format"]) == ("int8", "int4")
-    assert int4["bytes"] < 0.6 * found["bytes"] < int8["bytes"]
+    assert int4["bytes"] < 0.6 * v3["bytes"] < int8["bytes"]
     assert int4["memory"]["needed"] - int4["bytes"] == int8["memory"]["needed"] - int8["bytes"]
 
 
 @pytest.mark.parametrize(
     ("options", "cache"),
     [
-        (("--context", "1000"), 1024 * 62 * 576 * 4),
-        (("--context", "163840"), 163840 * 62 * 576 * 4),
-        (("--cache-dtype", "int8"), 4096 * 62 * 580),
+        (("--context", "1000"), 1024 * 27 * 576 * 4),
+        (("--context", "163840"), 163840 * 27 * 576 * 4),
+        (("--cache-dtype", "int8"), 4096 * 27 * 580),
     ],
 )
 def test_context_and_dtype_of_the_cache_are_the_users(run: Run, options: tuple[str, ...], cache: int) -> None:
-    found = shown(run("info", "-m", str(V3), "--json", *options))
+    found = shown(run("info", "-m", str(V2_LITE), "--json", *options))
     assert found["as_it_is"]["memory"]["cache"] == cache
 
 
 def test_a_context_that_the_model_lacks_is_an_error(run: Run) -> None:
-    result = run("info", "-m", str(V3), "--context", "163841")
+    result = run("info", "-m", str(V2_LITE), "--context", "163841")
     assert result.exit_code == 2 and "163840" in result.stderr
 
 
@@ -137,15 +144,16 @@ def test_weights_that_stream_are_said_to(run: Run) -> None:
     ]
 
 
-def test_what_loading_would_refuse_is_said(run: Run, machine: Callable[..., None]) -> None:
-    machine(64 * GB, 1 * GB)
-    lines = lines_of(run("info", "-m", str(V3)))
-    assert lines["available"] == "1 GB: too little for work and cache, loading is refused"
+def test_what_loading_would_refuse_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch, 16 * GB, GB // 2)
+    lines = lines_of(run("info", "-m", str(V2_LITE)))
+    assert lines["available"] == "500 MB: too little for work and cache, loading is refused"
 
 
 @pytest.mark.parametrize("columns", [40, 80])
-@pytest.mark.parametrize("model", ["stories", str(V3)])
+@pytest.mark.parametrize("model", ["stories", str(V2_LITE)], ids=["in memory", "from disk"])
 def test_lines_fit_terminals(run: Run, monkeypatch: pytest.MonkeyPatch, columns: int, model: str) -> None:
+    set_machine(monkeypatch, 4 * GB)
     unwrapped = run("info", "-m", model).stdout
     monkeypatch.setattr("deepzig.cli.tables.stdout_width", lambda: columns)
     lines = run("info", "-m", model).stdout.splitlines()
@@ -155,7 +163,7 @@ def test_lines_fit_terminals(run: Run, monkeypatch: pytest.MonkeyPatch, columns:
 
 
 def test_a_template_that_fails_is_told(run: Run, tmp_path: Path) -> None:
-    shutil.copy(V3 / "config.json", tmp_path)
+    shutil.copy(V2_LITE / "config.json", tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ 1 / 0 }}", encoding="utf-8")
     assert lines_of(run("info", "-m", str(tmp_path)))["chat template"].startswith("fails: ")
 
