@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import ml_dtypes
 import numpy as np
@@ -58,16 +59,23 @@ def test_int4_has_the_same_bits_in_few_rows_and_many(function: Callable[..., Non
     np.testing.assert_allclose(together, exact, rtol=0, atol=1e-6 * abs(exact).max())
 
 
+@cache
+def long_products() -> tuple[np.ndarray, list[tuple[Weight, np.ndarray]]]:
+    """x, weights and exact results; shared by all implementations, so only to be read."""
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((33, 5003), np.float32)[:, 2:5001]
+    return x, [(weight, x.astype(np.float64) @ decoded(weight).T) for weight in random_weights(rng, (70, 4999))]
+
+
 @every_implementation("linear")
 @pytest.mark.parametrize("n_rows", [1, 4, 33])
 def test_long_rows_and_windows(function: Callable[..., None], n_rows: int) -> None:
     """Rows longer than any panel, x and out within wider rows; nothing around `out` is touched."""
-    rng = np.random.default_rng(8)
-    x = rng.standard_normal((n_rows, 5003), np.float32)[:, 2:5001]
-    for weight in random_weights(rng, (70, 4999)):
+    x, products = long_products()
+    for weight, exact in products:
         wide = np.full((n_rows, 75), 7, np.float32)
-        function(x, weight, wide[:, 3:73], n_threads=2)
-        exact = x.astype(np.float64) @ decoded(weight).T
+        function(x[:n_rows], weight, wide[:, 3:73], n_threads=2)
+        exact = exact[:n_rows]
         np.testing.assert_allclose(wide[:, 3:73], exact, rtol=0, atol=1e-6 * 5000**0.5 * abs(exact).max())
         assert (wide[:, :3] == 7).all()
         assert (wide[:, 73:] == 7).all()
@@ -149,13 +157,12 @@ def test_several_threads_may_call_at_once(function: Callable[..., None]) -> None
 
     def multiply(x: np.ndarray) -> np.ndarray:
         out = np.empty((9, 300), np.float32)
-        for _ in range(10):
-            function(x, weight, out, n_threads=2)
+        function(x, weight, out, n_threads=2)
         return out
 
-    expected = [multiply(x) for x in inputs]
+    expected = [multiply(x) for x in inputs] * 10
     with ThreadPoolExecutor(4) as executor:
-        np.testing.assert_array_equal(list(executor.map(multiply, inputs)), expected)
+        np.testing.assert_array_equal(list(executor.map(multiply, [*inputs] * 10)), expected)
 
 
 @every_implementation_but("linear", "reference")

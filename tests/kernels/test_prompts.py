@@ -1,7 +1,8 @@
 """Rows of prompts through linear and experts, whose products may take other ways than those of decoding (`ways.h`)."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
 
 import ml_dtypes
 import numpy as np
@@ -33,33 +34,67 @@ def check_close(out: np.ndarray, exact: np.ndarray, tolerance: float, message: s
     np.testing.assert_allclose(out, exact, rtol=0, atol=tolerance * abs(exact).max(), err_msg=message)
 
 
+@dataclass(frozen=True)
+class Product:
+    """What is multiplied, and the result in f64; shared by all implementations, so only to be read."""
+
+    x: np.ndarray
+    weight: Weight
+    exact: np.ndarray
+    message: str
+
+
+def exact_products(weights: Iterable[Weight], inputs: Callable[[], list[np.ndarray]]) -> Iterator[Product]:
+    """Each weight with inputs of its own."""
+    for weight in weights:
+        transposed = decoded(weight).T
+        for x in inputs():
+            message = f"{weight.format}, groups of {weight.group_size}, {len(x)} rows"
+            yield Product(x, weight, x.astype(np.float64) @ transposed, message)
+
+
+@cache
+def products_of_shape(shape: tuple[int, int]) -> list[Product]:
+    """Every format; as many rows as registers hold sums for, fewer, and more than meet a block of weights at once."""
+    rng = np.random.default_rng(30)
+    sizes = (1, 2, 7, 12, 13, 131)
+
+    def inputs() -> list[np.ndarray]:
+        return [rng.standard_normal((n, shape[1]), np.float32) for n in sizes]
+
+    return list(exact_products(random_weights(rng, shape), inputs))
+
+
 @every_implementation("linear")
 @precisions
 @pytest.mark.parametrize("shape", [(1, 1), (33, 64), (50, 256), (7, 100), (70, 416), (13, 1100)])
 def test_products(function: Callable[..., None], shape: tuple[int, int], products: int, tolerance: float) -> None:
-    """Every format; as many rows as registers hold sums for, fewer, and more than meet a block of weights at once."""
-    rng = np.random.default_rng(30)
-    for weight in random_weights(rng, shape):
-        for n_rows in (1, 2, 7, 12, 13, 131):
-            x = rng.standard_normal((n_rows, shape[1]), np.float32)
-            exact = x.astype(np.float64) @ decoded(weight).T
-            message = f"{weight.format}, groups of {weight.group_size}, {n_rows} rows"
-            check_close(multiply(function, x, weight, products), exact, tolerance, message)
+    for product in products_of_shape(shape):
+        out = multiply(function, product.x, product.weight, products)
+        check_close(out, product.exact, tolerance, product.message)
+
+
+@cache
+def products_with_groups(group_size: int) -> list[Product]:
+    """The scales of neighbours differ much."""
+    rng = np.random.default_rng(31)
+    x = rng.standard_normal((7, 2304), np.float32)
+    weights = []
+    for weight_format, stored in (("int8", 2304), ("int4", 1152), ("fp8", 2304)):
+        codes = rng.integers(0, 0x70, (37, stored), np.uint8)
+        scale = np.exp2(rng.integers(-8, 1, (13, -(-2304 // group_size)))).astype(np.float32)
+        weights.append(Weight(weight_format, (37, 2304), codes, scale, "f32", group_size, block_rows=3))
+    return list(exact_products(weights, lambda: [x]))
 
 
 @every_implementation("linear")
 @precisions
 @pytest.mark.parametrize("group_size", [6, 32, 96, 256, 384, 768, 1024, 5000])
 def test_groups_of_any_size(function: Callable[..., None], group_size: int, products: int, tolerance: float) -> None:
-    """Groups that end within a block of weights, with it, or beyond the row; the scales of neighbours differ much."""
-    rng = np.random.default_rng(31)
-    x = rng.standard_normal((7, 2304), np.float32)
-    for weight_format, stored in (("int8", 2304), ("int4", 1152), ("fp8", 2304)):
-        codes = rng.integers(0, 0x70, (37, stored), np.uint8)
-        scale = np.exp2(rng.integers(-8, 1, (13, -(-2304 // group_size)))).astype(np.float32)
-        weight = Weight(weight_format, (37, 2304), codes, scale, "f32", group_size, block_rows=3)
-        exact = x.astype(np.float64) @ decoded(weight).T
-        check_close(multiply(function, x, weight, products), exact, tolerance, weight_format)
+    """Groups that end within a block of weights, with it, or beyond the row."""
+    for product in products_with_groups(group_size):
+        out = multiply(function, product.x, product.weight, products)
+        check_close(out, product.exact, tolerance, product.message)
 
 
 @every_implementation_but("linear", *UNFUSED)
@@ -144,12 +179,22 @@ def mix(
 def exact_mix(x: np.ndarray, weights: ExpertWeights, topk_idx: np.ndarray) -> np.ndarray:
     """The same in f64."""
     out = np.zeros(x.shape)
-    for t, chosen in enumerate(topk_idx):
-        for expert in chosen:
-            gate, up, down = (decoded(proj[expert]) for proj in (weights.gate_proj, weights.up_proj, weights.down_proj))
-            gated = gate @ x[t]
-            out[t] += 0.5 * (down @ (gated / (1 + np.exp(-gated)) * (up @ x[t])))
+    for expert, projs in enumerate(zip(weights.gate_proj, weights.up_proj, weights.down_proj, strict=True)):
+        gate, up, down = map(decoded, projs)
+        rows = (topk_idx == expert).any(axis=1)
+        gated = x[rows] @ gate.T
+        out[rows] += 0.5 * (gated / (1 + np.exp(-gated)) * (x[rows] @ up.T)) @ down.T
     return out
+
+
+@cache
+def mixes(hidden: int, intermediate: int) -> tuple[np.ndarray, np.ndarray, list[tuple[ExpertWeights, np.ndarray]]]:
+    """x, topk_idx, and for each way to store weights the exact result; as shared as a Product."""
+    rng = np.random.default_rng(33)
+    x = rng.standard_normal((37, hidden), np.float32)
+    topk_idx = np.stack([rng.permutation(5)[:3] for _ in range(37)]).astype(np.int32)
+    layers = random_experts(rng, hidden, intermediate)
+    return x, topk_idx, [(weights, exact_mix(x.astype(np.float64), weights, topk_idx)) for weights in layers]
 
 
 @every_implementation("experts")
@@ -158,12 +203,10 @@ def exact_mix(x: np.ndarray, weights: ExpertWeights, topk_idx: np.ndarray) -> np
 def test_experts(
     function: Callable[..., None], hidden: int, intermediate: int, products: int, tolerance: float
 ) -> None:
-    rng = np.random.default_rng(33)
-    x = rng.standard_normal((37, hidden), np.float32)
-    topk_idx = np.stack([rng.permutation(5)[:3] for _ in range(37)]).astype(np.int32)
-    for weights in random_experts(rng, hidden, intermediate):
+    x, topk_idx, results = mixes(hidden, intermediate)
+    for weights, exact in results:
         out = mix(function, x, weights, topk_idx, products)
-        check_close(out, exact_mix(x.astype(np.float64), weights, topk_idx), tolerance, weights.gate_proj[0].format)
+        check_close(out, exact, tolerance, weights.gate_proj[0].format)
 
 
 @every_implementation_but("experts", *UNFUSED)
