@@ -22,7 +22,10 @@ from tests.talkers import TEMPLATES, Script, make_talker
 
 @dataclass
 class RunningServer:
-    """A server that listens, and how to talk to it."""
+    """A server that listens, and how to talk to it.
+
+    `verify=False` as there is no TLS: the system's certificates take a client longer to read than most tests take.
+    """
 
     server: Server
     llm: LLM | None
@@ -57,10 +60,10 @@ class RunningServer:
 
     def openai(self, **options: Any) -> openai.OpenAI:
         given = {"api_key": "any", "max_retries": 0, "timeout": 60, **options}
-        return openai.OpenAI(base_url=f"{self.url}/v1", **given)
+        return openai.OpenAI(base_url=f"{self.url}/v1", http_client=openai.DefaultHttpxClient(verify=False), **given)
 
     def http(self, **options: Any) -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, timeout=60, **options)
+        return httpx2.Client(base_url=self.url, timeout=60, verify=False, **options)
 
 
 class _Sharing(Service):
