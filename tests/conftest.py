@@ -1,9 +1,12 @@
 """What holds for all tests."""
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
+
+from deepzig.threads import available_threads
 
 
 def pytest_configure() -> None:
@@ -18,4 +21,16 @@ def no_config_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         patch.delenv("DEEPZIG_CONFIG", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def share_of_the_cores() -> Iterator[None]:
+    """Processes that test beside each other share the cores: threads that spin for work would hold the others up.
+
+    Tests that are about threads ask for as many as they need.
+    """
+    n_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", str(max(1, available_threads() // n_processes)))
         yield
