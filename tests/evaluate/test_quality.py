@@ -1,5 +1,6 @@
 """What the formats may cost at most, on a text that the model was not trained on; and the table that shows it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,29 @@ TEXT = FABLES.read_text(encoding="utf-8")
 FEW = "Once upon a time there was a hare. He ran very fast."
 
 
+@pytest.fixture(scope="module")
+def stories() -> Iterator[deepzig.LLM]:
+    with deepzig.load("stories") as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def plain_perplexity(stories: deepzig.LLM) -> float:
+    return evaluate(stories, TEXT).perplexity
+
+
 @pytest.mark.parametrize(
     ("recipe", "perplexity", "kl"),
     [(Recipe("int8", CHANNEL), 1e-3, 3e-3), (Recipe("int4"), 5e-3, 2.5e-2)],  # int8 in its groups is the model itself
 )
-def test_quantising_costs_little(recipe: Recipe, perplexity: float, kl: float, tmp_path: Path) -> None:
+def test_quantising_costs_little(
+    recipe: Recipe, perplexity: float, kl: float, tmp_path: Path, stories: deepzig.LLM, plain_perplexity: float
+) -> None:
     convert(BUNDLED["stories"], tmp_path / "out", Options(recipe), n_threads=2)
-    reference = deepzig.load("stories")
-    result = evaluate(deepzig.load(tmp_path / "out"), TEXT, reference=reference)
+    with deepzig.load(tmp_path / "out") as rounded:
+        result = evaluate(rounded, TEXT, reference=stories)
     assert result.tokens == 3499
-    assert result.perplexity < evaluate(reference, TEXT).perplexity * (1 + perplexity)
+    assert result.perplexity < plain_perplexity * (1 + perplexity)
     assert result.divergence is not None and result.divergence.mean_kl < kl
 
 
