@@ -46,12 +46,6 @@ def test_two_turns_and_the_second_reuses_the_first(chat: Terminal) -> None:
     assert "session  answers: 2 with 40 tokens" in chat.text
 
 
-def test_ctrl_d_leaves(chat: Terminal) -> None:
-    chat.wait_for_prompt()
-    chat.send(CTRL_D)
-    assert chat.exit_code() == 0
-
-
 def test_an_answer_streams_until_ctrl_c_and_the_talk_goes_on(state: dict[str, str]) -> None:
     with Terminal("chat", *ENDLESS, env=state) as chat:
         chat.enter("Once upon a time")
@@ -103,11 +97,12 @@ def test_ctrl_c_at_a_prompt_takes_back_what_is_typed_and_then_tells_how_to_leave
     chat.wait_for_prompt()
 
 
-def test_an_interrupt_from_elsewhere_does_not_end_the_chat(chat: Terminal) -> None:
+def test_an_interrupt_from_elsewhere_does_not_end_the_chat_but_ctrl_d_does(chat: Terminal) -> None:
     chat.wait_for_prompt()
     chat.kill(signal.SIGINT)
     chat.wait(lambda: chat.text.count("Ctrl-D leaves") == 2)
-    chat.enter("/exit")
+    chat.wait_for_prompt()
+    chat.send(CTRL_D)
     assert chat.exit_code() == 0
 
 
@@ -150,13 +145,17 @@ def test_history_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
         chat.wait(lambda: chat.lines[-1] == "> /set seed 7")
 
 
-@pytest.mark.parametrize("keys", [ALT_ENTER, "\\\r"])
-def test_a_message_of_two_lines(chat: Terminal, keys: str) -> None:
-    chat.wait_for_prompt()
-    chat.send(f"/foo one{keys}two")
-    chat.wait(lambda: chat.lines[-2:] == ["> /foo one", "  two"])
-    chat.send("\r")
-    chat.wait_for("Error: /foo is no command")
+def test_messages_of_two_lines_and_errors_of_one(chat: Terminal) -> None:
+    for name, keys in (("/foo", ALT_ENTER), ("/bar", "\\\r")):
+        chat.wait_for_prompt()
+        chat.send(f"{name} one{keys}two")
+        chat.wait(lambda name=name: chat.lines[-2:] == [f"> {name} one", "  two"])
+        chat.send("\r")
+        chat.wait_for(f"Error: {name} is no command")
+    chat.enter("/set temperature hot")
+    chat.wait_for("Error: temperature takes a number, not 'hot'")
+    chat.enter("Tom")
+    chat.wait(lambda: STATISTICS.search(chat.text) is not None)
 
 
 def test_commands_are_completed(chat: Terminal) -> None:
@@ -218,13 +217,6 @@ def test_thoughts_are_hidden(thinker: str, state: dict[str, str]) -> None:
         assert chat.lines[question + 1].startswith("Cut at --max-tokens 8")
 
 
-def test_errors_are_one_line_and_the_chat_goes_on(chat: Terminal) -> None:
-    chat.enter("/set temperature hot")
-    chat.wait_for("Error: temperature takes a number, not 'hot'")
-    chat.enter("Tom")
-    chat.wait(lambda: STATISTICS.search(chat.text) is not None)
-
-
 def test_quiet_leaves_the_prompt_and_the_answer(state: dict[str, str]) -> None:
     with Terminal("chat", "-q", *GREEDY, "--max-tokens", "4", env=state) as chat:
         chat.enter("Once upon a time")
@@ -235,10 +227,10 @@ def test_quiet_leaves_the_prompt_and_the_answer(state: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("columns", [80, 40])
 def test_the_bar_of_a_conversion_fits_its_line(columns: int, tmp_path: Path) -> None:
-    with Terminal("quantize", "stories", str(tmp_path / "int4"), "--format", "int4", columns=columns) as terminal:
+    with Terminal("quantize", "stories", str(tmp_path / "int8"), "--format", "int8", columns=columns) as terminal:
         assert terminal.exit_code() == 0
-    bars = [line for line in terminal.lines if line.startswith("to int4")]
+    bars = [line for line in terminal.lines if line.startswith("to int8")]
     assert len(bars) == 1, "one bar, drawn over itself"
-    assert re.fullmatch(r"to int4 ━+ ([\d.]+)/\1 MB .*", bars[0])
+    assert re.fullmatch(r"to int8 ━+ ([\d.]+)/\1 MB .*", bars[0])
     assert "\r" in terminal.raw and "\x1b[?25l" in terminal.raw and terminal.raw.rstrip().endswith("files")
     assert terminal.raw.rindex("\x1b[?25h") > terminal.raw.rindex("\x1b[?25l"), "the cursor is there again"
