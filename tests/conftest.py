@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from deepzig.evaluate import read_speed
 from deepzig.threads import available_threads
 
 
@@ -33,4 +34,13 @@ def share_of_the_cores() -> Iterator[None]:
     n_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", str(max(1, available_threads() // n_processes)))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def memory_is_measured_in_short() -> Iterator[None]:
+    """Tests need no sure figure, and half a gigabyte takes a second of two cores; processes of their own read all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_speed, "MATRIX_BYTES", 1 << 20)
+        patch.setattr(read_speed, "BUDGET_S", 0.0)
         yield
