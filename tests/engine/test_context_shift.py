@@ -72,12 +72,12 @@ def test_turning_is_exact_at_far_positions() -> None:
 
 
 def test_an_answer_goes_on_past_the_context(shifting: deepzig.LLM) -> None:
-    prompt = some_ids(900)
-    result = shifting.generate(prompt, greedy(700))
-    assert (len(result.token_ids), result.finish_reason) == (700, "length")
-    assert result.n_shifted == 2 * 7 * PAGE_SIZE  # 1600 tokens: half of what is behind the first page, twice
-    plain = deepzig.load("stories", deterministic=True).generate(prompt, greedy(700))
-    assert (len(plain.token_ids), plain.n_shifted, plain.finish_reason) == (CONTEXT - 900, 0, "length")
+    prompt = some_ids(960)
+    result = shifting.generate(prompt, greedy(520))
+    assert (len(result.token_ids), result.finish_reason) == (520, "length")
+    assert result.n_shifted == 2 * 7 * PAGE_SIZE  # 1480 tokens: half of what is behind the first page, twice
+    plain = deepzig.load("stories", deterministic=True).generate(prompt, greedy(520))
+    assert (len(plain.token_ids), plain.n_shifted, plain.finish_reason) == (CONTEXT - 960, 0, "length")
     assert result.token_ids[: len(plain.token_ids)] == plain.token_ids
 
 
