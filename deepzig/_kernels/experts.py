@@ -56,16 +56,15 @@ def reference(
 
 def cases(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
     """Experts that get no token, one, or many; sizes that fill no vector; matrices of one format, and of three."""
-    n_formats = len(list(random_weights(rng, (1, 1))))
     for hidden, intermediate, n_experts, n_slots, apart in ((64, 48, 8, 3, 0), (100, 36, 5, 2, 0), (136, 48, 4, 2, 1)):
+        shapes = [(intermediate, hidden), (intermediate, hidden), (hidden, intermediate)]
+        stored = [[list(random_weights(rng, shape)) for _ in range(n_experts)] for shape in shapes]
+        n_formats = len(stored[0][0])
         for which in range(n_formats):
             formats = [(which + apart * matrix) % n_formats for matrix in range(3)]
-            shapes = [(intermediate, hidden), (intermediate, hidden), (hidden, intermediate)]
-            gate, up, down = (
-                [list(random_weights(rng, shape))[one] for _ in range(n_experts)]
-                for shape, one in zip(shapes, formats, strict=True)
+            weights = ExpertWeights(
+                *([expert[one] for expert in proj] for proj, one in zip(stored, formats, strict=True))
             )
-            weights = ExpertWeights(gate, up, down)
             for n_tokens in (1, 3, 40):
                 x = rng.standard_normal((n_tokens, hidden), np.float32) * np.float32(0.05)
                 topk_idx = np.stack([rng.permutation(n_experts)[:n_slots] for _ in range(n_tokens)]).astype(np.int32)
