@@ -11,7 +11,7 @@ from deepzig._kernels import REGISTRY, implementations
 from deepzig._kernels.weight import ExpertWeights, Weight
 
 from . import agreement
-from .products import last_case
+from .refusals import last_case
 
 every_kernel = pytest.mark.parametrize(
     ("stem", "function"),
