@@ -44,6 +44,11 @@ def one_more(axis: int) -> Change:
     return change
 
 
+def wrong_floats(name: str, n_axes: int) -> list[tuple[str, Change]]:
+    """For `wrong_arguments`: f32 of another dtype, with an axis more, and longer along each of the first n_axes."""
+    return [(name, change) for change in (as_float64, one_axis_more, *map(one_more, range(n_axes)))]
+
+
 def wrong_arguments(*wrong: tuple[str, Change]) -> pytest.MarkDecorator:
     """Parametrises a test over (name, change): a parameter, and what makes its array one that must be refused."""
     return pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from deepzig._kernels.weight_cases import random_weights
 
 from .agreement import every_implementation, every_implementation_but
 from .products import decoded
-from .refusals import as_float64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
+from .refusals import as_float64, check_refuses, one_more, read_only, wrong_arguments, wrong_floats
 
 
 @every_implementation_but("absorb_query", "reference")
@@ -56,10 +56,7 @@ def test_every_code_of_fp8(function: Callable[..., None], n_rows: int) -> None:
 
 @every_implementation_but("absorb_query", "reference")
 @wrong_arguments(
-    ("q_nope", as_float64),
-    ("q_nope", one_axis_more),
-    ("q_nope", one_more(0)),
-    ("q_nope", one_more(1)),
+    *wrong_floats("q_nope", 2),
     ("out", as_float64),
     ("out", one_more(0)),
     ("out", one_more(1)),

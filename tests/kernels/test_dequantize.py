@@ -10,7 +10,15 @@ from deepzig._kernels.weight import Weight
 
 from . import agreement
 from .agreement import every_implementation, every_implementation_but
-from .refusals import as_float64, as_int64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
+from .refusals import (
+    as_int64,
+    check_refuses,
+    one_axis_more,
+    one_more,
+    read_only,
+    wrong_arguments,
+    wrong_floats,
+)
 
 
 @every_implementation("dequantize")
@@ -49,10 +57,7 @@ def test_rows_outside_are_refused(function: Callable[..., None], row: int) -> No
     ("rows", as_int64),
     ("rows", one_axis_more),
     ("rows", one_more(0)),
-    ("out", as_float64),
-    ("out", one_axis_more),
-    ("out", one_more(0)),
-    ("out", one_more(1)),
+    *wrong_floats("out", 2),
     ("out", read_only),
 )
 def test_wrong_arrays_are_refused(

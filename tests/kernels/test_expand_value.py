@@ -9,7 +9,7 @@ from deepzig._kernels.weight_cases import random_weights
 
 from .agreement import every_implementation, every_implementation_but
 from .products import decoded
-from .refusals import as_float64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
+from .refusals import as_float64, check_refuses, one_more, read_only, wrong_arguments, wrong_floats
 
 
 @every_implementation_but("expand_value", "reference")
@@ -41,11 +41,7 @@ def test_many_rows_against_exact_sums(function: Callable[..., None], n_rows: int
 
 @every_implementation_but("expand_value", "reference")
 @wrong_arguments(
-    ("o_latent", as_float64),
-    ("o_latent", one_axis_more),
-    ("o_latent", one_more(0)),
-    ("o_latent", one_more(1)),
-    ("o_latent", one_more(2)),
+    *wrong_floats("o_latent", 3),
     ("out", as_float64),
     ("out", one_more(0)),
     ("out", one_more(1)),

@@ -8,7 +8,15 @@ import pytest
 
 from . import agreement
 from .agreement import every_implementation, every_implementation_but
-from .refusals import as_float64, as_int64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
+from .refusals import (
+    as_int64,
+    check_refuses,
+    one_axis_more,
+    one_more,
+    read_only,
+    wrong_arguments,
+    wrong_floats,
+)
 
 
 @every_implementation("expert_gate")
@@ -116,18 +124,13 @@ def test_impossible_settings_are_refused(function: Callable[..., None], settings
 
 @every_implementation_but("expert_gate", "reference")
 @wrong_arguments(
-    ("logits", as_float64),
-    ("logits", one_axis_more),
-    ("logits", one_more(0)),
+    *wrong_floats("logits", 1),
     ("topk_idx", as_int64),
     ("topk_idx", one_axis_more),
     ("topk_idx", one_more(0)),
     ("topk_idx", one_more(1)),
     ("topk_idx", read_only),
-    ("topk_weight", as_float64),
-    ("topk_weight", one_axis_more),
-    ("topk_weight", one_more(0)),
-    ("topk_weight", one_more(1)),
+    *wrong_floats("topk_weight", 2),
     ("topk_weight", read_only),
 )
 def test_wrong_arrays_are_refused(

@@ -18,10 +18,10 @@ from .refusals import (
     as_int64,
     check_refuses,
     first_half,
-    one_axis_more,
     one_more,
     read_only,
     wrong_arguments,
+    wrong_floats,
 )
 
 
@@ -116,10 +116,7 @@ def negative(topk_idx: np.ndarray) -> np.ndarray:
 
 @every_implementation_but("experts", "reference")
 @wrong_arguments(
-    ("x", as_float64),
-    ("x", one_axis_more),
-    ("x", one_more(0)),
-    ("x", one_more(1)),
+    *wrong_floats("x", 2),
     ("topk_idx", as_int64),
     ("topk_idx", one_more(0)),
     ("topk_idx", one_more(1)),

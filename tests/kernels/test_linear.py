@@ -20,7 +20,7 @@ from deepzig._kernels.weight_cases import random_weights
 
 from .agreement import every_implementation, every_implementation_but
 from .products import decoded
-from .refusals import as_float64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
+from .refusals import check_refuses, read_only, wrong_arguments, wrong_floats
 
 UNFUSED = ("reference", "blas")  # they sum in the order of NumPy's BLAS, which depends on the shape
 
@@ -167,14 +167,8 @@ def test_several_threads_may_call_at_once(function: Callable[..., None]) -> None
 
 @every_implementation_but("linear", "reference")
 @wrong_arguments(
-    ("x", as_float64),
-    ("x", one_axis_more),
-    ("x", one_more(0)),
-    ("x", one_more(1)),
-    ("out", as_float64),
-    ("out", one_axis_more),
-    ("out", one_more(0)),
-    ("out", one_more(1)),
+    *wrong_floats("x", 2),
+    *wrong_floats("out", 2),
     ("out", read_only),
 )
 def test_wrong_arrays_are_refused(

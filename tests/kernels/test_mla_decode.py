@@ -13,10 +13,10 @@ from .refusals import (
     as_int64,
     check_refuses,
     first_half,
-    one_axis_more,
     one_more,
     read_only,
     wrong_arguments,
+    wrong_floats,
 )
 
 
@@ -130,11 +130,7 @@ def negative(numbers: np.ndarray) -> np.ndarray:
 
 @every_implementation_but("mla_decode", "reference")
 @wrong_arguments(
-    ("query", as_float64),
-    ("query", one_axis_more),
-    ("query", one_more(0)),
-    ("query", one_more(1)),
-    ("query", one_more(2)),
+    *wrong_floats("query", 3),
     ("pages", as_float64),
     ("pages", one_more(2)),
     ("scales", as_float64),

@@ -10,7 +10,7 @@ from deepzig._kernels import DECODING, EXACT, FAST, REGISTRY
 
 from . import agreement
 from .agreement import every_implementation, every_implementation_but
-from .refusals import as_float64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
+from .refusals import as_float64, check_refuses, one_more, read_only, wrong_arguments, wrong_floats
 
 
 def attend(
@@ -129,11 +129,7 @@ def test_keys_ahead_of_a_query_do_not_reach_it(function: Callable[..., None], pr
 
 @every_implementation_but("mla_prefill", "reference")
 @wrong_arguments(
-    ("query", as_float64),
-    ("query", one_axis_more),
-    ("query", one_more(0)),
-    ("query", one_more(1)),
-    ("query", one_more(2)),
+    *wrong_floats("query", 3),
     ("kv", as_float64),
     ("kv", one_more(0)),
     ("kv", one_more(1)),

@@ -7,7 +7,7 @@ import pytest
 
 from . import agreement
 from .agreement import every_compiled, every_implementation, every_implementation_but
-from .refusals import as_float64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
+from .refusals import check_refuses, read_only, wrong_arguments, wrong_floats
 
 
 @every_implementation("rms_norm")
@@ -25,17 +25,9 @@ def test_in_place(function: Callable[..., None]) -> None:
 
 @every_implementation_but("rms_norm", "reference")
 @wrong_arguments(
-    ("x", as_float64),
-    ("x", one_axis_more),
-    ("x", one_more(0)),
-    ("x", one_more(1)),
-    ("weight", as_float64),
-    ("weight", one_axis_more),
-    ("weight", one_more(0)),
-    ("out", as_float64),
-    ("out", one_axis_more),
-    ("out", one_more(0)),
-    ("out", one_more(1)),
+    *wrong_floats("x", 2),
+    *wrong_floats("weight", 1),
+    *wrong_floats("out", 2),
     ("out", read_only),
 )
 def test_wrong_arrays_are_refused(

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from .agreement import every_implementation, every_implementation_but
-from .refusals import as_float64, as_int64, check_refuses, one_axis_more, one_more, read_only, wrong_arguments
+from .refusals import (
+    as_int64,
+    check_refuses,
+    one_axis_more,
+    one_more,
+    read_only,
+    wrong_arguments,
+    wrong_floats,
+)
 
 
 @every_implementation("top_tokens")
@@ -32,16 +40,12 @@ def test_quotients_beyond_float32_leave_the_likeliest(function: Callable[..., No
 
 @every_implementation_but("top_tokens", "reference")
 @wrong_arguments(
-    ("logits", as_float64),
-    ("logits", one_axis_more),
-    ("logits", one_more(0)),
+    *wrong_floats("logits", 1),
     ("token_ids", as_int64),
     ("token_ids", one_axis_more),
     ("token_ids", one_more(0)),
     ("token_ids", read_only),
-    ("probs", as_float64),
-    ("probs", one_axis_more),
-    ("probs", one_more(0)),
+    *wrong_floats("probs", 1),
     ("probs", read_only),
 )
 def test_wrong_arrays_are_refused(
