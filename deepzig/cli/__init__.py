@@ -1,8 +1,8 @@
 """The command line. Each command is a module of this package, imported when it runs, with a function of its name.
 
 Called by the console script of its name and by `python -m deepzig`; calls the commands. The one place that turns
-exceptions into a line on stderr and an exit code. Knows nothing of models and arrays: `deepzig --help` imports only
-click and must stay that fast.
+exceptions into a line on stderr and an exit code. Knows nothing of models and arrays: `deepzig --help` imports click
+and little beside it, and must stay that fast.
 """
 
 import importlib
