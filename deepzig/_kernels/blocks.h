@@ -18,9 +18,11 @@
 #else
 #define BLOCK_ROWS (4 * TILE_ROWS)
 #define BLOCK_WIDTH 256
-#define GROUP_X_ROWS TILE_X_ROWS
+#define GROUP_X_ROWS (LANES == 8 ? 3 : TILE_X_ROWS)
 #endif
 #define PASS_X_ROWS 64
+
+#define FEW_AT_ONCE 4 /* x rows; four by four sums are added up by vsum16 */
 
 typedef struct {
     float weights[BLOCK_ROWS][BLOCK_WIDTH];
@@ -162,6 +164,21 @@ static inline void dot_pass(const Matrix *w, int64_t first, int rows, const floa
             for (int64_t j = 0; j < x_rows; j++) out[j * out_stride + i] = NAN;
 }
 
+/* Up to so many x rows weights are decoded for FEW_AT_ONCE of them, since that costs less than a block. */
+INLINE int few_x_rows(int format) {
+    if (format == INT4) return 0;
+    return format == FP8 && !LOOKS_UP_FP8 ? (LANES == 8 ? 8 : 0) : 16;
+}
+
+/* dot_rows for more x rows, FEW_AT_ONCE at a time: a block's weight rows, which stay in L1, are decoded for each of these. */
+static inline void dot_few(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t x_rows,
+                           float *out, int64_t out_stride) {
+    for (int64_t n = first; n < last; n += BLOCK_ROWS)
+        for (int64_t j = 0; j < x_rows; j += FEW_AT_ONCE)
+            dot_rows(w, n, least(n + BLOCK_ROWS, last), x + j, (int)least(x_rows - j, FEW_AT_ONCE),
+                     out + j * out_stride + (n - first), out_stride);
+}
+
 /* Floats of `space` that dot_block needs. */
 INLINE int64_t dot_space(const Matrix *w) {
     return (int64_t)(sizeof(DotSpace) / sizeof(float)) + (is_even(w) ? 0 : BLOCK_ROWS * padded(w->k));
@@ -185,9 +202,7 @@ static inline void dot_block(const Matrix *w, int64_t first, int64_t last, const
         }
     } else if (x_rows <= TILE_X_ROWS) {
         dot_rows(w, first, last, x, (int)x_rows, out, out_stride);
-    } else if ((x_rows <= FEW_X_ROWS && (w->format == FP8 ? LOOKS_UP_FP8 : w->format != INT4)) ||
-               block_group(w) > BLOCK_WIDTH) {
-        /* cheap to decode once more, or groups that no block holds */
+    } else if (x_rows <= few_x_rows((int)w->format) || block_group(w) > BLOCK_WIDTH) { /* or no block holds a group */
         dot_few(w, first, last, x, x_rows, out, out_stride);
     } else {
         for (int64_t j = 0; j < x_rows; j += PASS_X_ROWS)

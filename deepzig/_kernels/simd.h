@@ -32,6 +32,14 @@ INLINE void vstore(float *p, vfloat v) { *(vfloat *)p = v; }
 /* s in all lanes. Minus, since s - 0 is s for every s and costs nothing; -0 + 0 is +0, so plus would cost an addition. */
 INLINE vfloat vset(float s) { return s - (vfloat){0}; }
 
+/* v loaded once; the compiler would read it from memory wherever it is used. */
+INLINE vfloat in_register(vfloat v) {
+#if defined(__AVX2__)
+    __asm__("" : "+x"(v));
+#endif
+    return v;
+}
+
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Parts of `size` that hold n. */

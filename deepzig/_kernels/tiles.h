@@ -17,26 +17,31 @@
 #include "scratch.h"
 #include "weights.h"
 
-/* A dot tile holds TILE_ROWS weight rows x TILE_X_ROWS x rows in registers. A mix tile holds MIX_OUTS rows of
- * out x MIX_VECTORS vectors, or, for half as many rows and fewer, twice as many vectors. */
+/* A dot tile holds TILE_ROWS weight rows x TILE_X_ROWS x rows in registers, or MOST_TILE_ROWS x 1. A mix tile holds MIX_OUTS
+ * rows of out x MIX_VECTORS vectors, or, for half as many rows and fewer, twice as many vectors. */
 #if defined(__AVX512F__)
 #define TILE_ROWS 4
+#define MOST_TILE_ROWS 8
 #define TILE_X_ROWS 5
 #define MIX_OUTS 8
 #define MIX_VECTORS 2
 #elif defined(__AVX2__)
 #define TILE_ROWS 3
+#define MOST_TILE_ROWS 4
 #define TILE_X_ROWS 4
+#define HELD_X_ROWS(sums) (14 - (sums)) /* 16 registers: one for a weight, one for what decodes it */
 #define MIX_OUTS 4
 #define MIX_VECTORS 2
 #else
 #define TILE_ROWS 2
+#define MOST_TILE_ROWS 4
 #define TILE_X_ROWS 4
 #define MIX_OUTS 4
 #define MIX_VECTORS 2
 #endif
-#define FEW_X_ROWS 16 /* x rows that stay in L1 while weight rows pass */
-#define FEW_AT_ONCE 4 /* of them; four by four sums are added up by vsum16 */
+#ifndef HELD_X_ROWS
+#define HELD_X_ROWS(sums) 0
+#endif
 
 INLINE int64_t padded(int64_t k) { return round_up(k, LANES); }
 
@@ -50,38 +55,56 @@ INLINE Matrix float_matrix(const float *values, int64_t n, int64_t k, int64_t ro
 
 /* ---- dot -------------------------------------------------------------------------------------------- */
 
+/* part[i][j] += W[i, k..] . x[j][k..] of the columns that are decoded at once. A tile with few registers waits for its loads:
+ * there x is loaded once for all rows, as far as registers are left. */
+INLINE void tile_step(int format, int rows, int x_rows, const uint8_t *codes, int64_t row_bytes, int64_t k,
+                      int64_t offset, const float *const *x, vfloat (*part)[TILE_X_ROWS]) {
+    const int vectors = STEP_VECTORS(format), held = vectors > 2 ? 0 : HELD_X_ROWS(rows * x_rows);
+    vfloat weight[MOST_TILE_ROWS][4], value[TILE_X_ROWS];
+    if (held && vectors == 2) {
+        for (int i = 0; i < rows; i++) decode_step(format, codes + i * row_bytes, k, offset, weight[i]);
+        for (int v = 0; v < vectors; v++)
+            for (int j = 0; j < x_rows; j++) {
+                value[j] = in_register(vload(x[j] + k + v * LANES));
+                for (int i = 0; i < rows; i++) part[i][j] += weight[i][v] * value[j];
+            }
+        return;
+    }
+    for (int j = 0; j < x_rows && j < held; j++) value[j] = in_register(vload(x[j] + k));
+    for (int i = 0; i < rows; i++) {
+        decode_step(format, codes + i * row_bytes, k, offset, weight[i]);
+        for (int v = 0; v < vectors; v++)
+            for (int j = 0; j < x_rows; j++)
+                part[i][j] += weight[i][v] * (j < held ? value[j] : vload(x[j] + k + v * LANES));
+    }
+}
+
 /* out[j * out_stride + i] = sum_k W[row + i, k] * x[j][k] for i < rows, j < x_rows; weights are decoded on the way.
  * The same bytes of the next tile are prefetched while this one is computed. */
 INLINE void dot_tile(int format, int rows, int x_rows, const Matrix *w, int64_t row, const float *const *x, float *out,
                      int64_t out_stride) {
-    enum { MOST = 2 * TILE_ROWS };
     const int vectors = STEP_VECTORS(format);
-    const int64_t bits = code_bits(format);
+    const int64_t bits = code_bits(format), line = 512 / bits; /* columns */
     const uint8_t *codes = codes_of(w, row);
     const int64_t ahead = rows * w->row_bytes;
-    vfloat sum[MOST][TILE_X_ROWS];
-    int64_t scale[MOST];
-    uint64_t nan[MOST] = {0};
+    vfloat sum[MOST_TILE_ROWS][TILE_X_ROWS];
+    int64_t scale[MOST_TILE_ROWS];
+    uint64_t nan[MOST_TILE_ROWS] = {0};
     for (int i = 0; i < rows; i++) scale[i] = first_scale(w, row + i);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < x_rows; j++) sum[i][j] = vset(0);
     for (int64_t k = 0, g = 0; k < w->k; g++) {
         const int64_t end = least(k + w->group_size, w->k);
-        vfloat part[MOST][TILE_X_ROWS];
+        vfloat part[MOST_TILE_ROWS][TILE_X_ROWS];
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < x_rows; j++) part[i][j] = vset(0);
         for (; k < end; k += vectors * LANES) {
-            if ((k * bits / 8) % 64 == 0)
+            if ((k & (line - 1)) == 0)
                 for (int i = 0; i < rows; i++) {
                     prefetch(codes + i * w->row_bytes + k * bits / 8 + ahead);
                     if (format == FP8) nan[i] |= fp8_nan(codes + i * w->row_bytes + k);
                 }
-            for (int i = 0; i < rows; i++) {
-                vfloat weight[4];
-                decode_step(format, codes + i * w->row_bytes, k, w->offset, weight);
-                for (int v = 0; v < vectors; v++)
-                    for (int j = 0; j < x_rows; j++) part[i][j] += weight[v] * vload(x[j] + k + v * LANES);
-            }
+            tile_step(format, rows, x_rows, codes, w->row_bytes, k, w->offset, x, part);
         }
         if (format == FP8 && LOOKS_UP_FP8) __asm__("" : "+r"(g)); /* or gcc counts up every row's index in memory */
         for (int i = 0; i < rows; i++) {
@@ -105,10 +128,11 @@ INLINE void dot_tile(int format, int rows, int x_rows, const Matrix *w, int64_t 
         for (int j = 0; j < x_rows; j++) out[j * out_stride + i] = nan[i] ? NAN : vsum(sum[i][j]);
 }
 
-/* Weight rows of a tile with so many x rows: twice as many for one, unless fp8's tables take the registers. */
+/* Weight rows of a tile with so many x rows: more for one, fewer where tables of fp8, or pairs of vectors, take the registers. */
 INLINE int rows_of_tile(int format, int x_rows) {
     if (format == FP8 && LOOKS_UP_FP8) return x_rows < TILE_X_ROWS ? TILE_ROWS : TILE_ROWS / 2;
-    return x_rows == 1 ? 2 * TILE_ROWS : TILE_ROWS;
+    if (format == FP8 && STEP_VECTORS(FP8) == 2 && x_rows > 2) return 2;
+    return x_rows == 1 ? MOST_TILE_ROWS : TILE_ROWS;
 }
 
 /* Rows [first, last) of W against `x_rows` x rows, in tiles of constant size. */
@@ -143,17 +167,6 @@ static inline void dot_rows(const Matrix *w, int64_t first, int64_t last, const 
     case INT8: dot_rows_as(INT8, x_rows, w, first, last, x, out, out_stride); break;
     default: dot_rows_as(INT4, x_rows, w, first, last, x, out, out_stride);
     }
-}
-
-/* The same for more x rows that stay in L1: each tile of weight rows meets them FEW_AT_ONCE at a time. */
-static inline void dot_few(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t x_rows,
-                           float *out, int64_t out_stride) {
-    for (int64_t n = first; n < last; n += TILE_ROWS)
-        for (int64_t j = 0; j < x_rows; j += FEW_AT_ONCE) {
-            const int64_t stop = least(n + TILE_ROWS, last);
-            dot_rows(w, n, stop, x + j, (int)least(x_rows - j, FEW_AT_ONCE), out + j * out_stride + (n - first),
-                     out_stride);
-        }
 }
 
 /* ---- weighted sums of rows ------------------------------------------------------------------------------------ */
