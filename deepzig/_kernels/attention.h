@@ -12,7 +12,7 @@
 #include "vmath.h"
 
 /* Rows and panels of a product that meet in registers, as floats. */
-#if defined(__AVX512F__)
+#if REGISTERS == 32
 #define ROWS_AT_ONCE 8
 #else
 #define ROWS_AT_ONCE 6

@@ -18,7 +18,7 @@
 #else
 #define BLOCK_ROWS (4 * TILE_ROWS)
 #define BLOCK_WIDTH 256
-#define GROUP_X_ROWS (LANES == 8 ? 3 : TILE_X_ROWS)
+#define GROUP_X_ROWS 3
 #endif
 #define PASS_X_ROWS 64
 

@@ -28,7 +28,8 @@ def values_of(weight: Weight, codes: np.ndarray) -> np.ndarray:
         case "f32":
             return codes
         case "f16":
-            return codes.view(np.float16).astype(np.float32)
+            with np.errstate(invalid="ignore"):  # NumPy warns of some NaN on aarch64
+                return codes.view(np.float16).astype(np.float32)
         case "bf16":
             return (codes.astype(np.uint32) << 16).view(np.float32)
         case "fp8":

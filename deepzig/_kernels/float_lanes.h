@@ -16,7 +16,7 @@
 #define FLOAT_PASS 128 /* x rows that meet a block before it is made again */
 
 /* Most x rows at once: what registers hold sums for, beside the operands; and each number of them. */
-#if defined(__AVX512F__)
+#if REGISTERS == 32
 #define LANE_X_ROWS 12
 #define EACH_COUNT(take) take(1) take(2) take(3) take(4) take(5) take(6) take(7) take(8) take(9) take(10) take(11) take(12)
 #else

@@ -16,19 +16,20 @@
 
 /* Register tiles: rows whose scores are summed at once, with one vector of heads or two; heads and vectors of values whose
  * weighted sums are. */
-#if defined(__AVX512F__)
+#if LANES == 16
 #define SCORE_ROWS(vectors) ((vectors) == 1 ? 16 : 8)
 #define SUM_HEADS 8
 #define SUM_VECTORS 3
-#elif defined(__AVX2__)
+#elif LANES == 8
 #define SCORE_ROWS(vectors) ((vectors) == 1 ? 8 : 6)
 #define SUM_HEADS 4
 #define SUM_VECTORS 3
 #else
-#define SCORE_ROWS(vectors) ((vectors) == 1 ? 8 : 4)
+#define SCORE_ROWS(vectors) (REGISTERS / ((vectors) == 1 ? 2 : 4))
 #define SUM_HEADS 4
-#define SUM_VECTORS 2
+#define SUM_VECTORS (REGISTERS / 8)
 #endif
+_Static_assert(SUM_HEADS <= LANES, "a task has LANES heads, or twice as many");
 
 /* The heads of one task: vectors * LANES, of which those beyond the model's have queries of zeros. */
 typedef struct {

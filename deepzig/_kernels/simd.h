@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-/* LANES floats a vector. */
+/* LANES floats a vector, REGISTERS vectors that a core holds. */
 #if defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX2__)
@@ -21,11 +21,23 @@
 #else
 #define LANES 4
 #endif
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define REGISTERS 32
+#else
+#define REGISTERS 16
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vfloat __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t vint __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+/* Elements of a and b, those of b counted behind those of a. numbers: a vector of as many whole numbers. */
+#if defined(__clang__)
+#define SHUFFLE(numbers, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(numbers, a, b, ...) __builtin_shuffle(a, b, (numbers){__VA_ARGS__})
+#endif
 
 INLINE vfloat vload(const float *p) { return *(const vfloat *)p; }
 INLINE void vstore(float *p, vfloat v) { *(vfloat *)p = v; }
@@ -142,10 +154,11 @@ INLINE void transpose(const vfloat *row, vfloat *column) {
 }
 #else
 INLINE void transpose(const vfloat *row, vfloat *column) {
-    float lane[LANES];
-    for (int c = 0; c < LANES; c++) {
-        for (int r = 0; r < LANES; r++) lane[r] = row[r][c];
-        column[c] = vload(lane);
+    for (int half = 0; half < 2; half++) { /* columns 0 and 1, then 2 and 3 */
+        const vfloat low = half ? SHUFFLE(vint, row[0], row[1], 2, 6, 3, 7) : SHUFFLE(vint, row[0], row[1], 0, 4, 1, 5);
+        const vfloat high = half ? SHUFFLE(vint, row[2], row[3], 2, 6, 3, 7) : SHUFFLE(vint, row[2], row[3], 0, 4, 1, 5);
+        column[2 * half] = SHUFFLE(vint, low, high, 0, 1, 4, 5);
+        column[2 * half + 1] = SHUFFLE(vint, low, high, 2, 3, 6, 7);
     }
 }
 #endif

@@ -19,7 +19,7 @@
 
 /* A dot tile holds TILE_ROWS weight rows x TILE_X_ROWS x rows in registers, or MOST_TILE_ROWS x 1. A mix tile holds MIX_OUTS
  * rows of out x MIX_VECTORS vectors, or, for half as many rows and fewer, twice as many vectors. */
-#if defined(__AVX512F__)
+#if REGISTERS == 32
 #define TILE_ROWS 4
 #define MOST_TILE_ROWS 8
 #define TILE_X_ROWS 5

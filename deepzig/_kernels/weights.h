@@ -112,6 +112,41 @@ INLINE float decode_scale(int format, float scale) {
     return scale;
 }
 
+#if LANES == 4
+typedef uint8_t vbytes __attribute__((vector_size(16)));
+typedef uint16_t vwords __attribute__((vector_size(16)));
+typedef int64_t vlongs __attribute__((vector_size(16)));
+
+INLINE vwords four_words(const uint8_t *from) {
+    int64_t four;
+    memcpy(&four, from, 8);
+    return (vwords)(vlongs){four};
+}
+
+/* The first four words of both, or the last, in turn: each lane has one of low and, above it, one of high. */
+INLINE vint zip_words(vwords low, vwords high) { return (vint)SHUFFLE(vwords, low, high, 0, 8, 1, 9, 2, 10, 3, 11); }
+INLINE vint zip_last_words(vwords low, vwords high) { return (vint)SHUFFLE(vwords, low, high, 4, 12, 5, 13, 6, 14, 7, 15); }
+
+/* 16 bytes, each as the upper one of a lane. */
+INLINE void upper_bytes(vbytes bytes, vint *lanes) {
+    const vbytes none = {0};
+    const vwords first = (vwords)SHUFFLE(vbytes, none, bytes, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const vwords last = (vwords)SHUFFLE(vbytes, none, bytes, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    lanes[0] = zip_words((vwords){0}, first);
+    lanes[1] = zip_last_words((vwords){0}, first);
+    lanes[2] = zip_words((vwords){0}, last);
+    lanes[3] = zip_last_words((vwords){0}, last);
+}
+
+/* What a code of fp8 or int8 in the upper byte of a lane stands for. The bits of fp8's magnitude, moved to float's place, are
+ * value * 2^-120; 0x7f is NaN. */
+INLINE vfloat value_of(int format, vint code) {
+    if (format == INT8) return __builtin_convertvector(code >> 24, vfloat);
+    const vint magnitude = (code >> 4) & 0x07f00000, nan = (magnitude == 0x07f00000) & 0x7fc00000;
+    return (vfloat)((vint)((vfloat)magnitude * vset(0x1p120f)) | nan | (code & (int32_t)0x80000000));
+}
+#endif
+
 /* LANES weights from column k on, to be multiplied by decode_scale. k is a multiple of LANES; all lie in one group. */
 INLINE vfloat decode(int format, const uint8_t *row, int64_t k, int64_t offset) {
     if (format == F32) return vload((const float *)row + k);
@@ -180,9 +215,29 @@ INLINE vfloat decode(int format, const uint8_t *row, int64_t k, int64_t offset) 
     }
     }
 #else
-    float lane[LANES];
-    for (int l = 0; l < LANES; l++) lane[l] = decode_one(format, row, k + l, offset);
-    return vload(lane);
+    switch (format) {
+    case F16: { /* as half_to_float */
+        const vint half = zip_words(four_words(row + 2 * k), (vwords){0}), magnitude = (half & 0x7fff) << 13;
+        const vfloat value = (vfloat)magnitude * vset(0x1p112f);
+        const vint special = (magnitude >= 0x0f800000) & (magnitude | 0x7f800000);
+        return (vfloat)((vint)value | special | (half & 0x8000) << 16);
+    }
+    case BF16: return (vfloat)zip_words((vwords){0}, four_words(row + 2 * k));
+    case FP8:
+    case INT8: {
+        vint lanes[4];
+        uint32_t four;
+        memcpy(&four, row + k, 4);
+        upper_bytes((vbytes)(vint){(int32_t)four} ^ (uint8_t)offset, lanes);
+        return value_of(format, lanes[0]);
+    }
+    default: { /* each nibble to the top of its word */
+        uint16_t nibbles;
+        memcpy(&nibbles, row + k / 2, 2);
+        const vwords spread = ((vwords){0} + nibbles) * (vwords){4096, 256, 16, 1} >> 12;
+        return __builtin_convertvector(zip_words(spread, (vwords){0}) - 8, vfloat);
+    }
+    }
 #endif
 }
 
@@ -191,6 +246,8 @@ INLINE vfloat decode(int format, const uint8_t *row, int64_t k, int64_t offset) 
 #define STEP_VECTORS(format) ((format) == FP8 ? 2 : (format) == INT4 ? 4 : 1)
 #elif LOOKS_UP_FP8
 #define STEP_VECTORS(format) ((format) == FP8 ? 4 : 1)
+#elif LANES == 4
+#define STEP_VECTORS(format) ((format) >= FP8 ? 4 : 1)
 #else
 #define STEP_VECTORS(format) 1
 #endif
@@ -229,6 +286,21 @@ INLINE void decode_step(int format, const uint8_t *row, int64_t k, int64_t offse
             weight[2 * v] = (vfloat)_mm512_slli_epi32(pairs[v], 16);
             weight[2 * v + 1] = (vfloat)_mm512_and_si512(pairs[v], upper);
         }
+        return;
+    }
+#elif LANES == 4
+    if (format >= FP8) {
+        vbytes codes;
+        vint lanes[4];
+        if (format == INT4) {
+            const vbytes pairs = (vbytes)four_words(row + k / 2), low = pairs & 15, high = pairs >> 4;
+            codes = SHUFFLE(vbytes, low, high, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23) - 8;
+        } else {
+            memcpy(&codes, row + k, 16);
+            if (format == INT8) codes ^= (uint8_t)offset;
+        }
+        upper_bytes(codes, lanes);
+        for (int v = 0; v < 4; v++) weight[v] = value_of(format == INT4 ? INT8 : format, lanes[v]);
         return;
     }
 #endif
