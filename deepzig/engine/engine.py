@@ -126,6 +126,10 @@ class Engine:
         for branch in self._scheduler.running + self._scheduler.waiting:
             self.fail(branch.request, error)
 
+    def forget_prefixes(self) -> None:
+        """Empty the prefix cache: after a step that failed, what pages hold is not known."""
+        self._scheduler.prefixes.clear()
+
     def step(self) -> bool:
         """Prefill chunks of prompts and decode each other running sequence. False: nothing to do."""
         self._shift_contexts()

@@ -130,8 +130,9 @@ class EngineThread:
                 self._work.popleft()()
             try:
                 self.engine.step()
-            except BaseException as error:  # a defect, or memory ran out: those that wait must hear of it
+            except BaseException as error:  # a defect, or memory or a machine is gone: those that wait must hear of it
                 self.engine.fail_all(error)
+                self.engine.forget_prefixes()
             self.last_stats = self.engine.stats()  # before readers are notified: who has an answer finds it counted
             self.engine.notify()
         while self._work:

@@ -133,6 +133,15 @@ class PrefixTree:
             heapq.heappush(self._idle, (parent.last_used, parent.page, parent))
         return True
 
+    def clear(self) -> None:
+        """Forget all, and give the pages back."""
+        for node in list(self._nodes()):
+            node.parent = None
+            self._pool.release(node.page)
+        self._roots.clear()
+        self._idle.clear()
+        self.n_pages = 0
+
     @property
     def n_evictable(self) -> int:
         """Pages that `evict` would give back, one after the other: the tree alone holds them and what follows them."""

@@ -279,11 +279,14 @@ def test_a_defect_in_a_step_reaches_every_reader(llm: deepzig.LLM, monkeypatch: 
     def fail(*_args: object, **_more: object) -> None:
         raise MemoryError("no memory")
 
+    llm.generate("Once upon a time", SHORT)
     with monkeypatch.context() as patch:
         patch.setattr(llm.model, "forward", fail)
         with pytest.raises(MemoryError, match="no memory"):
             llm.generate("Once upon a time", SHORT)
-    assert len(llm.generate("Once upon a time", SHORT).token_ids) == 20
+    after = llm.generate("Once upon a time", SHORT)
+    assert len(after.token_ids) == 20
+    assert after.timings.cached_tokens == 0, "what the failed step has left is used"
     stats = llm.stats()
     assert stats.n_held_pages == stats.n_prefix_pages
 

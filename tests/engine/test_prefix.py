@@ -145,3 +145,16 @@ def test_tenants_without_pages_are_forgotten() -> None:
             tree.evict()
         kept(tree, pool, A, tenant=f"tenant {tenant}")
     assert len(tree._roots) <= pool.n_pages + 1
+
+
+def test_all_is_forgotten_and_all_pages_come_back_but_those_in_use() -> None:
+    pool = PagePool(8)
+    tree = PrefixTree(pool)
+    kept(tree, pool, [*A, *B, 7, 8])
+    (used,) = kept(tree, pool, C, tenant="other")
+    pool.share(used)
+    tree.clear()
+    assert (pool.n_free, tree.n_pages, tree.n_evictable) == (7, 0, 0)
+    assert tree.match("", A).n_tokens == tree.match("other", C).n_tokens == 0
+    assert not tree.evict()
+    assert kept(tree, pool, A) and tree.match("", A).n_tokens == PAGE_SIZE
