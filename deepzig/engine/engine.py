@@ -223,13 +223,20 @@ class Engine:
         return list(by_kind.values())
 
     def _prefill(self, chunks: list[tuple[Branch, int]]) -> list[np.ndarray]:
-        """Each branch's tokens up to `last`, all of one form of attention: f32 (T, D) of each after the final norm."""
+        """Each branch's tokens up to `last`, all of one form of attention: f32 (T, D) of each after the final norm;
+        (0, D) if none of them ends a prompt or is drafted from."""
         branches = [branch for branch, _ in chunks]
         spans = [range(branch.n_computed, last) for branch, last in chunks]
         tokens = [token for branch, last in chunks for token in branch.tokens[branch.n_computed : last]]
         rows = branch_rows(branches, spans, is_prompt=True)
+        is_wanted = any(last == len(branch.tokens) or self._speculator.reads_prompt(branch) for branch, last in chunks)
         all_hidden = self._model.forward(
-            np.array(tokens, np.int32), rows, self._cache, form=branches[0].form, observer=self.observer
+            np.array(tokens, np.int32),
+            rows,
+            self._cache,
+            form=branches[0].form,
+            observer=self.observer,
+            is_wanted=is_wanted,
         )
         hidden = np.split(all_hidden, np.cumsum([len(span) for span in spans])[:-1])
         for branch, span, computed in zip(branches, spans, hidden, strict=True):

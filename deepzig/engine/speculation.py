@@ -53,9 +53,13 @@ class Speculator:
         n = request.params.draft_tokens
         return Drafting(None if uses_mtp else NgramIndex(), [0] * n, [0] * n)
 
+    def reads_prompt(self, branch: Branch) -> bool:
+        """Whether `follow_prompt` has a use for the hidden states of the branch's prompt."""
+        return self._mtp is not None and branch.drafting is not None and branch.drafting.uses_mtp
+
     def follow_prompt(self, branch: Branch, first: int, hidden: np.ndarray) -> None:
         """A chunk of a prompt has been prefilled: hidden f32 (T, D) of positions from `first` on."""
-        if self._mtp is not None and branch.drafting is not None and branch.drafting.uses_mtp:
+        if self._mtp is not None and self.reads_prompt(branch):
             self._mtp.follow_prompt(branch, first, hidden)
 
     def follow(self, branch: Branch, hidden: np.ndarray) -> None:

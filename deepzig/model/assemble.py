@@ -28,35 +28,35 @@ class Assembler:
         """RMSNorm at module path `path`."""
         return RMSNorm(self._weights.vector[f"{path}.weight"], eps, self._n_threads)
 
-    def decoder_layer(self, layer: int) -> DecoderLayer:
-        """Decoder layer `layer`; layers past the last are MTP layers."""
+    def decoder_layer(self, layer: int, cache_layer: int) -> DecoderLayer:
+        """Decoder layer `layer`, whose latents are layer `cache_layer` of the cache; past the last are MTP layers."""
         path, eps = f"model.layers.{layer}", self._config.rms_norm_eps
         mlp = self._moe(f"{path}.mlp") if self._config.is_moe_layer(layer) else self._mlp(f"{path}.mlp")
         return DecoderLayer(
-            self._attention(f"{path}.self_attn", layer),
+            self._attention(f"{path}.self_attn", cache_layer),
             mlp,
             self.norm(f"{path}.input_layernorm", eps),
             self.norm(f"{path}.post_attention_layernorm", eps),
         )
 
-    def mtp_layer(self, layer: int) -> MtpLayer:
-        """MTP layer; embedding and head are the main model's where the checkpoint has no copies."""
+    def mtp_layer(self, layer: int, cache_layer: int) -> MtpLayer:
+        """MTP layer `layer`; embedding and head are the main model's where the checkpoint has no copies."""
         path, eps = f"model.layers.{layer}", self._config.rms_norm_eps
         head = f"{path}.shared_head.head"
         return MtpLayer(
             self.norm(f"{path}.enorm", eps),
             self.norm(f"{path}.hnorm", eps),
             self.linear(f"{path}.eh_proj"),
-            self.decoder_layer(layer),
+            self.decoder_layer(layer, cache_layer),
             self.norm(f"{path}.shared_head.norm", eps),
             self.linear(head if head in self._weights.linear else "lm_head"),
         )
 
-    def _attention(self, path: str, layer: int) -> Attention:
+    def _attention(self, path: str, cache_layer: int) -> Attention:
         has_q_lora = self._config.q_lora_rank is not None
         return Attention(
             self._config,
-            layer,
+            cache_layer,
             None if has_q_lora else self.linear(f"{path}.q_proj"),
             self.linear(f"{path}.q_a_proj") if has_q_lora else None,
             self.norm(f"{path}.q_a_layernorm", LATENT_NORM_EPS) if has_q_lora else None,

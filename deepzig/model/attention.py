@@ -18,12 +18,12 @@ KEY_TILE = 512  # cached rows that are expanded at a time
 
 
 class Attention:
-    """One layer's attention. `layer` is its index in the cache."""
+    """One layer's attention."""
 
     def __init__(
         self,
         config: ModelConfig,
-        layer: int,
+        cache_layer: int,
         q_proj: Linear | None,
         q_a_proj: Linear | None,
         q_a_layernorm: RMSNorm | None,
@@ -34,11 +34,11 @@ class Attention:
         o_proj: Linear,
         n_threads: int,
     ) -> None:
-        """Either q_proj, or q_a_proj, q_a_layernorm and q_b_proj."""
+        """cache_layer: its index in the cache. Either q_proj, or q_a_proj, q_a_layernorm and q_b_proj."""
         self.q_proj, self.q_a_proj, self.q_a_layernorm, self.q_b_proj = q_proj, q_a_proj, q_a_layernorm, q_b_proj
         self.kv_a_proj_with_mqa, self.kv_a_layernorm = kv_a_proj_with_mqa, kv_a_layernorm
         self.kv_b_proj, self.o_proj = kv_b_proj, o_proj
-        self._layer = layer
+        self._cache_layer = cache_layer
         self._rank = config.kv_lora_rank
         self._interleave = config.rope_interleave
         self._softmax_scale = config.softmax_scale
@@ -49,7 +49,7 @@ class Attention:
         space = step.space
         self._project_query(x, step)
         self._project_latent(x, step)
-        step.cache.write(self._layer, step.rows, space.latent)
+        step.cache.write(self._cache_layer, step.rows, space.latent)
         if step.form == "absorbed":
             self._attend_absorbed(step.rows, step.cache, space)
         else:
@@ -83,7 +83,7 @@ class Attention:
             part = slice(first, first + at_a_time)
             _kernels.mla_decode(
                 space.query[part],
-                *cache.layer_rows(self._layer),
+                *cache.layer_rows(self._cache_layer),
                 rows.block_tables,
                 rows.row_sequence[part],
                 rows.lengths[part],
@@ -119,7 +119,8 @@ class Attention:
         running_sum = np.zeros((n_rows, n_heads), np.float32)
         out.fill(0)
         for first_key in range(0, length, KEY_TILE):
-            latent = cache.read(self._layer, block_table, first_key, min(first_key + KEY_TILE, length))  # (S, R + P)
+            last_key = min(first_key + KEY_TILE, length)
+            latent = cache.read(self._cache_layer, block_table, first_key, last_key)  # (S, R + P)
             kv = np.empty((len(latent), self.kv_b_proj.out_features), np.float32)
             self.kv_b_proj(latent[:, : self._rank], kv, products)
             _kernels.mla_prefill(

@@ -1,7 +1,8 @@
-"""DeepseekModel: the whole network, assembled from the checkpoint's weights (HF DeepseekV3ForCausalLM).
+"""DeepseekModel: the network, assembled from the checkpoint's weights (HF DeepseekV3ForCausalLM).
 
-Called by `engine` with new tokens and where they belong; calls `decoder` and `mtp`. Knows nothing of text, sampling or
-requests. Weights are immutable; everything that changes lies in the latent cache and in the workspaces.
+Called by `engine` with new tokens and where they belong, and by `distributed` with rows that layers on another machine
+have been through; calls `decoder` and `mtp`. Knows nothing of text, sampling or requests. Weights are immutable;
+everything that changes lies in the latent cache and in the workspaces.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +24,10 @@ Observer = Callable[[int, np.ndarray, Workspace], None]  # (layer or -1 for the 
 
 
 class DeepseekModel:
-    """The network of a DeepSeek-V2 or V3 checkpoint.
+    """The network of a DeepSeek-V2 or V3 checkpoint, or what one machine has of it: a range of the decoder layers.
 
-    Attribute paths equal checkpoint keys: `layers[3].self_attn.q_a_proj` is `model.layers.3.self_attn.q_a_proj`.
+    Attribute paths equal checkpoint keys: `layers[3].self_attn.q_a_proj` is `model.layers.3.self_attn.q_a_proj`, if all
+    layers are here.
     """
 
     def __init__(
@@ -37,10 +39,11 @@ class DeepseekModel:
         precision: str = "exact",
         deterministic: bool = False,
         cache_dtype: str = "f32",
+        layers: range | None = None,
     ) -> None:
         """precision: "fast" rounds activations of prompts where the CPU gains by it. deterministic:
         absorbed attention and float products throughout, so that chunks and cache hits do not change a bit.
-        cache_dtype: of the rows of `make_cache`, one of cache.CACHE_DTYPES."""
+        cache_dtype: of the rows of `make_cache`, one of cache.CACHE_DTYPES. layers: the decoder layers; None: all."""
         self.config = config
         self.n_threads = n_threads
         self.precision = precision
@@ -48,11 +51,14 @@ class DeepseekModel:
         self.cache_dtype = cache_dtype
         assembler = Assembler(config, weights, n_threads)
         self.embed_tokens = weights.linear["model.embed_tokens"]
-        self.layers = [assembler.decoder_layer(i) for i in range(config.num_hidden_layers)]
+        self._layer_range = range(config.num_hidden_layers) if layers is None else layers
+        self.layers = [assembler.decoder_layer(i, row) for row, i in enumerate(self._layer_range)]
         self.norm = assembler.norm("model.norm", config.rms_norm_eps)
         self.lm_head = assembler.linear("lm_head")
         n_mtp = config.num_nextn_predict_layers if weights.has_mtp else 0
-        self.mtp_layers = [assembler.mtp_layer(config.num_hidden_layers + i) for i in range(n_mtp)]
+        self.mtp_layers = [
+            assembler.mtp_layer(config.num_hidden_layers + i, len(self.layers) + i) for i in range(n_mtp)
+        ]
         self._rotary = RotaryEmbedding(config)
         of_prompts = _kernels.FAST if precision == "fast" else _kernels.EXACT
         self._prompt_products = _kernels.DECODING if deterministic else of_prompts
@@ -61,6 +67,11 @@ class DeepseekModel:
         self.batches_prefills = self._prompt_products == _kernels.DECODING or not _kernels.FOR_PROMPTS
         self._workspaces: dict[tuple[int, int], Workspace] = {}
         self._mla_scratch = MlaScratch(config)
+
+    @property
+    def has_all_layers(self) -> bool:
+        """Whether all decoder layers are here, so that an observer sees them."""
+        return len(self.layers) == self.config.num_hidden_layers
 
     @property
     def numerics(self) -> dict[str, str]:
@@ -74,7 +85,7 @@ class DeepseekModel:
         }
 
     def make_cache(self, n_tokens: int) -> LatentCache:
-        """A latent cache for n_tokens over all layers, MTP included."""
+        """A latent cache for n_tokens over all layers that are here, MTP included."""
         n_layers = len(self.layers) + len(self.mtp_layers)
         return LatentCache(n_layers, -(-n_tokens // PAGE_SIZE), self.config.latent_dim, self.cache_dtype)
 
@@ -86,6 +97,7 @@ class DeepseekModel:
         *,
         form: str | None = None,
         observer: Observer | None = None,
+        is_wanted: bool = True,
     ) -> np.ndarray:
         """Run the layers over new tokens.
 
@@ -95,19 +107,38 @@ class DeepseekModel:
             form: attention form to force, "absorbed" or "expanded" (prompts only); None picks the cheaper for a prompt
                 of one sequence.
             observer: called with the embedding and after each layer.
+            is_wanted: False: nobody reads the result, only the cache is to be filled.
 
         Returns:
-            f32 (T, D) after the final norm: a new array, input of `logits` and of `mtp_forward`.
+            f32 (T, D) after the final norm: a new array, input of `logits` and of `mtp_forward`; (0, D) unless wanted.
         """
-        step = self._step(rows, cache, form)
+        step = self._step(rows, cache, self._form(form, rows), self._products(rows))
         hidden = self._embed(token_ids, step.space.hidden)
         if observer is not None:
             observer(-1, hidden, step.space)
-        for index, layer in enumerate(self.layers):
+        for index, layer in zip(self._layer_range, self.layers, strict=True):
             layer(hidden, step)
             if observer is not None:
                 observer(index, hidden, step.space)
-        return self.norm(hidden, np.empty_like(hidden))
+        result = hidden if is_wanted else hidden[:0]
+        return self.norm(result, np.empty_like(result))
+
+    def run_layers(self, hidden: np.ndarray, rows: Rows, cache: LatentCache, form: str, products: int) -> np.ndarray:
+        """The layers alone, over rows that those below them, on another machine, have been through.
+
+        Args:
+            hidden: f32 (T, D), the residual stream.
+            rows: as in `forward`.
+            form, products: how the layers below computed, so that all do (`Step.form`, `Workspace.products`).
+
+        Returns:
+            f32 (T, D), the residual stream behind the last layer: a view of a workspace, good until the next step.
+        """
+        step = self._step(rows, cache, form, products)
+        np.copyto(step.space.hidden, hidden)
+        for layer in self.layers:
+            layer(step.space.hidden, step)
+        return step.space.hidden
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """hidden f32 (T, D) after the final norm -> f32 (T, vocab_size)."""
@@ -131,12 +162,16 @@ class DeepseekModel:
             f32 (T, D) after the layer's own norm: input of `mtp_logits`, and of the next row when drafts are chained.
         """
         embedded = self._embed(token_ids, np.empty_like(hidden))
-        return self.mtp_layers[depth](embedded, hidden, self._step(rows, cache, form))
+        step = self._step(rows, cache, self._form(form, rows), self._products(rows))
+        return self.mtp_layers[depth](embedded, hidden, step)
 
     def mtp_logits(self, depth: int, state: np.ndarray) -> np.ndarray:
         """state f32 (T, D) of `mtp_forward` -> f32 (T, vocab_size), of the tokens after its token_ids."""
         head = self.mtp_layers[depth].shared_head
         return head(state, np.empty((len(state), self.config.vocab_size), np.float32))
+
+    def close(self) -> None:
+        """Let go of what is outside this process: of a network on several machines, its workers."""
 
     def shift_pages(self, cache: LatentCache, pages: Sequence[int], old_first: int, new_first: int) -> None:
         """Make pages of positions old_first, ... of a sequence hold new_first, ...: k_pe is rotated, c_kv stays."""
@@ -162,18 +197,21 @@ class DeepseekModel:
         are all short or all long, so that none depends on its batch."""
         return n_rows < self._long_piece
 
-    def _step(self, rows: Rows, cache: LatentCache, form: str | None = None) -> Step:
+    def _step(self, rows: Rows, cache: LatentCache, form: str, products: int) -> Step:
         cos, sin = self._rotary.cos_sin(rows.positions)
-        return Step(rows, cos, sin, self._form(form, rows), cache, self._workspace(rows))
+        return Step(rows, cos, sin, form, cache, self._workspace(rows.n_rows, products))
 
     def _form(self, forced: str | None, rows: Rows) -> str:
         if not rows.is_prompt:
             return "absorbed"
         return forced or self.prompt_form(rows.n_rows, int(rows.positions[-1]) + 1)
 
-    def _workspace(self, rows: Rows) -> Workspace:
+    def _products(self, rows: Rows) -> int:
         takes_prompt_kernels = rows.is_prompt and not self.is_short(rows.longest_span)
-        key = (rows.n_rows, self._prompt_products if takes_prompt_kernels else _kernels.DECODING)
+        return self._prompt_products if takes_prompt_kernels else _kernels.DECODING
+
+    def _workspace(self, n_rows: int, products: int) -> Workspace:
+        key = (n_rows, products)
         space = self._workspaces.pop(key, None) or Workspace(self.config, *key, self._mla_scratch)
         self._workspaces[key] = space  # most recently used last
         while len(self._workspaces) > 1 and sum(n_rows for n_rows, _ in self._workspaces) > KEPT_ROWS:
