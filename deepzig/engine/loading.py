@@ -1,24 +1,28 @@
 """load: a model's folder as an LLM.
 
-Called by users, `cli` and `llm_plugin`; calls `checkpoint`, `text`, `memory_need`, `defaults`, `prompt_cache`, the
-model and `engine` for the parts, and puts them together as an `llm`.
+Called by users, `cli` and `llm_plugin`, and by `distributed`, whose network is on several machines; calls `checkpoint`,
+`text`, `memory_need`, `defaults`, `prompt_cache`, the model and `engine` for the parts, and puts them together as an
+`llm`.
 """
 
 import logging
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deepzig import _kernels
-from deepzig.checkpoint.loader import load_weights
+from deepzig.checkpoint.loader import ModelWeights, load_weights
 from deepzig.checkpoint.model_names import find_model
-from deepzig.checkpoint.sizes import stored_size
+from deepzig.checkpoint.sizes import ModelSize, stored_size
 from deepzig.config import ModelConfig
 from deepzig.engine.defaults import GenerationDefaults
 from deepzig.engine.engine import Engine
 from deepzig.engine.llm import LLM
-from deepzig.engine.memory_need import cache_tokens
+from deepzig.engine.memory_need import cache_tokens, whole_model
 from deepzig.engine.prompt_cache import PromptCache, hash_of_model
 from deepzig.errors import RequestError
 from deepzig.model.cache import CACHE_DTYPES
@@ -28,6 +32,42 @@ from deepzig.text.tokenizer import load_tokenizer
 from deepzig.threads import available_threads
 
 log = logging.getLogger("deepzig.engine")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is to be loaded: the arguments of `load`, checked. Raises RequestError as it does."""
+
+    n_threads: int | None = None
+    precision: str = "exact"
+    deterministic: bool = False
+    strict: bool = False
+    cache_dtype: str = "f32"
+    cache_bytes: int | None = None
+    context_shift: bool = False
+    prompt_cache: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("exact", "fast"):
+            raise RequestError(f"precision {self.precision!r} is unknown; use exact or fast")
+        if self.cache_dtype not in CACHE_DTYPES:
+            raise RequestError(f"cache_dtype {self.cache_dtype!r} is unknown; use {' or '.join(CACHE_DTYPES)}")
+        if self.n_threads is not None and self.n_threads < 1:
+            raise RequestError(f"n_threads {self.n_threads} is below 1")
+
+    @property
+    def computing(self) -> dict[str, Any]:
+        """The arguments of `DeepseekModel`, on the machine that asks."""
+        return {
+            "n_threads": self.n_threads or available_threads(),
+            "precision": self.precision,
+            "deterministic": self.deterministic,
+            "cache_dtype": self.cache_dtype,
+        }
+
+
+# The network of a folder, and the tokens that its cache shall hold.
+MakeNetwork = Callable[[Path, ModelConfig, ModelWeights, ModelSize, LoadOptions], tuple[DeepseekModel, int]]
 
 
 def load(
@@ -68,42 +108,44 @@ def load(
         ResourceError: the disk has no room for the download, or memory none for cache and work. Weights that exceed
             memory are a StreamingWarning: they are read from disk again for each token.
     """
-    if precision not in ("exact", "fast"):
-        raise RequestError(f"precision {precision!r} is unknown; use exact or fast")
-    if cache_dtype not in CACHE_DTYPES:
-        raise RequestError(f"cache_dtype {cache_dtype!r} is unknown; use {' or '.join(CACHE_DTYPES)}")
-    if n_threads is not None and n_threads < 1:
-        raise RequestError(f"n_threads {n_threads} is below 1")
+    options = LoadOptions(
+        n_threads, precision, deterministic, strict, cache_dtype, cache_bytes, context_shift, prompt_cache
+    )
+    return build_llm(model, options, _network_here)
+
+
+def build_llm(model: str | Path, options: LoadOptions, make_network: MakeNetwork) -> LLM:
+    """Read a model's folder and put an LLM together around the network that `make_network` makes. Raises as `load`."""
     started = time.perf_counter()
     directory = find_model(model)
     config = ModelConfig.from_directory(directory)
     defaults = GenerationDefaults.from_directory(directory, config)
     tokenizer = load_tokenizer(directory)
     chat_template = ChatTemplate.from_directory(directory)
-    weights = load_weights(directory, config, strict=strict)
+    weights = load_weights(directory, config, strict=options.strict)
     if problem := _kernels.build_report().problem:
         warnings.warn(
             f"no compiled kernels, running on Numba (slower; compiling takes about a minute, once): {problem}",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     size = stored_size(config, weights)
-    n_tokens = cache_tokens(config, size, cache_bytes, cache_dtype, with_mtp=weights.has_mtp)
-    network = DeepseekModel(
-        config,
-        weights,
-        n_threads=n_threads or available_threads(),
-        precision=precision,
-        deterministic=deterministic,
-        cache_dtype=cache_dtype,
-    )
-    engine = Engine(network, n_tokens, context_shift=context_shift)
+    network, n_tokens = make_network(directory, config, weights, size, options)
+    engine = Engine(network, n_tokens, context_shift=options.context_shift)
     prompts = None
-    if prompt_cache is not None:
-        prompts = PromptCache(Path(prompt_cache), {"model": hash_of_model(directory), **network.numerics})
+    if options.prompt_cache is not None:
+        prompts = PromptCache(Path(options.prompt_cache), {"model": hash_of_model(directory), **network.numerics})
         engine.restore_prompts(prompts)
     _log_loaded(directory, network, n_tokens, time.perf_counter() - started)
     return LLM(str(model), directory, size, network, tokenizer, chat_template, defaults, engine, prompts)
+
+
+def _network_here(
+    directory: Path, config: ModelConfig, weights: ModelWeights, size: ModelSize, options: LoadOptions
+) -> tuple[DeepseekModel, int]:
+    whole = whole_model(config, size, options.cache_dtype, with_mtp=weights.has_mtp)
+    n_tokens = cache_tokens(config, [whole], options.cache_bytes, size.bytes_per_token)
+    return DeepseekModel(config, weights, **options.computing), n_tokens
 
 
 def _log_loaded(directory: Path, network: DeepseekModel, n_tokens: int, seconds: float) -> None:

@@ -1,13 +1,14 @@
 """What a model needs of memory, and what happens where there is less: loading refuses, or warns that weights stream.
 
-Called by `loading`, `deepzig info`, the bench and the table of docs/big-models.md, so that all do one arithmetic; calls
-`model` for the sizes of what it allocates.
+Called by `loading`, `distributed`, `deepzig info`, the bench and the table of docs/big-models.md, so that all do one
+arithmetic; calls `model` for the sizes of what it allocates.
 
 Weights are memory-mapped files: what does not fit in memory is read again when it is needed. Cache and work are memory
 of the process, and must fit.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepzig.checkpoint.sizes import ModelSize
@@ -73,50 +74,79 @@ def bytes_read_per_token(config: ModelConfig, size: ModelSize, n_tokens: int, ca
     return size.bytes_per_token + n_tokens * cache_bytes_per_token(config, cache_dtype, with_mtp=False)
 
 
-def cache_tokens(
-    config: ModelConfig, size: ModelSize, cache_bytes: int | None, cache_dtype: str, *, with_mtp: bool
-) -> int:
-    """Tokens that the cache of a model to be loaded gets room for, in whole pages; cache_bytes as in `loading.load`.
+@dataclass(frozen=True)
+class Share:
+    """What a machine has of a model, and the memory that it has for it, in bytes."""
+
+    weights: int
+    cache_per_token: int
+    available: int  # without others being pushed out
+    allocatable: int  # by its process
+    machine: str = ""  # for messages; empty: this one
+
+
+def whole_model(config: ModelConfig, size: ModelSize, cache_dtype: str, *, with_mtp: bool) -> Share:
+    """All of a model, on this machine."""
+    per_token = cache_bytes_per_token(config, cache_dtype, with_mtp=with_mtp)
+    return Share(size.nbytes, per_token, available_memory(), allocatable_memory())
+
+
+def cache_tokens(config: ModelConfig, shares: Sequence[Share], cache_bytes: int | None, bytes_read: int) -> int:
+    """Tokens that the cache of a model to be loaded gets room for on all its machines, in whole pages.
+
+    Args:
+        shares: of all machines.
+        cache_bytes: as in `loading.load`, on all machines together.
+        bytes_read: weights that a token reads, for a warning.
 
     Raises:
         RequestError: cache_bytes are fewer than a page takes.
         ResourceError: there is not enough memory for cache and work, whatever is done with the weights.
     """
-    page_bytes = PAGE_SIZE * cache_bytes_per_token(config, cache_dtype, with_mtp=with_mtp)
+    work = work_bytes(config)
+    page_bytes = PAGE_SIZE * sum(share.cache_per_token for share in shares)
     if cache_bytes is None:
-        most = min(available_memory() // 4, allocatable_memory() - work_bytes(config)) // page_bytes
-        n_tokens = PAGE_SIZE * max(1, min(most, MAX_RUNNING * config.max_position_embeddings // PAGE_SIZE))
+        rooms = [
+            min(share.available // 4, share.allocatable - work) // (PAGE_SIZE * share.cache_per_token)
+            for share in shares
+        ]
+        n_tokens = PAGE_SIZE * max(1, min(*rooms, MAX_RUNNING * config.max_position_embeddings // PAGE_SIZE))
     elif cache_bytes < page_bytes:
         raise RequestError(f"cache_bytes {cache_bytes} is below the {page_bytes} that {PAGE_SIZE} tokens take")
     else:
         n_tokens = cache_bytes // page_bytes * PAGE_SIZE
-    need = memory_need(config, size, n_tokens, cache_dtype, with_mtp=with_mtp)
-    _refuse_beyond(allocatable_memory(), need)
-    _warn_beyond(available_memory(), need, size.bytes_per_token)
+    for share in shares:
+        need = MemoryNeed(share.weights, n_tokens * share.cache_per_token, work)
+        _refuse_beyond(share, need)
+        _warn_beyond(share, need, bytes_read)
     return n_tokens
 
 
-def _refuse_beyond(room: int, need: MemoryNeed) -> None:
-    if need.own <= room:
+def _refuse_beyond(share: Share, need: MemoryNeed) -> None:
+    if need.own <= share.allocatable:
         return
-    left = (room - need.work) // 10**6
+    left = (share.allocatable - need.work) // 10**6
     advice = f"take a smaller cache, --cache-bytes {left}M" if left > 0 else "stop others, or take a smaller model"
     raise ResourceError(
-        f"the model needs {_shown(need.own)} beside its weights: cache {_shown(need.cache)} + work "
-        f"{_shown(need.work)}; {_shown(room)} are free for it; {advice}"
+        f"{_where(share)}the model needs {_shown(need.own)} beside its weights: cache {_shown(need.cache)} + work "
+        f"{_shown(need.work)}; {_shown(share.allocatable)} are free for it; {advice}"
     )
 
 
-def _warn_beyond(room: int, need: MemoryNeed, bytes_per_token: int) -> None:
-    if need.weights + need.work <= room:  # the cache takes memory only as it fills
+def _warn_beyond(share: Share, need: MemoryNeed, bytes_read: int) -> None:
+    if need.weights + need.work <= share.available:  # the cache takes memory only as it fills
         return
     warnings.warn(
-        f"weights of {_shown(need.weights)} + work {_shown(need.work)} exceed the {_shown(room)} of memory that are "
-        f"free: weights stream from disk, up to {_shown(bytes_per_token)} for each token; deepzig info shows what "
-        "other formats need",
+        f"{_where(share)}weights of {_shown(need.weights)} + work {_shown(need.work)} exceed the "
+        f"{_shown(share.available)} of memory that are free: weights stream from disk, up to {_shown(bytes_read)} for "
+        "each token; deepzig info shows what other formats need",
         StreamingWarning,
-        stacklevel=4,
+        stacklevel=6,
     )
+
+
+def _where(share: Share) -> str:
+    return f"{share.machine}: " if share.machine else ""
 
 
 def _shown(nbytes: int) -> str:

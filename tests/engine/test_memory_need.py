@@ -92,7 +92,8 @@ def test_the_cache_takes_a_quarter_and_leaves_room_for_work(
     give(monkeypatch, 4 << 20, allocatable)
     page = PAGE_SIZE * cache_bytes_per_token(STORIES)
     with pytest.warns(StreamingWarning):
-        n_tokens = memory_need.cache_tokens(STORIES, size, None, "f32", with_mtp=True)
+        whole = memory_need.whole_model(STORIES, size, "f32", with_mtp=True)
+        n_tokens = memory_need.cache_tokens(STORIES, [whole], None, size.bytes_per_token)
     assert n_tokens == share // page * PAGE_SIZE > 0
 
 
