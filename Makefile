@@ -12,7 +12,7 @@ PACKAGE_FILES := $(shell find deepzig -type f ! -path '*/__pycache__/*' ! -name 
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo build test test-emulated test-slow test-browser test-api test-soak test-transformers test-install test-readme zipapp test-zipapp bench docs check lint sizes clean
+.PHONY: help demo build test test-emulated test-slow test-browser test-api test-soak test-transformers test-cluster test-install test-readme zipapp test-zipapp bench docs check lint sizes clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ test-api: $(VENV)/.developed ## let schemathesis look for requests that the serv
 
 test-soak: $(VENV)/.developed ## ten thousand requests to one server: memory and open files stay flat
 	$(BIN)/pytest -m slow tests/server/test_load.py
+
+test-cluster: $(VENV)/.developed ## run a model over a Ray cluster within this machine; installs Ray
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev,ray]"
+	$(BIN)/pytest -m cluster tests/distributed
 
 test-install: $(VENV)/.developed ## install into empty environments: from a wheel, and without a compiler
 	$(BIN)/python -m tools.install_matrix

@@ -14,6 +14,7 @@ from deepzig import errors
 
 if TYPE_CHECKING:
     from deepzig.config import ModelConfig
+    from deepzig.distributed.loading import load_distributed
     from deepzig.engine.generation import Generation
     from deepzig.engine.llm import LLM
     from deepzig.engine.loading import load
@@ -38,6 +39,7 @@ _HOME = {
     "TokenLogprob": "deepzig.engine.sampling",
     "Trace": "deepzig.engine.trace",
     "load": "deepzig.engine.loading",
+    "load_distributed": "deepzig.distributed.loading",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "__version__",
     "errors",
     "load",
+    "load_distributed",
 ]
 
 

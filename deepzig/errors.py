@@ -13,6 +13,7 @@ Called by every other package; calls nothing. Each message is one line: what hap
     ├── ServerError              2   the server cannot be started as asked
     ├── ReportError              3   a file holds no results of a bench, or two cannot be compared
     ├── NetworkError             5   a hub or server cannot be reached, refuses, or has no such model
+    ├── ClusterError             5   the machines of a cluster cannot be reached, do not suit, or are lost
     ├── KernelError              1   DEEPZIG_ISA or DEEPZIG_KERNEL forces what this machine cannot run
     ├── NonFiniteLogitsError     1   the model produced NaN or infinity
     └── ResourceError            4   not enough memory, disk or processes
@@ -77,6 +78,12 @@ class ReportError(DeepzigError):
 
 class NetworkError(DeepzigError):
     """A model cannot be fetched, or a server does not answer."""
+
+    exit_code = 5
+
+
+class ClusterError(DeepzigError):
+    """A model cannot be on several machines, or one of them is lost."""
 
     exit_code = 5
 

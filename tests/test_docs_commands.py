@@ -25,6 +25,7 @@ from tools.snippets import (
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+ON_A_CLUSTER = ROOT / "docs/several-machines.md"  # tests/distributed/test_ray_cluster.py runs it
 PROGRAMS = {"deepzig", "python3", "curl", "make", "chmod", "llm", "printf"}
 LANGUAGES = {"sh", "console", "python", "json", "markdown", "ini", "nginx", "text"}
 
@@ -58,6 +59,16 @@ NOT_RUN = {
         ],
         "needs a container engine; tests/test_containerfile.py checks the file",
     ),
+    "pip install '.[ray]'": INSTALLS,
+    **dict.fromkeys(
+        [
+            "ray start --head --disable-usage-stats --include-dashboard=false",
+            "ray start --address=192.168.1.10:6379 --disable-usage-stats",
+            "ray get-auth-token --generate",
+            "export RAY_AUTH_MODE=token",
+        ],
+        "needs Ray; tests/distributed/test_ray_cluster.py starts a cluster by itself",
+    ),
     "scp dist/deepzig.pyz server:": "needs another machine",
     "ssh server ./deepzig.pyz serve": "needs another machine; make test-zipapp starts the file",
     "deepzig bench serve https://llm.example/v1 --endpoint chat --rate 2 --json": "needs a server elsewhere",
@@ -77,8 +88,13 @@ def is_run(text: str) -> bool:
     return text not in NOT_RUN and not text.startswith("make")
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [each for each in DOCUMENTS if each != ON_A_CLUSTER], ids=lambda path: path.name)
 def test_snippets_run_in_order(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_document(document, tmp_path, monkeypatch)
+
+
+def run_document(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run all that a document tells to type, but what stands in NOT_RUN."""
     text = document.read_text(encoding="utf-8")
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -33,7 +33,8 @@ with deepzig.load("stories") as llm:
 """
 # Name -> module: what `deepzig` offers, then what an LLM gives access to.
 PUBLIC = {
-    "load": "engine.loading", "LLM": "engine.llm", "SamplingParams": "engine.sampling",
+    "load": "engine.loading", "load_distributed": "distributed.loading",
+    "LLM": "engine.llm", "SamplingParams": "engine.sampling",
     "GenerationResult": "engine.results", "Choice": "engine.results", "StreamChunk": "engine.results",
     "Timings": "engine.results", "TokenLogprob": "engine.sampling", "Generation": "engine.generation",
     "Progress": "engine.results", "EngineStats": "engine.results", "Trace": "engine.trace",

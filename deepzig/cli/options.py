@@ -81,10 +81,19 @@ def model_folder(model: str, with_weights: bool = True) -> Path:
 
 
 def load_model(model: str, **loading: Any) -> "LLM":
-    """Load a model, downloaded before as `model_folder` does. loading: as of `deepzig.load`."""
+    """Load a model, downloaded before as `model_folder` does. loading: as of `load_present`."""
+    model_folder(model)
+    return load_present(model, **loading)
+
+
+def load_present(model: str, *, n_machines: int = 1, **loading: Any) -> "LLM":
+    """Load a model that is here, on this machine or on several. loading: as of `deepzig.load`."""
+    if n_machines > 1:
+        from deepzig.distributed.loading import load_distributed
+
+        return load_distributed(model, n_machines, **loading)
     from deepzig.engine.loading import load
 
-    model_folder(model)
     return load(model, **loading)
 
 
@@ -159,6 +168,10 @@ compute_options = in_order(
         "--deterministic", heading=COMPUTING, is_flag=True,
         help="The same bits whatever the chunks, the cache and the batch; slower prompts.",
     ),
+    shared_option(
+        "--machines", "n_machines", heading=COMPUTING, type=click.IntRange(min=1), default=1, show_default=True,
+        metavar="N", help="Machines of a Ray cluster that share the layers, this one included.",
+    ),
 )  # fmt: skip
 
 cache_options = in_order(
@@ -173,11 +186,14 @@ cache_options = in_order(
         help="Keep what was computed of prompts in this folder, for later runs.",
     ),
 )  # fmt: skip
-_LOADING = ("n_threads", "precision", "deterministic", "cache_dtype", "cache_bytes", "context_shift", "prompt_cache")
+_LOADING = (
+    "n_threads", "precision", "deterministic", "n_machines",
+    "cache_dtype", "cache_bytes", "context_shift", "prompt_cache",
+)  # fmt: skip
 
 
 def loading_options(*options: Decorator) -> Decorator:
-    """Options for `deepzig.load`; the command's function gets their values together as `loading`."""
+    """Options for `load_present`; the command's function gets their values together as `loading`."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)

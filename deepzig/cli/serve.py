@@ -12,7 +12,14 @@ import click
 
 from deepzig.cli.command import command
 from deepzig.cli.messages import note, warn
-from deepzig.cli.options import cache_options, compute_options, loading_options, model_folder, model_option
+from deepzig.cli.options import (
+    cache_options,
+    compute_options,
+    load_present,
+    loading_options,
+    model_folder,
+    model_option,
+)
 from deepzig.cli.text_files import read_text
 from deepzig.errors import ServerError
 from deepzig.server.settings import REASONING_FORMATS
@@ -74,7 +81,6 @@ def serve(
         deepzig serve
         deepzig serve -m ./DeepSeek-V2-Lite-Chat --port 8080
     """
-    from deepzig.engine.loading import load
     from deepzig.server.listen import Server, bind
     from deepzig.server.service import Service
     from deepzig.server.settings import ServerSettings
@@ -91,6 +97,10 @@ def serve(
         reasoning_format=reasoning_format,
     )
     model_folder(model)  # asks and downloads before there is a server
+    if loading["n_machines"] > 1:
+        from deepzig.distributed.ray_cluster import RayCluster
+
+        RayCluster()  # in this thread, see there
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     service = Service(settings)
     server = Server(service)
@@ -101,7 +111,7 @@ def serve(
     with listener:
         bound_port = listener.getsockname()[1]  # now: the server may be stopped before the model is there
         service.load(
-            lambda: load(model, **loading),
+            lambda: load_present(model, **loading),
             model_id,
             on_ready=lambda: _begin(service, bound_port),
             on_failure=server.stop,

@@ -72,7 +72,7 @@ class LLM:
         self.defaults = defaults
         self._thread = EngineThread(engine)
         # at exit, too: before the interpreter takes its objects apart
-        self._finalizer = weakref.finalize(self, _close, self._thread, prompts)
+        self._finalizer = weakref.finalize(self, _close, self._thread, prompts, model)
 
     def __repr__(self) -> str:
         return f"<LLM {self.name!r}, {self.config.model_type}, {self.config.num_hidden_layers} layers>"
@@ -172,7 +172,12 @@ class LLM:
         return self._thread.last_stats
 
     def count_experts(self) -> ExpertLoad:
-        """Count from now on how often each expert is chosen, over all requests; an earlier count ends."""
+        """Count from now on how often each expert is chosen, over all requests; an earlier count ends.
+
+        Raises:
+            RequestError: some layers are on other machines.
+        """
+        self._check_layers()
         load = ExpertLoad(self.config)
         self._thread.engine.observer = load.observe
         return load
@@ -264,16 +269,24 @@ class LLM:
         """What every layer does with a text, in one chunk: hidden states and norms, router choices, expert load.
 
         Raises:
-            RequestError: as `encode`.
+            RequestError: as `encode`; some layers are on other machines.
         """
+        self._check_layers()
         ids = self._encode(prompt)
         return self._thread.call(lambda: trace_sequence(self.model, ids))
+
+    def _check_layers(self) -> None:
+        if not self.model.has_all_layers:
+            raise RequestError("layers on other machines cannot be observed; load the model on one")
 
     def _encode(self, prompt: Prompt, room: int | None = None) -> np.ndarray:
         return encode_prompt(prompt, self.tokenizer, self.chat_template, self.config.vocab_size, room)
 
 
-def _close(thread: EngineThread, prompts: PromptCache | None) -> None:
+def _close(thread: EngineThread, prompts: PromptCache | None, model: DeepseekModel) -> None:
     thread.close()
-    if prompts is not None and not thread.is_forked:
+    if thread.is_forked:
+        return
+    if prompts is not None:
         thread.engine.save_prompts(prompts)
+    model.close()

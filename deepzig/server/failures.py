@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import msgspec
 
 from deepzig.errors import (
+    ClusterError,
     ContextLengthError,
     DeepzigError,
     NonFiniteLogitsError,
@@ -22,6 +23,7 @@ from deepzig.errors import (
 log = logging.getLogger("deepzig.server")
 
 RETRY_QUEUE_S = 5  # when to come again to a full queue
+RETRY_CLUSTER_S = 10  # and after a machine was lost
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -117,6 +119,9 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, ResourceError | MemoryError):
         log.error("overloaded: %s", error)
         return ApiError(503, "there is not enough memory now; try again later", code="overloaded", retry_after=10)
+    if isinstance(error, ClusterError):
+        log.error("%s", error)
+        return ApiError(503, str(error), code="machine_lost", retry_after=RETRY_CLUSTER_S)
     if isinstance(error, DeepzigError):
         log.error("%s", error)
         return ApiError(500, str(error), code="engine_error")

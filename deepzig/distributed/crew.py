@@ -1,0 +1,162 @@
+"""Crew: the machines that have the layers behind those of this process, as one.
+
+Called by `pipeline`, in the engine's thread; calls the machines, which `ray_cluster` makes. What is asked of a machine
+is done in order, so nobody waits for what gives no result; a failure shows where a result is waited for. A worker that
+is lost is replaced by the next call. What it had computed is lost with it: the call that met the failure hears of that
+at once, other caches when they are used again.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from deepzig.engine.loading import LoadOptions
+from deepzig.errors import ClusterError
+from deepzig.model.cache import Rows
+
+
+class Machine(Protocol):
+    """A machine with a `Worker`."""
+
+    name: str  # for messages
+
+    def start(self, method: str, *arguments: object) -> object:
+        """Have the worker do something after all that was started before; arguments and results are copied. Returns
+        what stands for its result: for `result`, and as an argument for a worker."""
+
+    def result(self, started: object) -> Any:
+        """Wait. Raises ClusterError: a machine is lost; and what the worker raised."""
+
+    def hire(self) -> None:
+        """A new worker, in place of the last one. Raises ClusterError: there is no machine for it."""
+
+    def dismiss(self) -> None:
+        """End the worker."""
+
+
+class Crew:
+    """Machines, each with the layers behind those of the one before it."""
+
+    def __init__(self, machines: Sequence[Machine], layers: Sequence[range], options: LoadOptions) -> None:
+        """Have each machine load its layers. Raises as `Worker.load`, and ClusterError."""
+        self.layers = layers
+        self._machines, self._options = machines, options
+        self._keys = itertools.count()
+        self._caches: dict[int, int] = {}  # key -> tokens
+        self._changes: deque[tuple[Any, ...]] = deque()  # caches made or dropped, by any thread
+        self._told: deque[tuple[Machine, object]] = deque()  # calls without a result
+        self._ahead: deque[tuple[Machine, object]] = deque()  # rows that are under way, their result not wanted
+        self._is_broken = False
+        self._unready: set[int] = set()  # places of machines whose new worker has not all that it needs
+        self._void: set[int] = set()  # caches that have lost rows and were not used since
+        loading = [machine.start("load", part, options) for machine, part in zip(machines, layers, strict=True)]
+        self.kernels = [machine.result(started) for machine, started in zip(machines, loading, strict=True)]
+
+    def make_cache(self, n_tokens: int) -> int:
+        """A latent cache on each machine. Returns its key. May be called from any thread."""
+        key = next(self._keys)
+        self._changes.append(("make_cache", key, n_tokens))
+        return key
+
+    def drop_cache(self, key: int) -> None:
+        """Forget a cache. May be called from any thread."""
+        self._changes.append(("drop_cache", key))
+
+    def run(self, key: int, rows: Rows, form: str, products: int, hidden: np.ndarray, is_wanted: bool) -> np.ndarray:
+        """Send rows through all machines: hidden f32 (T, D), as `DeepseekModel.run_layers` takes and returns it.
+
+        Not wanted: returns (0, D) at once, unless the rows of as many calls as there are machines are under way.
+
+        Raises:
+            ClusterError: a machine is lost, or rows that the cache had on one.
+        """
+        self._prepare(key)
+        *others, last = self._machines
+        handed: object = hidden
+        for machine in others:
+            handed = machine.start("run", key, rows, form, products, handed, True)
+        started = last.start("run", key, rows, form, products, handed, is_wanted)
+        if is_wanted:
+            self._settle(key)
+            return np.asarray(self._result(key, last, started))
+        self._ahead.append((last, started))
+        if len(self._ahead) > len(self._machines):
+            self._result(key, *self._ahead.popleft())
+        return hidden[:0]
+
+    def tell(self, method: str, key: int, *arguments: object) -> None:
+        """Have each worker do something with a cache. Raises as `run`."""
+        self.tell_each(method, key, [arguments] * len(self._machines))
+
+    def tell_each(self, method: str, key: int, arguments: Sequence[tuple[object, ...]]) -> None:
+        """The same, with arguments for each."""
+        self._prepare(key)
+        for machine, given in zip(self._machines, arguments, strict=True):
+            self._told.append((machine, machine.start(method, key, *given)))
+
+    def ask(self, method: str, key: int, *arguments: object) -> list[Any]:
+        """The same, for the results of all. Raises as `run`."""
+        self._prepare(key)
+        started = [machine.start(method, key, *arguments) for machine in self._machines]
+        self._settle(key)
+        return [self._result(key, machine, each) for machine, each in zip(self._machines, started, strict=True)]
+
+    def close(self) -> None:
+        """Dismiss all workers; nothing may be asked of the crew any more."""
+        for machine in self._machines:
+            machine.dismiss()
+
+    def _prepare(self, key: int) -> None:
+        if self._is_broken:
+            self._mend()
+        while self._changes:
+            method, changed, *arguments = self._changes.popleft()
+            if method == "make_cache":
+                self._caches[changed] = arguments[0]
+            else:
+                del self._caches[changed]
+                self._void.discard(changed)
+            self._told.extend((each, each.start(method, changed, *arguments)) for each in self._machines)
+        if key in self._void:
+            self._void.remove(key)
+            raise ClusterError("a machine was lost, and with it what it had computed of this text; send it again")
+
+    def _settle(self, key: int) -> None:
+        """Wait for all that was started without a result."""
+        for calls in (self._told, self._ahead):
+            while calls:
+                self._result(key, *calls.popleft())
+
+    def _result(self, key: int, machine: Machine, started: object) -> Any:
+        try:
+            return machine.result(started)
+        except BaseException:  # the caller hears of it, the other caches when they are used
+            self._is_broken = True
+            self._told.clear()
+            self._ahead.clear()
+            self._void.update(each for each in self._caches if each != key)
+            raise
+
+    def _mend(self) -> None:
+        """Replace the workers that are lost, with empty caches."""
+        for place, machine in enumerate(self._machines):
+            if place not in self._unready and not _is_lost(machine):
+                continue
+            self._unready.add(place)
+            machine.hire()
+            machine.result(machine.start("load", self.layers[place], self._options))
+            for key, n_tokens in self._caches.items():
+                machine.result(machine.start("make_cache", key, n_tokens))
+            self._unready.remove(place)
+        self._is_broken = False
+
+
+def _is_lost(machine: Machine) -> bool:
+    try:
+        machine.result(machine.start("check"))
+    except ClusterError:
+        return True
+    return False

@@ -1,0 +1,128 @@
+"""RayCluster: the machines of a Ray cluster, and a worker on each that is hired.
+
+Called by `loading` and `cli`; `crew` calls a `RayMachine` without knowing of Ray. Calls Ray. This process must run on a
+machine of the cluster, and computes there itself. Ray starts the workers' processes and carries arguments and results.
+Knows nothing of layers.
+"""
+
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from deepzig.distributed.worker import Worker
+from deepzig.errors import ClusterError, DeepzigError, RequestError
+
+START_HINT = "run `ray start --head` on one machine and `ray start --address=ITS_ADDRESS:6379` on each other"
+
+
+class RayCluster:
+    """The cluster that this machine belongs to."""
+
+    def __init__(self) -> None:
+        """Join it, unless this process has. In a program that handles SIGTERM, first by its main thread.
+
+        Raises:
+            RequestError: Ray is not installed.
+            ClusterError: Ray does not run here, or refuses.
+        """
+        try:
+            import ray
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        except ModuleNotFoundError as error:
+            raise RequestError("several machines need Ray on each: pip install 'deepzig[ray]'") from error
+        self.ray: Any = ray
+        self._affinity: Any = NodeAffinitySchedulingStrategy
+        self._taken: set[str] = set()  # nodes
+        if ray.is_initialized():
+            return
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # those of rows that follow a failure
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise ClusterError(f"this machine is in no Ray cluster; {START_HINT}") from error
+        except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise ClusterError(f"the Ray cluster cannot be joined: {_reason(error)}") from error
+        if threading.current_thread() is threading.main_thread():  # Ray's own would end a server at once
+            signal.signal(signal.SIGTERM, handler)
+
+    def take(self, preferred: str | None) -> tuple[str, str]:
+        """A node that no other worker has, and its name for people: the preferred one if it is there.
+
+        Raises:
+            ClusterError: there is none.
+        """
+        alive = self._others()
+        self._taken -= {preferred}
+        free = [preferred] if preferred is not None and preferred in alive else sorted(alive.keys() - self._taken)
+        if not free:
+            count = f"{len(alive)} besides this one" if alive else "none besides this one"
+            raise ClusterError(f"the Ray cluster has too few machines, {count}; {START_HINT}")
+        node = free[0]
+        self._taken.add(node)
+        return node, f"{alive[node]['NodeManagerHostname']} ({alive[node]['NodeManagerAddress']})"
+
+    def start_worker(self, node: str, directory: Path) -> Any:
+        """A handle of a new `Worker` there, which goes when the handle does."""
+        n_cpus = self._others()[node]["Resources"].get("CPU", 1)
+        options = {
+            "num_cpus": 0,  # of Ray's accounts: others may have work there too
+            "scheduling_strategy": self._affinity(node_id=node, soft=False),
+            # else Ray sets it to 1, and `available_threads` heeds it
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(n_cpus)))}},
+        }
+        return self.ray.remote(Worker).options(**options).remote(directory)
+
+    def _others(self) -> dict[str, dict[str, Any]]:
+        """The machines that are there, this one left out, by the id of their node."""
+        here = self.ray.get_runtime_context().get_node_id()
+        return {node["NodeID"]: node for node in self.ray.nodes() if node["Alive"] and node["NodeID"] != here}
+
+
+class RayMachine:
+    """A machine of the cluster with its worker: a `crew.Machine`."""
+
+    def __init__(self, cluster: RayCluster, directory: Path) -> None:
+        """directory: the checkpoint's, on that machine."""
+        self._cluster, self._directory = cluster, directory
+        self._node: str | None = None
+        self._worker: Any = None
+        self.hire()
+
+    def hire(self) -> None:
+        """See `crew.Machine`: on the last worker's machine, if that is there."""
+        self.dismiss()
+        self._node, self.name = self._cluster.take(self._node)
+        self._worker = self._cluster.start_worker(self._node, self._directory)
+
+    def dismiss(self) -> None:
+        """See `crew.Machine`."""
+        if self._worker is not None and self._cluster.ray.is_initialized():  # else Ray has ended, and it with it
+            self._cluster.ray.kill(self._worker)
+        self._worker = None
+
+    def start(self, method: str, *arguments: object) -> object:
+        """See `crew.Machine`."""
+        return getattr(self._worker, method).remote(*arguments)
+
+    def result(self, started: object) -> Any:
+        """See `crew.Machine`."""
+        exceptions = self._cluster.ray.exceptions
+        try:
+            return self._cluster.ray.get(started)
+        except exceptions.RayTaskError as error:
+            if isinstance(error.cause, exceptions.RayError):
+                raise ClusterError(f"a machine before {self.name} is lost: {_reason(error.cause)}") from error
+            if isinstance(error.cause, DeepzigError):
+                raise type(error.cause)(f"{self.name}: {error.cause}") from error
+            raise
+        except exceptions.RayError as error:
+            raise ClusterError(f"{self.name} is lost: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of Ray's message, which can have dozens."""
+    return str(error).strip().partition("\n")[0].rstrip(".")

@@ -1,0 +1,105 @@
+"""Worker: some layers of a model on one machine, and their rows of the latent caches.
+
+Made on that machine by `ray_cluster`, which calls its methods for `crew`, one after the other. Calls `checkpoint` and
+the model. Knows nothing of requests, nor of other machines.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from deepzig.checkpoint.loader import load_weights
+from deepzig.config import ModelConfig
+from deepzig.engine.loading import LoadOptions
+from deepzig.engine.prompt_cache import hash_of_model
+from deepzig.errors import ClusterError
+from deepzig.memory import allocatable_memory, available_memory
+from deepzig.model.cache import LatentCache, Rows
+from deepzig.model.deepseek import DeepseekModel
+from deepzig.threads import available_threads
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """What the head must know of a machine before it gives it layers."""
+
+    version: str  # of deepzig
+    model_hash: str
+    available: int  # memory, bytes
+    allocatable: int
+    n_threads: int  # that compute, unless the caller asks for another number
+
+
+class Worker:
+    """The layers of one machine."""
+
+    def __init__(self, directory: Path) -> None:
+        """directory: the checkpoint's, on this machine."""
+        self._directory = directory
+        self._model: DeepseekModel | None = None
+        self._caches: dict[int, LatentCache] = {}
+
+    def facts(self) -> MachineFacts:
+        """Of this machine and its copy of the checkpoint. Raises ConfigError and CheckpointError as loading does."""
+        return facts_here(self._directory)
+
+    def load(self, layers: range, options: LoadOptions) -> str:
+        """Map the weights of some layers. Returns what computes them, as `DeepseekModel.numerics` has it.
+
+        Raises:
+            ConfigError, CheckpointError: the checkpoint cannot be used here.
+        """
+        config = ModelConfig.from_directory(self._directory)
+        weights = replace(load_weights(self._directory, config), has_mtp=False)  # the head has the MTP layers
+        self._model = DeepseekModel(config, weights, layers=layers, **options.computing)
+        return self._model.numerics["kernels"]
+
+    def check(self) -> None:
+        """Does nothing, if the worker is there to do it."""
+
+    def make_cache(self, key: int, n_tokens: int) -> None:
+        """A latent cache, which `key` names from now on."""
+        self._caches[key] = self._loaded.make_cache(n_tokens)
+
+    def drop_cache(self, key: int) -> None:
+        """Forget a cache."""
+        del self._caches[key]
+
+    def run(
+        self, key: int, rows: Rows, form: str, products: int, hidden: np.ndarray, is_wanted: bool
+    ) -> np.ndarray | None:
+        """`DeepseekModel.run_layers`: f32 (T, D), None unless it is wanted."""
+        result = self._loaded.run_layers(hidden, rows, self._caches[key], form, products)
+        return result if is_wanted else None
+
+    def copy_page(self, key: int, source: int, target: int) -> None:
+        """As `LatentCache` does."""
+        self._caches[key].copy_page(source, target)
+
+    def rotate_page(self, key: int, page: int, cos: np.ndarray, sin: np.ndarray, interleave: bool) -> None:
+        """As `LatentCache` does."""
+        self._caches[key].rotate_page(page, cos, sin, interleave)
+
+    def export_pages(self, key: int, pages: Sequence[int]) -> dict[str, np.ndarray]:
+        """As `LatentCache` does."""
+        return self._caches[key].export_pages(pages)
+
+    def import_page(self, key: int, page: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Fill a page with one of `export_pages`, alone in its arrays."""
+        self._caches[key].import_page(page, arrays, 0)
+
+    @property
+    def _loaded(self) -> DeepseekModel:
+        if self._model is None:
+            raise ClusterError("a machine was asked to compute before it had its layers; restart deepzig")
+        return self._model
+
+
+def facts_here(directory: Path) -> MachineFacts:
+    """Of this machine and a checkpoint on it."""
+    return MachineFacts(
+        version("deepzig"), hash_of_model(directory), available_memory(), allocatable_memory(), available_threads()
+    )
