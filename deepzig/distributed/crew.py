@@ -8,7 +8,7 @@ at once, other caches when they are used again.
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,6 +37,9 @@ class Machine(Protocol):
         """End the worker."""
 
 
+_Call = tuple[Machine, object]  # and what stands for the result
+
+
 class Crew:
     """Machines, each with the layers behind those of the one before it."""
 
@@ -47,8 +50,8 @@ class Crew:
         self._keys = itertools.count()
         self._caches: dict[int, int] = {}  # key -> tokens
         self._changes: deque[tuple[Any, ...]] = deque()  # caches made or dropped, by any thread
-        self._told: deque[tuple[Machine, object]] = deque()  # calls without a result
-        self._ahead: deque[tuple[Machine, object]] = deque()  # rows that are under way, their result not wanted
+        self._under_way: deque[_Call] = deque()  # nobody has waited for them yet, oldest first
+        self._ahead: deque[_Call] = deque()  # those of them that send rows
         self._is_broken = False
         self._unready: set[int] = set()  # places of machines whose new worker has not all that it needs
         self._void: set[int] = set()  # caches that have lost rows and were not used since
@@ -65,10 +68,15 @@ class Crew:
         """Forget a cache. May be called from any thread."""
         self._changes.append(("drop_cache", key))
 
-    def run(self, key: int, rows: Rows, form: str, products: int, hidden: np.ndarray, is_wanted: bool) -> np.ndarray:
-        """Send rows through all machines: hidden f32 (T, D), as `DeepseekModel.run_layers` takes and returns it.
+    def run(
+        self, key: int, rows: Rows, form: str, products: int, hidden: np.ndarray, is_wanted: bool
+    ) -> Callable[[], np.ndarray]:
+        """Send rows through all machines: hidden f32 (T, D), as `DeepseekModel.run_layers` takes them.
 
-        Not wanted: returns (0, D) at once, unless the rows of as many calls as there are machines are under way.
+        Waits only where more calls than there are machines have rows under way.
+
+        Returns:
+            What waits for the result, f32 (T, D), and raises as this; not to be called unless the result is wanted.
 
         Raises:
             ClusterError: a machine is lost, or rows that the cache had on one.
@@ -78,14 +86,12 @@ class Crew:
         handed: object = hidden
         for machine in others:
             handed = machine.start("run", key, rows, form, products, handed, True)
-        started = last.start("run", key, rows, form, products, handed, is_wanted)
-        if is_wanted:
-            self._settle(key)
-            return np.asarray(self._result(key, last, started))
-        self._ahead.append((last, started))
+        call = last, last.start("run", key, rows, form, products, handed, is_wanted)
+        self._under_way.append(call)
+        self._ahead.append(call)
         if len(self._ahead) > len(self._machines):
-            self._result(key, *self._ahead.popleft())
-        return hidden[:0]
+            self._wait(key, self._ahead[0])
+        return lambda: np.asarray(self._wait(key, call))
 
     def tell(self, method: str, key: int, *arguments: object) -> None:
         """Have each worker do something with a cache. Raises as `run`."""
@@ -95,14 +101,14 @@ class Crew:
         """The same, with arguments for each."""
         self._prepare(key)
         for machine, given in zip(self._machines, arguments, strict=True):
-            self._told.append((machine, machine.start(method, key, *given)))
+            self._under_way.append((machine, machine.start(method, key, *given)))
 
     def ask(self, method: str, key: int, *arguments: object) -> list[Any]:
         """The same, for the results of all. Raises as `run`."""
         self._prepare(key)
-        started = [machine.start(method, key, *arguments) for machine in self._machines]
-        self._settle(key)
-        return [self._result(key, machine, each) for machine, each in zip(self._machines, started, strict=True)]
+        calls = [(machine, machine.start(method, key, *arguments)) for machine in self._machines]
+        self._under_way.extend(calls)
+        return [self._wait(key, call) for call in calls]
 
     def close(self) -> None:
         """Dismiss all workers; nothing may be asked of the crew any more."""
@@ -119,23 +125,25 @@ class Crew:
             else:
                 del self._caches[changed]
                 self._void.discard(changed)
-            self._told.extend((each, each.start(method, changed, *arguments)) for each in self._machines)
+            self._under_way.extend((each, each.start(method, changed, *arguments)) for each in self._machines)
         if key in self._void:
             self._void.remove(key)
             raise ClusterError("a machine was lost, and with it what it had computed of this text; send it again")
 
-    def _settle(self, key: int) -> None:
-        """Wait for all that was started without a result."""
-        for calls in (self._told, self._ahead):
-            while calls:
-                self._result(key, *calls.popleft())
-
-    def _result(self, key: int, machine: Machine, started: object) -> Any:
+    def _wait(self, key: int, call: _Call) -> Any:
+        """The result of a call, behind those that were under way before it: one of them may have failed."""
         try:
-            return machine.result(started)
+            while call in self._under_way:
+                machine, started = earlier = self._under_way.popleft()
+                if self._ahead and self._ahead[0] is earlier:
+                    self._ahead.popleft()
+                result = machine.result(started)
+                if earlier is call:
+                    return result
+            return call[0].result(call[1])
         except BaseException:  # the caller hears of it, the other caches when they are used
             self._is_broken = True
-            self._told.clear()
+            self._under_way.clear()
             self._ahead.clear()
             self._void.update(each for each in self._caches if each != key)
             raise

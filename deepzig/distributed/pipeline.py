@@ -5,6 +5,7 @@ MTP layers are here too. Rows go from machine to machine in float32, so that eve
 pick the same kernels.
 """
 
+import functools
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from deepzig.checkpoint.loader import ModelWeights
 from deepzig.config import ModelConfig
 from deepzig.distributed.crew import Crew
 from deepzig.model.cache import PAGE_SIZE, LatentCache, Rows
-from deepzig.model.deepseek import DeepseekModel, Observer
+from deepzig.model.deepseek import DeepseekModel, HiddenStates, Observer
 
 
 class PipelineCache(LatentCache):
@@ -79,6 +80,11 @@ class PipelineModel(DeepseekModel):
         """Dismiss the workers."""
         self._crew.close()
 
+    @property
+    def n_ahead(self) -> int:
+        """As many calls as there are other machines."""
+        return len(self._crew.layers)
+
     def forward(
         self,
         token_ids: np.ndarray,
@@ -87,19 +93,36 @@ class PipelineModel(DeepseekModel):
         *,
         form: str | None = None,
         observer: Observer | None = None,
-        is_wanted: bool = True,
     ) -> np.ndarray:
-        """As `DeepseekModel.forward`, without an observer, which would see the layers of this process alone. Unless the
-        result is wanted, the machines may still be at it on return.
+        """As `DeepseekModel.forward`, without an observer, which would see the layers of this process alone.
 
         Raises:
             ClusterError: a machine is lost, or what it had computed.
         """
+        return self.forward_ahead(token_ids, rows, cache, form=form, observer=observer, is_wanted=True)()
+
+    def forward_ahead(
+        self,
+        token_ids: np.ndarray,
+        rows: Rows,
+        cache: LatentCache,
+        *,
+        form: str | None = None,
+        observer: Observer | None = None,
+        is_wanted: bool,
+    ) -> HiddenStates:
+        """As `forward`; the machines may still be at it on return."""
         assert observer is None and isinstance(cache, PipelineCache)
         form, products = self._form(form, rows), self._products(rows)
         step = self._step(rows, cache, form, products)
         hidden = self._embed(token_ids, step.space.hidden)
         for layer in self.layers:
             layer(hidden, step)
-        hidden = self._crew.run(cache.key, rows, form, products, hidden, is_wanted)
-        return self.norm(hidden, np.empty_like(hidden))
+        beyond = self._crew.run(cache.key, rows, form, products, hidden, is_wanted)
+
+        @functools.cache
+        def normed() -> np.ndarray:
+            last = beyond()
+            return self.norm(last, np.empty_like(last))
+
+        return normed

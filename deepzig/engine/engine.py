@@ -139,10 +139,9 @@ class Engine:
         prefilled: list[Branch] = []  # to their end: the next token can be sampled
         hidden: list[np.ndarray] = []
         for chunks in self._batches(plan.prefills):
-            for (branch, _), computed in zip(chunks, self._prefill(chunks), strict=True):
-                if branch.n_computed == len(branch.tokens):
-                    prefilled.append(branch)
-                    hidden.append(computed[-1:])
+            for branch, last_row in self._prefill(chunks):
+                prefilled.append(branch)
+                hidden.append(last_row)
         started = time.perf_counter()
         drafts = self._speculator.draft(plan.decoding, plan.n_drafts)
         drafted = time.perf_counter()
@@ -222,31 +221,35 @@ class Engine:
             by_kind.setdefault(kind, []).append((branch, last))
         return list(by_kind.values())
 
-    def _prefill(self, chunks: list[tuple[Branch, int]]) -> list[np.ndarray]:
-        """Each branch's tokens up to `last`, all of one form of attention: f32 (T, D) of each after the final norm;
-        (0, D) if none of them ends a prompt or is drafted from."""
+    def _prefill(self, chunks: list[tuple[Branch, int]]) -> list[tuple[Branch, np.ndarray]]:
+        """Each branch's tokens up to `last`, all of one form of attention. Returns the branches whose last token is
+        computed now, with f32 (1, D) of it after the final norm."""
         branches = [branch for branch, _ in chunks]
         spans = [range(branch.n_computed, last) for branch, last in chunks]
         tokens = [token for branch, last in chunks for token in branch.tokens[branch.n_computed : last]]
-        rows = branch_rows(branches, spans, is_prompt=True)
-        is_wanted = any(last == len(branch.tokens) or self._speculator.reads_prompt(branch) for branch, last in chunks)
-        all_hidden = self._model.forward(
+        ends = any(last == len(branch.tokens) for branch, last in chunks)
+        hidden = self._model.forward_ahead(
             np.array(tokens, np.int32),
-            rows,
+            branch_rows(branches, spans, is_prompt=True),
             self._cache,
             form=branches[0].form,
             observer=self.observer,
-            is_wanted=is_wanted,
+            is_wanted=ends or any(map(self._speculator.reads_prompt, branches)),
         )
-        hidden = np.split(all_hidden, np.cumsum([len(span) for span in spans])[:-1])
-        for branch, span, computed in zip(branches, spans, hidden, strict=True):
-            self._note_prefill(branch, span, computed)
-        return hidden
+        n_ahead = 0 if ends else self._model.n_ahead
+        self._speculator.follow_prompts(list(zip(branches, spans, strict=True)), hidden, n_ahead)
+        for branch, span in zip(branches, spans, strict=True):
+            self._note_prefill(branch, span)
+        last_rows = np.cumsum([len(span) for span in spans]) - 1
+        return [
+            (branch, hidden()[row : row + 1])
+            for branch, row in zip(branches, last_rows, strict=True)
+            if branch.n_computed == len(branch.tokens)
+        ]
 
-    def _note_prefill(self, branch: Branch, span: range, hidden: np.ndarray) -> None:
-        """A span of positions of a branch has been prefilled: hidden f32 (T, D)."""
+    def _note_prefill(self, branch: Branch, span: range) -> None:
+        """A span of positions of a branch has been prefilled."""
         request = branch.request
-        self._speculator.follow_prompt(branch, span.start, hidden)
         branch.n_computed = span.stop
         if request.n_prefilled < request.n_prompt:
             request.n_prefilled = min(span.stop, request.n_prompt)

@@ -6,6 +6,7 @@ rows. Called by `engine` and `step_sampling`; calls `drafting` and `ngrams`.
 """
 
 import time
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from deepzig.engine.request import Branch, Drafting, Request
 from deepzig.engine.sampling import MAX_DRAFT_TOKENS
 from deepzig.errors import RequestError
 from deepzig.model.cache import LatentCache
-from deepzig.model.deepseek import DeepseekModel
+from deepzig.model.deepseek import DeepseekModel, HiddenStates
 
 PRIOR_ACCEPTANCE = 0.75  # of a draft token, before anything is known
 PRIOR_WEIGHT = 8  # draft tokens that the prior counts as
@@ -25,12 +26,15 @@ MAX_PENDING = 32  # positions that the MTP layer may fall behind while drafting 
 MAX_SEQUENCES = 8  # decoded together, beyond which auto does not draft: their rows leave no arithmetic idle
 RETRIED = 32  # where the MTP layer has lost time, one request in so many tries it again
 
+_Chunk = tuple[Branch, list[int], range]  # the pages that the branch had, which tell a preemption, and the positions
+
 
 class Speculator:
     """Drafts for all branches of an engine."""
 
     def __init__(self, model: DeepseekModel, cache: LatentCache) -> None:
         self._mtp = MtpDrafter(model, cache) if model.mtp_layers else None
+        self._unread: deque[tuple[list[_Chunk], HiddenStates]] = deque()  # in the order of their calls
         self._steps = _Times()  # of a step that decodes so many rows
         self._drafts = _Times()  # of so many calls of the MTP layer, for one branch or several
         # by whether it was the MTP layer, and depth
@@ -54,13 +58,19 @@ class Speculator:
         return Drafting(None if uses_mtp else NgramIndex(), [0] * n, [0] * n)
 
     def reads_prompt(self, branch: Branch) -> bool:
-        """Whether `follow_prompt` has a use for the hidden states of the branch's prompt."""
+        """Whether `follow_prompts` has a use for the hidden states of the branch."""
         return self._mtp is not None and branch.drafting is not None and branch.drafting.uses_mtp
 
-    def follow_prompt(self, branch: Branch, first: int, hidden: np.ndarray) -> None:
-        """A chunk of a prompt has been prefilled: hidden f32 (T, D) of positions from `first` on."""
-        if self._mtp is not None and self.reads_prompt(branch):
-            self._mtp.follow_prompt(branch, first, hidden)
+    def follow_prompts(self, chunks: Sequence[tuple[Branch, range]], hidden: HiddenStates, n_ahead: int) -> None:
+        """Positions of prompts have been prefilled in one call, with these hidden states.
+
+        n_ahead: so many calls may be left for later, since to ask for their hidden states is to wait for them.
+        """
+        if not any(self.reads_prompt(branch) for branch, _ in chunks):
+            return
+        self._unread.append(([(branch, branch.pages, span) for branch, span in chunks], hidden))
+        while len(self._unread) > n_ahead:
+            self._read(*self._unread.popleft())
 
     def follow(self, branch: Branch, hidden: np.ndarray) -> None:
         """A branch has gone on by the positions of hidden f32 (m, D), and knows the token behind each."""
@@ -121,6 +131,13 @@ class Speculator:
         if plain := self._steps.mean(n_decoding):
             request.speculation_s += seconds
             request.plain_s += n_sampled * plain
+
+    def _read(self, chunks: list[_Chunk], hidden: HiddenStates) -> None:
+        """Have the MTP layer follow those branches that still have their pages."""
+        ends = np.cumsum([len(span) for _, _, span in chunks])
+        for (branch, pages, span), end in zip(chunks, ends, strict=True):
+            if self._mtp is not None and self.reads_prompt(branch) and branch.pages is pages:
+                self._mtp.follow_prompt(branch, span.start, hidden()[end - len(span) : end])
 
     def _best_length(self, drafting: Drafting, most: int, n_decoding: int) -> int:
         """The number of draft tokens that brings most tokens a second; 0 until the time without drafts is known."""

@@ -20,6 +20,7 @@ from deepzig.model.workspace import MlaScratch, Step, Workspace
 
 KEPT_ROWS = 1280  # of all workspaces that are kept: a large prompt's, or those between which decoding alternates
 
+HiddenStates = Callable[[], np.ndarray]  # f32 (T, D)
 Observer = Callable[[int, np.ndarray, Workspace], None]  # (layer or -1 for the embedding, hidden (T, D), workspace)
 
 
@@ -69,6 +70,11 @@ class DeepseekModel:
         self._mla_scratch = MlaScratch(config)
 
     @property
+    def n_ahead(self) -> int:
+        """Calls of `forward_ahead` whose rows are better asked for later: here all is computed when they return."""
+        return 0
+
+    @property
     def has_all_layers(self) -> bool:
         """Whether all decoder layers are here, so that an observer sees them."""
         return len(self.layers) == self.config.num_hidden_layers
@@ -97,7 +103,6 @@ class DeepseekModel:
         *,
         form: str | None = None,
         observer: Observer | None = None,
-        is_wanted: bool = True,
     ) -> np.ndarray:
         """Run the layers over new tokens.
 
@@ -107,10 +112,9 @@ class DeepseekModel:
             form: attention form to force, "absorbed" or "expanded" (prompts only); None picks the cheaper for a prompt
                 of one sequence.
             observer: called with the embedding and after each layer.
-            is_wanted: False: nobody reads the result, only the cache is to be filled.
 
         Returns:
-            f32 (T, D) after the final norm: a new array, input of `logits` and of `mtp_forward`; (0, D) unless wanted.
+            f32 (T, D) after the final norm: a new array, input of `logits` and of `mtp_forward`.
         """
         step = self._step(rows, cache, self._form(form, rows), self._products(rows))
         hidden = self._embed(token_ids, step.space.hidden)
@@ -120,8 +124,28 @@ class DeepseekModel:
             layer(hidden, step)
             if observer is not None:
                 observer(index, hidden, step.space)
-        result = hidden if is_wanted else hidden[:0]
-        return self.norm(result, np.empty_like(result))
+        return self.norm(hidden, np.empty_like(hidden))
+
+    def forward_ahead(
+        self,
+        token_ids: np.ndarray,
+        rows: Rows,
+        cache: LatentCache,
+        *,
+        form: str | None = None,
+        observer: Observer | None = None,
+        is_wanted: bool,
+    ) -> HiddenStates:
+        """The same for rows in the middle of prompts, whose hidden states nobody needs at once.
+
+        Args:
+            is_wanted: somebody will ask for them; False: only the cache is to be filled.
+
+        Returns:
+            What gives them, as `forward` does, and may wait for them.
+        """
+        hidden = self.forward(token_ids, rows, cache, form=form, observer=observer)
+        return lambda: hidden
 
     def run_layers(self, hidden: np.ndarray, rows: Rows, cache: LatentCache, form: str, products: int) -> np.ndarray:
         """The layers alone, over rows that those below them, on another machine, have been through.

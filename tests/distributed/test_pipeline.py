@@ -85,17 +85,22 @@ def test_a_context_that_is_shifted() -> None:
     assert found.token_ids == expected.token_ids and found.n_shifted == expected.n_shifted > 0
 
 
-def test_chunks_of_a_prompt_go_ahead_while_machines_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for the rows of a chunk in the middle; of those as many are under way as there are machines."""
+@pytest.mark.parametrize("speculation", ["off", "mtp"])
+def test_chunks_of_a_prompt_go_ahead_while_machines_are_busy(speculation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the rows of a chunk in the middle, and the MTP layer takes them later; of those as many are
+    under way as there are machines."""
     monkeypatch.setattr(scheduler, "PREFILL_CHUNK", 100)
     llm, (second, third) = load_over_threads("stories", 3)
     second.may_go_on.clear()
     ids = llm.encode(TEXT * 50).tolist()[:750]
-    generation = llm.submit(ids, replace(GREEDY, speculation="off"))
+    params = replace(GREEDY, speculation=speculation)
+    generation = llm.submit(ids, params)
     wait_until(lambda: second.asked.count("run") == 3)
     assert not generation.is_finished and third.done.count("run") == 0
     second.may_go_on.set()
-    assert generation.result().token_ids == deepzig.load("stories").generate(ids, GREEDY).token_ids
+    found, expected = generation.result(), deepzig.load("stories").generate(ids, params)
+    assert (found.token_ids, found.timings.drafted_tokens) == (expected.token_ids, expected.timings.drafted_tokens)
+    assert found.timings.accepted_tokens == expected.timings.accepted_tokens
     assert third.asked.count("run") > 7
 
 
@@ -127,3 +132,26 @@ def test_caches_are_dropped_on_all_machines() -> None:
         llm.logits([1, 2, 3])
     llm.generate(TEXT, GREEDY)
     assert machine.done.count("make_cache") == 4 and machine.done.count("drop_cache") == 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_schedules_on_slow_machines(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that come, are cancelled, and give way to each other while chunks of their prompts are under way."""
+    monkeypatch.setattr(scheduler, "PREFILL_CHUNK", 100)
+    rng = np.random.default_rng(seed)
+    one = deepzig.load("stories", deterministic=True)
+    page_bytes = 64 * one.model.make_cache(0).bytes_per_token
+    several, machines = load_over_threads("stories", 3, cache_bytes=14 * page_bytes, deterministic=True)
+    for machine in machines:
+        machine.delay = lambda: float(rng.uniform(0, 0.004))
+    running = []
+    for _ in range(20):
+        prompt = rng.integers(5, 4000, rng.integers(1, 400)).tolist()
+        params = replace(GREEDY, max_tokens=int(rng.integers(1, 40)), speculation=str(rng.choice(["off", "mtp"])))
+        running.append((prompt, params, several.submit(prompt, params)))
+        if rng.random() < 0.3:
+            running.pop(int(rng.integers(len(running))))[2].cancel()
+    for prompt, params, generation in running:
+        assert generation.result().token_ids == one.generate(prompt, params).token_ids
+    stats = several.stats()
+    assert stats.n_held_pages == stats.n_prefix_pages and stats.preemptions > 0

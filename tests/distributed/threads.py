@@ -27,6 +27,7 @@ class ThreadMachine:
         self.may_go_on = threading.Event()
         self.may_go_on.set()
         self.lost_at: str | None = None  # the method before which the worker dies
+        self.delay: Callable[[], float] = lambda: 0.0  # seconds before each call
         self.hire()
 
     def dismiss(self) -> None:
@@ -52,6 +53,7 @@ class ThreadMachine:
 
     def _do(self, method: str, arguments: list[object]) -> Any:
         assert self.may_go_on.wait(60)
+        time.sleep(self.delay())
         given = [each.result() if isinstance(each, Future) else each for each in arguments]
         if method == self.lost_at:
             self.lose()
