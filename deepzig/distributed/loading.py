@@ -14,7 +14,7 @@ from deepzig.checkpoint.sizes import ModelSize
 from deepzig.config import ModelConfig
 from deepzig.distributed.crew import Crew, Machine
 from deepzig.distributed.pipeline import PipelineModel
-from deepzig.distributed.ray_cluster import RayCluster, RayMachine
+from deepzig.distributed.ray_cluster import RayCluster
 from deepzig.distributed.split import layer_bytes, split_layers
 from deepzig.distributed.worker import MachineFacts, facts_here
 from deepzig.engine.llm import LLM
@@ -50,8 +50,7 @@ def load_distributed(model: str | Path, n_machines: int, **options: Any) -> LLM:
     def make_network(
         directory: Path, config: ModelConfig, weights: ModelWeights, size: ModelSize, options: LoadOptions
     ) -> tuple[DeepseekModel, int]:
-        cluster = RayCluster()
-        machines = [RayMachine(cluster, directory.absolute()) for _ in range(n_machines - 1)]
+        machines = RayCluster().hire(n_machines - 1, directory.absolute())
         return network_over(machines, directory, config, weights, size, options)
 
     return build_llm(model, LoadOptions(**options), make_network)

@@ -42,12 +42,16 @@ class RayCluster:
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:
-            raise ClusterError(f"this machine is in no Ray cluster; {START_HINT}") from error
-        except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise ClusterError(f"the Ray cluster cannot be joined: {_reason(error)}") from error
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise ClusterError(f"this machine cannot join a Ray cluster ({_reason(error)}); {START_HINT}") from error
         if threading.current_thread() is threading.main_thread():  # Ray's own would end a server at once
             signal.signal(signal.SIGTERM, handler)
+
+    def hire(self, n_machines: int, directory: Path) -> list["RayMachine"]:
+        """Workers on so many machines besides this one. Raises ClusterError: there are fewer."""
+        if n_machines > len(self._others()):
+            raise self._too_few()
+        return [RayMachine(self, directory) for _ in range(n_machines)]
 
     def take(self, preferred: str | None) -> tuple[str, str]:
         """A node that no other worker has, and its name for people: the preferred one if it is there.
@@ -59,8 +63,7 @@ class RayCluster:
         self._taken -= {preferred}
         free = [preferred] if preferred is not None and preferred in alive else sorted(alive.keys() - self._taken)
         if not free:
-            count = f"{len(alive)} besides this one" if alive else "none besides this one"
-            raise ClusterError(f"the Ray cluster has too few machines, {count}; {START_HINT}")
+            raise self._too_few()
         node = free[0]
         self._taken.add(node)
         return node, f"{alive[node]['NodeManagerHostname']} ({alive[node]['NodeManagerAddress']})"
@@ -75,6 +78,10 @@ class RayCluster:
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(n_cpus)))}},
         }
         return self.ray.remote(Worker).options(**options).remote(directory)
+
+    def _too_few(self) -> ClusterError:
+        count = len(self._others()) or "none"
+        return ClusterError(f"the Ray cluster has too few machines, {count} besides this one; {START_HINT}")
 
     def _others(self) -> dict[str, dict[str, Any]]:
         """The machines that are there, this one left out, by the id of their node."""
@@ -124,5 +131,5 @@ class RayMachine:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of Ray's message, which can have dozens."""
-    return str(error).strip().partition("\n")[0].rstrip(".")
+    """The first sentence of Ray's message, which can have dozens of lines."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")

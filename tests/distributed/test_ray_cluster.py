@@ -33,7 +33,9 @@ def test_without_a_cluster_the_command_line_says_what_to_do() -> None:
         [sys.executable, "-m", "deepzig", *words], capture_output=True, text=True, timeout=120, env=environment
     )
     assert run.returncode == 5
-    assert run.stderr.splitlines()[-1].startswith("Error: this machine is in no Ray cluster; run `ray start --head`")
+    assert run.stderr.splitlines()[-1].startswith(
+        "Error: this machine cannot join a Ray cluster (Could not find any running Ray instance); run `ray start --head`"
+    )
 
 
 @pytest.fixture(scope="module")
