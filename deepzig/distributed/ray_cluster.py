@@ -53,8 +53,8 @@ class RayCluster:
             raise self._too_few()
         return [RayMachine(self, directory) for _ in range(n_machines)]
 
-    def take(self, preferred: str | None) -> tuple[str, str]:
-        """A node that no other worker has, and its name for people: the preferred one if it is there.
+    def take(self, preferred: str | None) -> dict[str, Any]:
+        """What Ray says of a node that no other worker has: the preferred one if it is there.
 
         Raises:
             ClusterError: there is none.
@@ -64,18 +64,17 @@ class RayCluster:
         free = [preferred] if preferred is not None and preferred in alive else sorted(alive.keys() - self._taken)
         if not free:
             raise self._too_few()
-        node = free[0]
-        self._taken.add(node)
-        return node, f"{alive[node]['NodeManagerHostname']} ({alive[node]['NodeManagerAddress']})"
+        self._taken.add(free[0])
+        return alive[free[0]]
 
-    def start_worker(self, node: str, directory: Path) -> Any:
+    def start_worker(self, node: dict[str, Any], directory: Path) -> Any:
         """A handle of a new `Worker` there, which goes when the handle does."""
-        n_cpus = self._others()[node]["Resources"].get("CPU", 1)
+        n_cpus = max(1, int(node["Resources"].get("CPU", 1)))
         options = {
             "num_cpus": 0,  # of Ray's accounts: others may have work there too
-            "scheduling_strategy": self._affinity(node_id=node, soft=False),
+            "scheduling_strategy": self._affinity(node_id=node["NodeID"], soft=False),
             # else Ray sets it to 1, and `available_threads` heeds it
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(n_cpus)))}},
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(n_cpus)}},
         }
         return self.ray.remote(Worker).options(**options).remote(directory)
 
@@ -102,8 +101,9 @@ class RayMachine:
     def hire(self) -> None:
         """See `crew.Machine`: on the last worker's machine, if that is there."""
         self.dismiss()
-        self._node, self.name = self._cluster.take(self._node)
-        self._worker = self._cluster.start_worker(self._node, self._directory)
+        node = self._cluster.take(self._node)
+        self._node, self.name = node["NodeID"], f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        self._worker = self._cluster.start_worker(node, self._directory)
 
     def dismiss(self) -> None:
         """See `crew.Machine`."""
@@ -127,6 +127,11 @@ class RayMachine:
                 raise type(error.cause)(f"{self.name}: {error.cause}") from error
             raise
         except exceptions.RayError as error:
+            if "in its creation task" in str(error):
+                last = str(error).strip().rpartition("\n")[2]
+                raise ClusterError(
+                    f"{self.name} cannot start a worker ({last}); install the same deepzig there"
+                ) from error
             raise ClusterError(f"{self.name} is lost: {_reason(error)}") from error
 
 

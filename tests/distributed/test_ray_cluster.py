@@ -15,6 +15,7 @@ import pytest
 
 import deepzig
 from deepzig import SamplingParams
+from deepzig.distributed import ray_cluster
 from deepzig.errors import ClusterError
 from tests.distributed.threads import wait_until
 from tests.test_docs_commands import ON_A_CLUSTER, run_document
@@ -26,15 +27,16 @@ TEXT = "Once upon a time there was a little girl who had a red ball. "
 NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
 
 
-def test_without_a_cluster_the_command_line_says_what_to_do() -> None:
+def test_without_a_cluster_the_command_line_says_what_to_do(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_TMPDIR"] = str(tmp_path)  # where an earlier cluster would have left its address
     words = ["generate", "Once", "--machines", "2"]
     run = subprocess.run(
         [sys.executable, "-m", "deepzig", *words], capture_output=True, text=True, timeout=120, env=environment
     )
     assert run.returncode == 5
     assert run.stderr.splitlines()[-1].startswith(
-        "Error: this machine cannot join a Ray cluster (Could not find any running Ray instance); run `ray start --head`"
+        "Error: this machine cannot join a Ray cluster (Could not find any running Ray instance); run `ray start"
     )
 
 
@@ -128,6 +130,17 @@ def test_errors_of_a_worker_name_its_machine(cluster: Any, tmp_path: Path) -> No
     machine = RayMachine(RayCluster(), tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=r"^\S+ \(\d+\.\d+\.\d+\.\d+\): .*elsewhere"):
         machine.result(machine.start("facts"))
+
+
+def test_a_machine_without_deepzig_is_named(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, directory: Path | None = None) -> None:
+        raise ModuleNotFoundError("No module named 'deepzig'")
+
+    absent = type("Worker", (), {"__init__": fail, "facts": fail, "__module__": "__main__"})
+    fail.__module__ = "__main__"  # so that it is sent as it is, and not imported there
+    monkeypatch.setattr(ray_cluster, "Worker", absent)
+    with pytest.raises(ClusterError, match=r"\) cannot start a worker \(ModuleNotFoundError: No module named"):
+        deepzig.load_distributed("stories", 2)
 
 
 def test_the_command_line_ends_with_its_workers(cluster: Any) -> None:
