@@ -287,6 +287,8 @@ def _close(thread: EngineThread, prompts: PromptCache | None, model: DeepseekMod
     thread.close()
     if thread.is_forked:
         return
-    if prompts is not None:
-        thread.engine.save_prompts(prompts)
-    model.close()
+    try:
+        if prompts is not None:
+            thread.engine.save_prompts(prompts)
+    finally:
+        model.close()

@@ -63,7 +63,8 @@ class PromptCache:
         return n_pages
 
     def save(self, scheduler: Scheduler, cache: LatentCache) -> None:
-        """Write the tree, if it has changed, all or nothing. A disk that is full or read-only is a RuntimeWarning."""
+        """Write the tree, if it has changed, all or nothing. A disk that is full or read-only, and a machine that is
+        lost, is a RuntimeWarning."""
         nodes = scheduler.prefixes.saved_pages("", scheduler.pool.n_pages // 2)
         if not nodes or scheduler.prefixes.n_inserted == self._n_inserted:
             return
@@ -74,10 +75,9 @@ class PromptCache:
             "n_tokens": np.array([len(node.tokens) for node in nodes], np.int32),
             "parents": np.array([node.parent for node in nodes], np.int32),
             "tokens": tokens,
-            **cache.export_pages([node.page for node in nodes]),
         }
         try:
-            self._write(arrays)
+            self._write(arrays | cache.export_pages([node.page for node in nodes]))
         except DeepzigError as error:
             warnings.warn(f"prompt cache not saved: {error}", RuntimeWarning, stacklevel=3)
         else:

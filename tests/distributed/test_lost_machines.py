@@ -167,6 +167,16 @@ def test_more_machines_than_layers_are_refused(tmp_path: Path) -> None:
         load_over_threads("stories", 6)
 
 
+def test_lost_before_prompts_are_kept(tmp_path: Path) -> None:
+    """Closing warns, and lets the other machines go."""
+    llm, machines = load_over_threads("stories", 3, prompt_cache=tmp_path)
+    llm.generate(TEXT * 10, GREEDY)
+    machines[0].lose()
+    with pytest.warns(RuntimeWarning, match="prompt cache not saved: machine 2 is lost"):
+        llm.close()
+    assert not any(machine.is_hired for machine in machines) and not list(tmp_path.iterdir())
+
+
 def test_over_http_the_client_may_come_again(expected: list[int]) -> None:
     llm, (machine,) = load_over_threads("stories", 2)
     body = {"prompt": TEXT, "max_tokens": 40, "temperature": 0, "ignore_eos": True}

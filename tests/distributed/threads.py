@@ -31,10 +31,12 @@ class ThreadMachine:
         self.hire()
 
     def dismiss(self) -> None:
+        self.is_hired = False
         self._thread.shutdown(wait=False)
 
     def hire(self) -> None:
         self.n_hired += 1
+        self.is_hired = True
         self._is_lost, self.lost_at = False, None
         self._worker = Worker(self._directory)
         self._thread = ThreadPoolExecutor(1)
