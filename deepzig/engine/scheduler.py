@@ -171,11 +171,11 @@ class Scheduler:
         if match.partial_page is not None:
             self.pool.share(match.partial_page)  # so that no room for the copy is made by giving it away
             copy = self._allocate_page()
+            self.pool.release(match.partial_page)  # the tree has it still
             if copy is not None:
+                branch.pages.append(copy)  # first: copying may raise, and the branch's pages are given back then
                 self._cache.copy_page(match.partial_page, copy)
-                branch.pages.append(copy)
                 branch.n_computed += match.n_partial
-            self.pool.release(match.partial_page)
         if branch.length == request.n_prompt:
             request.n_cached = request.n_prefilled = branch.n_computed
         branch.form = self._prompt_form(len(branch.tokens) - branch.n_computed, len(branch.tokens))
@@ -213,9 +213,9 @@ class Scheduler:
         if block == len(branch.pages):
             branch.pages.append(page)
         else:
-            self._cache.copy_page(branch.pages[block], page)
-            self.pool.release(branch.pages[block])
-            branch.pages[block] = page
+            shared, branch.pages[block] = branch.pages[block], page
+            self.pool.release(shared)  # others hold it still
+            self._cache.copy_page(shared, page)
         return True
 
     def _allocate_drafts(self, branch: Branch, n_decoding: int) -> int:

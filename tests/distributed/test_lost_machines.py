@@ -8,6 +8,7 @@ import pytest
 
 import deepzig
 from deepzig import SamplingParams
+from deepzig.distributed.pipeline import PipelineCache
 from deepzig.distributed.worker import MachineFacts, Worker
 from deepzig.engine import scheduler
 from deepzig.errors import ClusterError, RequestError, ResourceError
@@ -114,6 +115,34 @@ def test_a_text_that_another_caller_computes_hears_of_the_loss(expected: list[in
         generation.result()
     np.testing.assert_array_equal(llm.logits([1, 2, 3]), deepzig.load("stories").logits([1, 2, 3]))
     assert llm.generate(TEXT, GREEDY).token_ids == expected
+
+
+def test_pages_of_a_text_that_cannot_be_copied_are_free_again(expected: list[int]) -> None:
+    """The copy of a page is where the request hears of a loss that another caller met."""
+    llm, (machine,) = load_over_threads("stories", 2)
+    ids = llm.encode(TEXT).tolist()
+    llm.generate(ids, GREEDY)
+    machine.lose()
+    with pytest.raises(ClusterError, match="machine 2 is lost"):
+        llm.logits([1, 2, 3])
+    with pytest.raises(ClusterError, match="what it had computed of this text"):
+        llm.generate([*ids, 7], GREEDY)
+    assert llm.stats().n_held_pages == 0
+    assert llm.generate(TEXT, GREEDY).token_ids == expected
+
+
+def test_pages_that_cannot_be_unshared_are_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choices of one prompt share its last page until each writes to it."""
+    llm, _ = load_over_threads("stories", 2)
+
+    def fail(*_: object) -> None:
+        raise ClusterError("machine 2 is lost")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PipelineCache, "copy_page", fail)
+        with pytest.raises(ClusterError, match="machine 2 is lost"):
+            llm.generate(TEXT, replace(GREEDY, temperature=1.0, n=3))
+    assert llm.stats().n_held_pages == 0
 
 
 def test_a_worker_that_fails_is_heard_of(monkeypatch: pytest.MonkeyPatch, expected: list[int]) -> None:
