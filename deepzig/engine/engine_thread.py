@@ -25,7 +25,8 @@ T = TypeVar("T")
 class EngineThread:
     """An engine and its thread. Every method may be called from any thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, may_fork: bool = True) -> None:
+        """may_fork: until the thread is started, a fork of this process may use the engine too."""
         self.engine = engine
         self.last_stats = engine.stats()  # as of the end of the last step, for whoever must not wait for another
         self._work: deque[Callable[[], None]] = deque()
@@ -33,11 +34,11 @@ class EngineThread:
         self._changed = threading.Condition()  # guards _work, _n_arriving, _is_closed and _thread
         self._is_closed = False
         self._thread: threading.Thread | None = None
-        self._owner_pid: int | None = None  # process that started _thread
+        self._owner_pid = None if may_fork else os.getpid()  # process that started _thread
 
     @property
     def is_forked(self) -> bool:
-        """The thread runs in the process that this one was forked from."""
+        """The thread runs in the process that this one was forked from, or the engine is for that alone."""
         return self._owner_pid not in (None, os.getpid())
 
     def check_process(self) -> None:

@@ -36,7 +36,8 @@ SHIFTED_CONTEXTS = 16  # prompts may be as many contexts long where context_shif
 
 class LLM:
     """A loaded model. Made by `load`. Calls from several threads are batched by one thread of the model, which a fork
-    of the process does not have: once a model has been used, forks cannot use it and must load their own.
+    of the process does not have: once a model has been used, forks cannot use it and must load their own. One whose
+    layers are on several machines is for the process that loaded it from the beginning.
 
     A prompt is text, which is continued as it is (after a BOS token if the tokenizer says so); or token ids; or a list
     of messages, as in [{"role": "user", "content": "Hello"}], which go through the model's chat template.
@@ -70,7 +71,7 @@ class LLM:
         self.tokenizer = tokenizer  # None: token ids still work
         self.chat_template = chat_template
         self.defaults = defaults
-        self._thread = EngineThread(engine)
+        self._thread = EngineThread(engine, may_fork=model.has_all_layers)
         # at exit, too: before the interpreter takes its objects apart
         self._finalizer = weakref.finalize(self, _close, self._thread, prompts, model)
 

@@ -1,5 +1,7 @@
 """A model on several machines computes what it computes on one, bit for bit. The machines here are threads."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +126,32 @@ def test_layers_elsewhere_are_not_observed() -> None:
         with pytest.raises(RequestError, match="layers on other machines cannot be observed"):
             observe()
     assert llm.generate(TEXT, GREEDY).token_ids
+
+
+FORKED = """
+import os, sys, deepzig
+from tests.distributed.threads import load_over_threads
+llm, (machine,) = load_over_threads("stories", 2)
+if not os.fork():
+    for call in (lambda: llm.generate("The dog"), lambda: llm.logits([5])):
+        try:
+            call()
+        except deepzig.errors.RequestError as error:
+            print(error, flush=True)
+    llm.close()
+    print(machine.is_hired, flush=True)
+    os._exit(0)
+os.wait()
+print(len(llm.generate("The dog", deepzig.SamplingParams(max_tokens=3)).token_ids))
+"""
+
+
+def test_a_fork_is_refused_before_the_model_is_used_too() -> None:
+    """What speaks to the machines is the parent's, and so are their workers."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKED]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout.splitlines()
+    assert len(lines) == 4 and all("forked" in line for line in lines[:2])
+    assert lines[2:] == ["True", "3"]
 
 
 def test_caches_are_dropped_on_all_machines() -> None:
