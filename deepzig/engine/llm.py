@@ -4,6 +4,7 @@ Made by `loading`; called by users, `cli`, `server` and `evaluate`; calls `promp
 and, for sequences that are computed whole, `whole_sequence` and `trace`.
 """
 
+import atexit
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +75,8 @@ class LLM:
         self._thread = EngineThread(engine, may_fork=model.has_all_layers)
         # at exit, too: before the interpreter takes its objects apart
         self._finalizer = weakref.finalize(self, _close, self._thread, prompts, model)
+        # finalizers run where a program's first was made: behind the end of what was imported since, such as Ray
+        atexit.register(self._finalizer)
 
     def __repr__(self) -> str:
         return f"<LLM {self.name!r}, {self.config.model_type}, {self.config.num_hidden_layers} layers>"

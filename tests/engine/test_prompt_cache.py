@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,22 @@ VOCABULARY = 200
 
 def some_ids(n: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(5, 4000, n).tolist()
+
+
+LEFT_OPEN = """
+import atexit, os, sys, weakref, deepzig
+weakref.finalize(sys, print, "others are finalised")
+atexit.register(lambda: print("a library ends", os.listdir(sys.argv[1])))
+llm = deepzig.load("stories", prompt_cache=sys.argv[1])
+llm.generate([5] * 200, deepzig.SamplingParams(max_tokens=1))
+"""
+
+
+def test_the_end_of_the_program_writes_it_while_libraries_work(tmp_path: Path) -> None:
+    """The network may need them, as one on several machines needs Ray; even if there was a finalizer before."""
+    command = [sys.executable, "-W", "ignore", "-c", LEFT_OPEN, str(tmp_path)]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout.splitlines()
+    assert lines == [f"a library ends ['{FILE}']", "others are finalised"]
 
 
 @pytest.mark.parametrize("cache_dtype", ["f32", "int8"])
