@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from deepzig.distributed.worker import MachineFacts, check_same
 from deepzig.engine.loading import LoadOptions
 from deepzig.errors import ClusterError
 from deepzig.model.cache import Rows
@@ -43,10 +44,15 @@ _Call = tuple[Machine, object]  # and what stands for the result
 class Crew:
     """Machines, each with the layers behind those of the one before it."""
 
-    def __init__(self, machines: Sequence[Machine], layers: Sequence[range], options: LoadOptions) -> None:
-        """Have each machine load its layers. Raises as `Worker.load`, and ClusterError."""
+    def __init__(
+        self, machines: Sequence[Machine], layers: Sequence[range], options: LoadOptions, here: MachineFacts
+    ) -> None:
+        """Have each machine load its layers. here: facts of this machine, which those that come later must share.
+
+        Raises as `Worker.load`, and ClusterError.
+        """
         self.layers = layers
-        self._machines, self._options = machines, options
+        self._machines, self._options, self._here = machines, options, here
         self._keys = itertools.count()
         self._caches: dict[int, int] = {}  # key -> tokens
         self._changes: deque[tuple[Any, ...]] = deque()  # caches made or dropped, by any thread
@@ -149,12 +155,13 @@ class Crew:
             raise
 
     def _mend(self) -> None:
-        """Replace the workers that are lost, with empty caches."""
+        """Replace the workers that are lost, with empty caches. Raises ClusterError: there is no machine that suits."""
         for place, machine in enumerate(self._machines):
             if place not in self._unready and not _is_lost(machine):
                 continue
             self._unready.add(place)
             machine.hire()
+            check_same(machine.name, self._here, machine.result(machine.start("facts")))
             machine.result(machine.start("load", self.layers[place], self._options))
             for key, n_tokens in self._caches.items():
                 machine.result(machine.start("make_cache", key, n_tokens))

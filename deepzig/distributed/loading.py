@@ -16,11 +16,11 @@ from deepzig.distributed.crew import Crew, Machine
 from deepzig.distributed.pipeline import PipelineModel
 from deepzig.distributed.ray_cluster import RayCluster
 from deepzig.distributed.split import layer_bytes, split_layers
-from deepzig.distributed.worker import MachineFacts, facts_here
+from deepzig.distributed.worker import check_same, facts_here
 from deepzig.engine.llm import LLM
 from deepzig.engine.loading import LoadOptions, build_llm
 from deepzig.engine.memory_need import Share, cache_bytes_per_token, cache_tokens
-from deepzig.errors import ClusterError, RequestError
+from deepzig.errors import RequestError
 from deepzig.model.deepseek import DeepseekModel
 
 log = logging.getLogger("deepzig.distributed")
@@ -75,7 +75,7 @@ def network_over(
     asked = [machine.start("facts") for machine in machines]
     facts = [machine.result(each) for machine, each in zip(machines, asked, strict=True)]
     for machine, its in zip(machines, facts, strict=True):
-        _check_same(machine.name, here, its)
+        check_same(machine.name, here, its)
     of_layers = layer_bytes(config, weights)
     extra = size.nbytes - sum(of_layers)  # embedding, head, norms and MTP layers
     all_facts = [here, *facts]
@@ -96,12 +96,5 @@ def network_over(
     for part, share in zip(parts, shares, strict=True):
         where = share.machine or "this machine"
         log.info("layers %d to %d, %.1f GB: %s", part.start, part.stop - 1, share.weights / 1e9, where)
-    crew = Crew(machines, parts[1:], options)
+    crew = Crew(machines, parts[1:], options, here)
     return PipelineModel(config, weights, crew, parts[0], **options.computing), n_tokens
-
-
-def _check_same(name: str, here: MachineFacts, there: MachineFacts) -> None:
-    if there.version != here.version:
-        raise ClusterError(f"{name} has deepzig {there.version}, this machine {here.version}; install the same on both")
-    if there.model_hash != here.model_hash:
-        raise ClusterError(f"{name} has another model at that path; copy the same files to it")

@@ -103,3 +103,11 @@ def facts_here(directory: Path) -> MachineFacts:
     return MachineFacts(
         version("deepzig"), hash_of_model(directory), available_memory(), allocatable_memory(), available_threads()
     )
+
+
+def check_same(name: str, here: MachineFacts, there: MachineFacts) -> None:
+    """Raise ClusterError unless the machine of that name has the model and the deepzig that this one has."""
+    if there.version != here.version:
+        raise ClusterError(f"{name} has deepzig {there.version}, this machine {here.version}; install the same on both")
+    if there.model_hash != here.model_hash:
+        raise ClusterError(f"{name} has another model at that path; copy the same files to it")

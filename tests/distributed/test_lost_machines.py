@@ -157,18 +157,38 @@ def test_a_worker_that_fails_is_heard_of(monkeypatch: pytest.MonkeyPatch, expect
     assert machine.n_hired == 1
 
 
-@pytest.mark.parametrize(
+DIFFERING = pytest.mark.parametrize(
     ("fact", "message"),
     [
         ({"version": "9.9"}, r"machine 2 has deepzig 9\.9, this machine \d.*; install the same on both"),
         ({"model_hash": "other"}, "machine 2 has another model at that path; copy the same files to it"),
     ],
 )
+
+
+@DIFFERING
 def test_machines_that_differ_are_refused(fact: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = Worker.facts
     monkeypatch.setattr(Worker, "facts", lambda self: replace(facts(self), **fact))
     with pytest.raises(ClusterError, match=message):
         load_over_threads("stories", 2)
+
+
+@DIFFERING
+def test_a_machine_that_differs_replaces_none(
+    fact: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch, expected: list[int]
+) -> None:
+    llm, (machine,) = load_over_threads("stories", 2)
+    machine.lose()
+    with pytest.raises(ClusterError, match="machine 2 is lost"):
+        llm.generate(TEXT, GREEDY)
+    facts = Worker.facts
+    with monkeypatch.context() as patched:
+        patched.setattr(Worker, "facts", lambda self: replace(facts(self), **fact))
+        for _ in range(2):
+            with pytest.raises(ClusterError, match=message):
+                llm.generate(TEXT, GREEDY)
+    assert llm.generate(TEXT, GREEDY).token_ids == expected
 
 
 def test_a_machine_without_memory_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
