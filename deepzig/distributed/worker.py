@@ -65,8 +65,8 @@ class Worker:
         self._caches[key] = self._loaded.make_cache(n_tokens)
 
     def drop_cache(self, key: int) -> None:
-        """Forget a cache."""
-        del self._caches[key]
+        """Forget a cache, if there was memory to make it."""
+        self._caches.pop(key, None)
 
     def run(
         self, key: int, rows: Rows, form: str, products: int, hidden: np.ndarray, is_wanted: bool

@@ -1,5 +1,6 @@
 """A machine that is lost costs the answers that were being computed; the next request has a new worker."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +115,20 @@ def test_a_text_that_another_caller_computes_hears_of_the_loss(expected: list[in
     with pytest.raises(ClusterError, match="a machine was lost, and with it what it had computed of this text"):
         generation.result()
     np.testing.assert_array_equal(llm.logits([1, 2, 3]), deepzig.load("stories").logits([1, 2, 3]))
+    assert llm.generate(TEXT, GREEDY).token_ids == expected
+
+
+def test_a_cache_without_room_is_heard_of_once(monkeypatch: pytest.MonkeyPatch, expected: list[int]) -> None:
+    """Dropping it, in the midst of others' calls, is no error."""
+    llm, _ = load_over_threads("stories", 2)
+    llm.generate(TEXT, GREEDY)
+    with monkeypatch.context() as patched:
+        patched.setattr(Worker, "make_cache", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+        with pytest.raises(MemoryError, match="no room"):
+            llm.logits([1, 2, 3])
+    gc.collect()
+    with pytest.raises(ClusterError, match="what it had computed of this text"):
+        llm.generate(TEXT, GREEDY)
     assert llm.generate(TEXT, GREEDY).token_ids == expected
 
 
