@@ -136,5 +136,7 @@ class RayMachine:
 
 
 def _reason(error: BaseException) -> str:
-    """The first sentence of Ray's message, which can have dozens of lines."""
-    return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+    """The first sentence of Ray's message, which can have dozens of lines; they belong to it if they are announced."""
+    first, _, rest = str(error).strip().partition("\n")
+    told = f"{first} {rest}" if first.endswith(":") else first
+    return " ".join(told.split()).partition(". ")[0].rstrip(".")

@@ -114,6 +114,17 @@ def test_a_cluster_that_is_too_small_is_refused(cluster: Any) -> None:
     wait_until(lambda: not workers())
 
 
+def test_a_cluster_of_another_version_is_refused(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray tells the versions in lines of their own."""
+    import ray
+
+    ray.shutdown()
+    with monkeypatch.context() as patched:
+        patched.setattr(ray, "__version__", "9.9")
+        with pytest.raises(ClusterError, match=r"cannot join .*Ray: \d.* Python: \d.* with: Ray: 9\.9 Python"):
+            deepzig.load_distributed("stories", 2)
+
+
 def test_workers_compute_with_the_cores_of_their_machine(cluster: Any) -> None:
     from deepzig.checkpoint.model_names import BUNDLED
     from deepzig.distributed.ray_cluster import RayCluster, RayMachine
