@@ -65,11 +65,11 @@ class PipelineModel(DeepseekModel):
     @property
     def numerics(self) -> dict[str, str]:
         """As of `DeepseekModel`, and which layers are where: the order of a cache's layers follows from that."""
-        of_crew = {
-            f"layers {part.start} to {part.stop - 1}": kernels
+        of_crew = [
+            f"{part.start} to {part.stop - 1}: {kernels}"
             for part, kernels in zip(self._crew.layers, self._crew.kernels, strict=True)
-        }
-        return {**super().numerics, **of_crew}
+        ]
+        return {**super().numerics, "split of the layers": "; ".join(of_crew)}
 
     def make_cache(self, n_tokens: int) -> PipelineCache:
         """A latent cache for n_tokens over all layers, MTP included."""

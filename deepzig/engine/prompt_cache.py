@@ -113,7 +113,8 @@ class PromptCache:
             made_for = None
         if not isinstance(made_for, dict):
             raise CheckpointError(f"{self.path} does not say for which model it was made; delete it")
-        differing = [name for name, value in self._made_for.items() if made_for.get(name) != value]
+        names = [*self._made_for, *made_for]  # what only the file names counts too
+        differing = [name for name in names if made_for.get(name) != self._made_for.get(name)]
         if differing:
             name = differing[0]
             raise CheckpointError(
