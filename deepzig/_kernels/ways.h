@@ -3,9 +3,8 @@
  *
  *     WAY_FLOATS       fp32 products, weights decoded on the way or in blocks (blocks.h)
  *     WAY_FLOAT_LANES  the same for prompts, in registers transposed (float_lanes.h)
- *     WAY_WORD_LANES   x and weights as whole numbers of 16 bits (word_lanes.h): for fast prompts, and, x as two, for many
- *                      rows that decode
- *     WAY_WORD_ROWS    the same for few rows that decode (word_rows.h)
+ *     WAY_WORD_LANES   x and weights as whole numbers of 16 bits, for fast prompts (word_lanes.h)
+ *     WAY_NIBBLE_ROWS  x as three digits of 8 bits, for decoding int4 (nibble_rows.h)
  *     WAY_BF16_SUMS    x as one bf16 term or three (bf16.h)
  *     WAY_FP8_ROWS     x as three bf16 terms side by side in AMX tiles, for decoding (fp8_rows.h)
  *     WAY_DIGIT_ROWS   x as digits of whole numbers, in registers (digits.h)
@@ -22,16 +21,16 @@
 #include "digit_tiles.h"
 #include "float_lanes.h"
 #include "fp8_rows.h"
-#include "word_rows.h"
+#include "nibble_rows.h"
 
 /* In this order: x rows as they are, packed whatever the weight, packed for the weight. */
 enum {
-    WAY_FLOATS, WAY_FLOAT_LANES, WAY_BF16_SUMS, WAY_FP8_ROWS, WAY_DIGIT_ROWS, WAY_DIGIT_TILES, WAY_WORD_LANES, WAY_WORD_ROWS
+    WAY_FLOATS, WAY_FLOAT_LANES, WAY_BF16_SUMS, WAY_FP8_ROWS, WAY_DIGIT_ROWS, WAY_DIGIT_TILES, WAY_WORD_LANES, WAY_NIBBLE_ROWS
 };
 
 typedef struct {
     int kind;
-    int parts; /* numbers that an x is split into: bf16 terms, digits or words */
+    int parts; /* numbers that an x is split into: bf16 terms or digits */
 } Way;
 
 /* x rows packed by one task: whole blocks of every way. */
@@ -40,9 +39,7 @@ typedef struct {
 /* Weights of a panel that is used many times. */
 #define PANEL_VALUES (128 << 10)
 
-/* x rows from which WAY_DIGIT_TILES is faster than WAY_DIGIT_ROWS, and WAY_WORD_LANES than WAY_WORD_ROWS. */
-#define DIGIT_TILES_FROM 5
-#define WORD_LANES_FROM 3
+#define DIGIT_TILES_FROM 5 /* x rows from which WAY_DIGIT_TILES is faster than WAY_DIGIT_ROWS */
 
 /* The way for w and about so many x rows. DECODING is asked for of prompts too if they are to have its bits. */
 INLINE Way way_for(const Matrix *w, int products, int64_t x_rows) {
@@ -53,8 +50,7 @@ INLINE Way way_for(const Matrix *w, int products, int64_t x_rows) {
 #endif
     if (products == DECODING && takes_fp8_rows(w)) return (Way){WAY_FP8_ROWS, 3};
     if (takes_digits(w)) return (Way){WAY_DIGIT_ROWS, digits};
-    if (products == DECODING && takes_word_rows(w))
-        return (Way){x_rows >= WORD_LANES_FROM ? WAY_WORD_LANES : WAY_WORD_ROWS, 2};
+    if (products == DECODING && takes_nibble_rows(w)) return (Way){WAY_NIBBLE_ROWS, NIBBLE_DIGITS};
     if (terms) return (Way){WAY_BF16_SUMS, terms};
     if (products == FAST && takes_words(w)) return (Way){WAY_WORD_LANES, 1};
     return (Way){products == DECODING ? WAY_FLOATS : WAY_FLOAT_LANES, 0};
@@ -78,10 +74,10 @@ INLINE int64_t packed_bytes(Way way, const Matrix *w, int64_t x_rows) {
     case WAY_FP8_ROWS: return fp8_packed_bytes(w, x_rows);
 #endif
 #if HAS_WORDS
-    case WAY_WORD_LANES: return x_rows * way.parts * word_lane_row_bytes(w);
+    case WAY_WORD_LANES: return x_rows * word_lane_row_bytes(w);
 #endif
-#if HAS_WORD_ROWS
-    case WAY_WORD_ROWS: return x_rows * word_row_bytes(w);
+#if HAS_NIBBLE_ROWS
+    case WAY_NIBBLE_ROWS: return x_rows * nibble_row_bytes(w);
 #endif
     default: return 0;
     }
@@ -106,17 +102,12 @@ static inline void pack_rows(Way way, const Matrix *w, const float *const *x, in
 #endif
 #if HAS_WORDS
     case WAY_WORD_LANES:
-        for (int64_t j = 0; j < x_rows; j++, packed += way.parts * word_lane_row_bytes(w)) {
-#if HAS_WORD_ROWS
-            if (way.parts == 2) pack_word_pair(w, x[j], packed);
-#endif
-            if (way.parts == 1) pack_words(w, x[j], packed);
-        }
+        for (int64_t j = 0; j < x_rows; j++) pack_words(w, x[j], packed + j * word_lane_row_bytes(w));
         break;
 #endif
-#if HAS_WORD_ROWS
-    case WAY_WORD_ROWS:
-        for (int64_t j = 0; j < x_rows; j++) pack_word_row(w, x[j], packed + j * word_row_bytes(w));
+#if HAS_NIBBLE_ROWS
+    case WAY_NIBBLE_ROWS:
+        for (int64_t j = 0; j < x_rows; j++) pack_nibble_row(w, x[j], packed + j * nibble_row_bytes(w));
         break;
 #endif
     }
@@ -159,7 +150,7 @@ INLINE int64_t row_step(Way way) {
 /* Whether weight rows become a panel that is used for all x rows, so that it has to fit a cache. */
 INLINE int has_panel(Way way) {
     return way.kind != WAY_FLOATS && way.kind != WAY_FP8_ROWS && way.kind != WAY_DIGIT_ROWS &&
-           way.kind != WAY_WORD_ROWS;
+           way.kind != WAY_NIBBLE_ROWS;
 }
 
 /* Weight rows of a task that reads about so many bytes of weights once, or makes a panel of PANEL_VALUES: a multiple of what
@@ -200,11 +191,11 @@ static inline void multiply(Way way, const Matrix *w, int64_t first, int64_t las
 #endif
 #if HAS_WORDS
     case WAY_WORD_LANES:
-        word_lanes(w, first, last, packed, x_rows, way.parts, out, out_stride, (WordLaneSpace *)space);
+        word_lanes(w, first, last, packed, x_rows, out, out_stride, (WordLaneSpace *)space);
         break;
 #endif
-#if HAS_WORD_ROWS
-    case WAY_WORD_ROWS: word_rows(w, first, last, packed, x_rows, out, out_stride); break;
+#if HAS_NIBBLE_ROWS
+    case WAY_NIBBLE_ROWS: nibble_rows(w, first, last, packed, x_rows, out, out_stride); break;
 #endif
     }
 }

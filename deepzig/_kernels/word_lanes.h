@@ -1,7 +1,6 @@
 /* Weights and activations as whole numbers of 16 bits, in registers whose lanes are weight rows: `precision="fast"` for
- * prompts on CPUs without AMX, of weights that are not multiplied as digits (digits.h), and, with two words for an activation,
- * many rows that decode int4 (word_rows.h). Three products of words take the time of two of floats on AVX2, with VNNI two that
- * of one.
+ * prompts on CPUs without AMX, of weights that are not multiplied as digits (digits.h). Three products of words take the time
+ * of two of floats on AVX2, with VNNI two that of one.
  *
  * Included by ways.h. Knows matrices and float rows, nothing of threads. Numbers count a unit that up to WORD_TURN columns of
  * a row share. Codes of int8 and int4 are such numbers; fp8 is rounded to quarters, where the largest is 448; float weights
@@ -38,8 +37,7 @@ INLINE int takes_words(const Matrix *w) {
 
 #define WORD_LANE_ROWS (2 * LANES)
 #define WORD_LANE_BLOCK (LANES == 16 ? 256 : 512)
-#define WORD_LANE_PASS 128   /* x rows that meet a block before it is made again */
-#define SECOND_WORD 0x1p-15f /* what the second word of an activation counts in units of the first (word_rows.h) */
+#define WORD_LANE_PASS 128 /* x rows that meet a block before it is made again */
 
 typedef struct {
     int32_t panel[WORD_LANE_BLOCK / 2][WORD_LANE_ROWS];      /* pairs of columns */
@@ -357,21 +355,16 @@ static inline void word_lane_pass(const Matrix *w, int64_t first, int64_t last, 
     }
 }
 
-/* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and packed rows x, of one word or two: `words`. */
+/* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and packed rows x. */
 static inline void word_lanes(const Matrix *w, int64_t first, int64_t last, const uint8_t *packed, int64_t x_rows,
-                              int words, float *out, int64_t out_stride, WordLaneSpace *space) {
-    const int64_t most = WORD_LANE_PASS / words;
-    for (int64_t j = 0; j < x_rows; j += most, packed += WORD_LANE_PASS * word_lane_row_bytes(w)) {
-        const int64_t count = least(x_rows - j, most);
+                              float *out, int64_t out_stride, WordLaneSpace *space) {
+    for (int64_t j = 0; j < x_rows; j += WORD_LANE_PASS, packed += WORD_LANE_PASS * word_lane_row_bytes(w)) {
+        const int64_t count = least(x_rows - j, WORD_LANE_PASS);
         for (int64_t n = first; n < last; n += WORD_LANE_ROWS) {
             const int64_t rows = least(last - n, WORD_LANE_ROWS);
-            word_lane_pass(w, n, n + rows, packed, words * count, space);
-            for (int64_t c = 0; c < count; c++) {
-                float *sum = space->sum[words * c];
-                for (int64_t i = 0; words == 2 && i < WORD_LANE_ROWS; i++)
-                    sum[i] += sum[WORD_LANE_ROWS + i] * SECOND_WORD;
-                memcpy(out + (j + c) * out_stride + (n - first), sum, (size_t)rows * sizeof(float));
-            }
+            word_lane_pass(w, n, n + rows, packed, count, space);
+            for (int64_t c = 0; c < count; c++)
+                memcpy(out + (j + c) * out_stride + (n - first), space->sum[c], (size_t)rows * sizeof(float));
         }
     }
 }

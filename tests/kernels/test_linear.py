@@ -43,12 +43,21 @@ def test_a_row_does_not_depend_on_its_neighbours(function: Callable[..., None], 
 
 
 @every_implementation_but("linear", *UNFUSED)
+@pytest.mark.parametrize("scale_format", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("group_size", [32, 64, 128, 256, 1088])
-def test_int4_has_the_same_bits_in_few_rows_and_many(function: Callable[..., None], group_size: int) -> None:
-    """Few and many take other kernels, which sum turns of 128 columns; here the last one is half as long."""
+def test_int4_has_the_same_bits_in_few_rows_and_many(
+    function: Callable[..., None], group_size: int, scale_format: str
+) -> None:
+    """Few and many may take other kernels, which sum turns of 128 columns; here the last one is half as long."""
     rng = np.random.default_rng(13)
     scale = rng.random((13, -(-1088 // group_size)), np.float32) * np.float32(0.01)
-    weight = Weight("int4", (13, 1088), rng.integers(0, 256, (13, 544), np.uint8), scale, "f32", group_size)
+    stored = {
+        "f32": scale,
+        "f16": scale.astype(np.float16).view(np.uint16),
+        "bf16": scale.astype(ml_dtypes.bfloat16).view(np.uint16),
+    }
+    codes = rng.integers(0, 256, (13, 544), np.uint8)
+    weight = Weight("int4", (13, 1088), codes, stored[scale_format], scale_format, group_size)
     x = rng.standard_normal((7, 1088), np.float32)
     together, alone = np.empty((7, 13), np.float32), np.empty((7, 13), np.float32)
     function(x, weight, together, n_threads=2)
