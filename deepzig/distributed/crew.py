@@ -134,7 +134,7 @@ class Crew:
             self._under_way.extend((each, each.start(method, changed, *arguments)) for each in self._machines)
         if key in self._void:
             self._void.remove(key)
-            raise ClusterError("a machine was lost, and with it what it had computed of this text; send it again")
+            raise ClusterError("a machine failed, and what it had computed of this text is lost; send it again")
 
     def _wait(self, key: int, call: _Call) -> Any:
         """The result of a call, behind those that were under way before it: one of them may have failed."""

@@ -45,7 +45,7 @@ class RayCluster:
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ClusterError(f"this machine cannot join a Ray cluster ({_reason(error)}); {START_HINT}") from error
         if threading.current_thread() is threading.main_thread():  # Ray's own would end a server at once
-            signal.signal(signal.SIGTERM, handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
 
     def hire(self, n_machines: int, directory: Path) -> list["RayMachine"]:
         """Workers on so many machines besides this one. Raises ClusterError: there are fewer."""

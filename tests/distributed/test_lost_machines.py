@@ -112,7 +112,7 @@ def test_a_text_that_another_caller_computes_hears_of_the_loss(expected: list[in
             llm.logits([1, 2, 3])
 
     llm._thread.call(lose_and_compute)
-    with pytest.raises(ClusterError, match="a machine was lost, and with it what it had computed of this text"):
+    with pytest.raises(ClusterError, match="a machine failed, and what it had computed of this text is lost"):
         generation.result()
     np.testing.assert_array_equal(llm.logits([1, 2, 3]), deepzig.load("stories").logits([1, 2, 3]))
     assert llm.generate(TEXT, GREEDY).token_ids == expected
