@@ -15,8 +15,9 @@ import numpy as np
 from deepzig.checkpoint.loader import ModelWeights
 from deepzig.config import ModelConfig
 from deepzig.distributed.crew import Crew
-from deepzig.model.cache import PAGE_SIZE, LatentCache, Rows
-from deepzig.model.deepseek import DeepseekModel, HiddenStates, Observer
+from deepzig.model.cache import PAGE_SIZE, LatentCache
+from deepzig.model.deepseek import DeepseekModel, HiddenStates
+from deepzig.model.workspace import Step
 
 
 class PipelineCache(LatentCache):
@@ -85,40 +86,14 @@ class PipelineModel(DeepseekModel):
         """As many calls as there are other machines."""
         return len(self._crew.layers)
 
-    def forward(
-        self,
-        token_ids: np.ndarray,
-        rows: Rows,
-        cache: LatentCache,
-        *,
-        form: str | None = None,
-        observer: Observer | None = None,
-    ) -> np.ndarray:
-        """As `DeepseekModel.forward`, without an observer, which would see the layers of this process alone.
+    def _finish(self, hidden: np.ndarray, step: Step, is_wanted: bool) -> HiddenStates:
+        """Send the rows on. The machines may still be at it on return.
 
         Raises:
             ClusterError: a machine is lost, or what it had computed.
         """
-        return self.forward_ahead(token_ids, rows, cache, form=form, observer=observer, is_wanted=True)()
-
-    def forward_ahead(
-        self,
-        token_ids: np.ndarray,
-        rows: Rows,
-        cache: LatentCache,
-        *,
-        form: str | None = None,
-        observer: Observer | None = None,
-        is_wanted: bool,
-    ) -> HiddenStates:
-        """As `forward`; the machines may still be at it on return."""
-        assert observer is None and isinstance(cache, PipelineCache)
-        form, products = self._form(form, rows), self._products(rows)
-        step = self._step(rows, cache, form, products)
-        hidden = self._embed(token_ids, step.space.hidden)
-        for layer in self.layers:
-            layer(hidden, step)
-        beyond = self._crew.run(cache.key, rows, form, products, hidden, is_wanted)
+        assert isinstance(step.cache, PipelineCache)
+        beyond = self._crew.run(step.cache.key, step.rows, step.form, step.space.products, hidden, is_wanted)
 
         @functools.cache
         def normed() -> np.ndarray:

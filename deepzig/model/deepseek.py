@@ -116,15 +116,7 @@ class DeepseekModel:
         Returns:
             f32 (T, D) after the final norm: a new array, input of `logits` and of `mtp_forward`.
         """
-        step = self._step(rows, cache, self._form(form, rows), self._products(rows))
-        hidden = self._embed(token_ids, step.space.hidden)
-        if observer is not None:
-            observer(-1, hidden, step.space)
-        for index, layer in zip(self._layer_range, self.layers, strict=True):
-            layer(hidden, step)
-            if observer is not None:
-                observer(index, hidden, step.space)
-        return self.norm(hidden, np.empty_like(hidden))
+        return self.forward_ahead(token_ids, rows, cache, form=form, observer=observer, is_wanted=True)()
 
     def forward_ahead(
         self,
@@ -144,8 +136,20 @@ class DeepseekModel:
         Returns:
             What gives them, as `forward` does, and may wait for them.
         """
-        hidden = self.forward(token_ids, rows, cache, form=form, observer=observer)
-        return lambda: hidden
+        step = self._step(rows, cache, self._form(form, rows), self._products(rows))
+        hidden = self._embed(token_ids, step.space.hidden)
+        if observer is not None:
+            observer(-1, hidden, step.space)
+        for index, layer in zip(self._layer_range, self.layers, strict=True):
+            layer(hidden, step)
+            if observer is not None:
+                observer(index, hidden, step.space)
+        return self._finish(hidden, step, is_wanted)
+
+    def _finish(self, hidden: np.ndarray, step: Step, is_wanted: bool) -> HiddenStates:
+        """What gives hidden f32 (T, D), behind the layers that are here, after all others and the final norm."""
+        result = self.norm(hidden, np.empty_like(hidden))
+        return lambda: result
 
     def run_layers(self, hidden: np.ndarray, rows: Rows, cache: LatentCache, form: str, products: int) -> np.ndarray:
         """The layers alone, over rows that those below them, on another machine, have been through.

@@ -281,7 +281,7 @@ def test_a_defect_in_a_step_reaches_every_reader(llm: deepzig.LLM, monkeypatch: 
 
     llm.generate("Once upon a time", SHORT)
     with monkeypatch.context() as patch:
-        patch.setattr(llm.model, "forward", fail)
+        patch.setattr(llm.model, "forward_ahead", fail)
         with pytest.raises(MemoryError, match="no memory"):
             llm.generate("Once upon a time", SHORT)
     after = llm.generate("Once upon a time", SHORT)
