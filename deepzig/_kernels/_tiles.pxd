@@ -52,7 +52,7 @@ cdef extern from "ways.h" nogil:
     void pack_rows(Way way, const Matrix* w, const float** x, int64_t x_rows, uint8_t* packed, float* space)
     int64_t multiply_space(Way way, const Matrix* w, int64_t rows)
     int64_t row_step(Way way)
-    bint has_panel(Way way)
+    bint takes_floats(Way way)
     int64_t rows_of_task(Way way, const Matrix* w, int64_t bytes)
     bint packs(Way way)
     bint wants_copies(Way way, const Matrix* w, int64_t x_rows)

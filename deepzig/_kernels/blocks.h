@@ -108,6 +108,7 @@ static inline void decode_weights(const Matrix *w, int64_t row, int64_t k, int64
     case BF16: DECODE_AS(BF16); break;
     case FP8: DECODE_AS(FP8); break;
     case INT8: DECODE_AS(INT8); break;
+    case TINY_FP8: DECODE_AS(TINY_FP8); break;
     default: DECODE_AS(INT4);
     }
 #undef DECODE_AS
@@ -132,14 +133,14 @@ static inline void dot_pass(const Matrix *w, int64_t first, int rows, const floa
         if (b.group) {
             for (int i = 0; i < rows; i++)
                 for (int64_t g = 0; g * b.group < b.width; g++)
-                    space->factor[g][i] = decode_scale((int)w->format, scale_at(w, scale[i] + b.k / b.group + g));
+                    space->factor[g][i] = scale_at(w, scale[i] + b.k / b.group + g);
             block_pass(1, &b, x, x_rows, space);
         } else {
             block_pass(0, &b, x, x_rows, space);
         }
     }
     for (int i = 0; !b.group && w->scale_format != SCALE_NONE && i < rows; i++) {
-        const vfloat factor = vset(decode_scale((int)w->format, scale_at(w, scale[i])));
+        const vfloat factor = vset(scale_at(w, scale[i]));
         for (int64_t j = 0; j < x_rows; j++) space->sum[j][i] *= factor;
     }
     for (int64_t j = 0; j < x_rows; j++) {
@@ -159,15 +160,14 @@ static inline void dot_pass(const Matrix *w, int64_t first, int rows, const floa
         for (; i + 4 <= rows; i += 4) vsum4(&space->sum[j][i], sums + i);
         for (; i < rows; i++) sums[i] = vsum(space->sum[j][i]);
     }
-    for (int i = 0; w->format == FP8 && i < rows; i++)
+    for (int i = 0; is_fp8((int)w->format) && i < rows; i++)
         if (has_nan(w, first + i, first + i + 1))
             for (int64_t j = 0; j < x_rows; j++) out[j * out_stride + i] = NAN;
 }
 
 /* Up to so many x rows weights are decoded for FEW_AT_ONCE of them, since that costs less than a block. */
 INLINE int few_x_rows(int format) {
-    if (format == INT4) return 0;
-    return format == FP8 && !LOOKS_UP_FP8 ? (LANES == 8 ? 8 : 0) : 16;
+    return format == INT4 || (format == FP8 && !LOOKS_UP_FP8) ? 0 : 16;
 }
 
 /* dot_rows for more x rows, FEW_AT_ONCE at a time: a block's weight rows, which stay in L1, are decoded for each of these. */

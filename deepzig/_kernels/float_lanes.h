@@ -39,8 +39,7 @@ typedef struct {
 
 /* Codes that are transposed together, as 32 bits, and then decoded, where that is faster; 0: they are decoded first. */
 INLINE int transposed_codes(const Matrix *w, int64_t width) {
-    const int by_four = w->format == INT8 || (w->format == FP8 && LOOKS_UP_FP8);
-    const int codes = by_four ? 4 : w->format == BF16 && LANES == 16 ? 2 : 0;
+    const int codes = w->format == INT8 || w->format == FP8 ? 4 : w->format == BF16 && LANES == 16 ? 2 : 0;
     return codes && width % (codes * LANES) == 0 ? codes : 0;
 }
 
@@ -62,6 +61,11 @@ INLINE int spread_codes(int format, vint codes, vint flip, vfloat *value) {
             const __m512i from = _mm512_add_epi8(place, _mm512_set1_epi8((char)b));
             value[b] = (vfloat)_mm512_maskz_permutex2var_epi8(0xcccccccccccccccc, low, from, high);
         }
+        return 4;
+    }
+#else
+    if (format == FP8) {
+        for (int b = 0; b < 4; b++) value[b] = value_of(FP8, codes << (24 - 8 * b));
         return 4;
     }
 #endif
@@ -147,7 +151,7 @@ static inline void float_pass(const Matrix *w, int64_t first, int64_t last, cons
         for (int64_t at = 0, end; at < width; at = end) {
             const int64_t group = (k + at) / w->group_size, group_end = (group + 1) * w->group_size - k;
             end = least(group_end, width);
-            for (int i = 0; i < FLOAT_ROWS; i++) scale[i] = decode_scale(format, scale_at(w, of_row[i] + group));
+            for (int i = 0; i < FLOAT_ROWS; i++) scale[i] = scale_at(w, of_row[i] + group);
             for (int64_t j = 0, count; j < x_rows; j += count) {
                 count = even_part(x_rows - j);
 #define TAKE(count)                                                                                                    \

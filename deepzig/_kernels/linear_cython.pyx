@@ -7,9 +7,9 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for, per_thread
 from deepzig._kernels._tiles cimport (
-    FOR_CALL, FOR_TASK, Matrix, PACK_X_ROWS, PASS_X_ROWS, Way, codes_of, copy_step, has_panel, matrix_of,
+    FOR_CALL, FOR_TASK, Matrix, PACK_X_ROWS, PASS_X_ROWS, Way, codes_of, copy_step, matrix_of,
     multiply, multiply_space, pack_rows, pack_space, packed_bytes, packs, padded, parts_of, round_up, row_step,
-    rows_of_task, thread_floats, wants_copies, way_for,
+    rows_of_task, takes_floats, thread_floats, wants_copies, way_for,
 )
 
 cnp.import_array()
@@ -40,7 +40,7 @@ cdef int64_t task_rows(const Job* job, int n_threads) noexcept nogil:
 
 
 cdef inline int64_t pass_x_rows(const Job* job) noexcept nogil:
-    if packs(job.way) or has_panel(job.way):
+    if not takes_floats(job.way):
         return PACKED_X_ROWS
     return max(1, PASS_FLOATS // (job.weight.k * PASS_X_ROWS)) * PASS_X_ROWS
 

@@ -59,17 +59,8 @@ INLINE Matrix float_matrix(const float *values, int64_t n, int64_t k, int64_t ro
  * there x is loaded once for all rows, as far as registers are left. */
 INLINE void tile_step(int format, int rows, int x_rows, const uint8_t *codes, int64_t row_bytes, int64_t k,
                       int64_t offset, const float *const *x, vfloat (*part)[TILE_X_ROWS]) {
-    const int vectors = STEP_VECTORS(format), held = vectors > 2 ? 0 : HELD_X_ROWS(rows * x_rows);
+    const int vectors = STEP_VECTORS(format), held = vectors > 1 ? 0 : HELD_X_ROWS(rows * x_rows);
     vfloat weight[MOST_TILE_ROWS][4], value[TILE_X_ROWS];
-    if (held && vectors == 2) {
-        for (int i = 0; i < rows; i++) decode_step(format, codes + i * row_bytes, k, offset, weight[i]);
-        for (int v = 0; v < vectors; v++)
-            for (int j = 0; j < x_rows; j++) {
-                value[j] = in_register(vload(x[j] + k + v * LANES));
-                for (int i = 0; i < rows; i++) part[i][j] += weight[i][v] * value[j];
-            }
-        return;
-    }
     for (int j = 0; j < x_rows && j < held; j++) value[j] = in_register(vload(x[j] + k));
     for (int i = 0; i < rows; i++) {
         decode_step(format, codes + i * row_bytes, k, offset, weight[i]);
@@ -89,7 +80,7 @@ INLINE void dot_tile(int format, int rows, int x_rows, const Matrix *w, int64_t 
     const int64_t ahead = rows * w->row_bytes;
     vfloat sum[MOST_TILE_ROWS][TILE_X_ROWS];
     int64_t scale[MOST_TILE_ROWS];
-    uint64_t nan[MOST_TILE_ROWS] = {0};
+    vint largest = {0};
     for (int i = 0; i < rows; i++) scale[i] = first_scale(w, row + i);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < x_rows; j++) sum[i][j] = vset(0);
@@ -102,13 +93,13 @@ INLINE void dot_tile(int format, int rows, int x_rows, const Matrix *w, int64_t 
             if ((k & (line - 1)) == 0)
                 for (int i = 0; i < rows; i++) {
                     prefetch(codes + i * w->row_bytes + k * bits / 8 + ahead);
-                    if (format == FP8) nan[i] |= fp8_nan(codes + i * w->row_bytes + k);
+                    if (is_fp8(format)) take_largest(codes + i * w->row_bytes + k, &largest);
                 }
             tile_step(format, rows, x_rows, codes, w->row_bytes, k, w->offset, x, part);
         }
         if (format == FP8 && LOOKS_UP_FP8) __asm__("" : "+r"(g)); /* or gcc counts up every row's index in memory */
         for (int i = 0; i < rows; i++) {
-            const vfloat factor = vset(decode_scale(format, scale_at(w, scale[i] + g)));
+            const vfloat factor = vset(scale_at(w, scale[i] + g));
             for (int j = 0; j < x_rows; j++) sum[i][j] += factor * part[i][j];
         }
     }
@@ -125,13 +116,15 @@ INLINE void dot_tile(int format, int rows, int x_rows, const Matrix *w, int64_t 
     }
 #endif
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < x_rows; j++) out[j * out_stride + i] = nan[i] ? NAN : vsum(sum[i][j]);
+        for (int j = 0; j < x_rows; j++) out[j * out_stride + i] = vsum(sum[i][j]);
+    if (__builtin_expect(is_fp8(format) && largest_is_nan(largest), 0))
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < x_rows && has_nan(w, row + i, row + i + 1); j++) out[j * out_stride + i] = NAN;
 }
 
-/* Weight rows of a tile with so many x rows: more for one, fewer where tables of fp8, or pairs of vectors, take the registers. */
+/* Weight rows of a tile with so many x rows: more for one, fewer where tables of fp8 take the registers. */
 INLINE int rows_of_tile(int format, int x_rows) {
     if (format == FP8 && LOOKS_UP_FP8) return x_rows < TILE_X_ROWS ? TILE_ROWS : TILE_ROWS / 2;
-    if (format == FP8 && STEP_VECTORS(FP8) == 2 && x_rows > 2) return 2;
     return x_rows == 1 ? MOST_TILE_ROWS : TILE_ROWS;
 }
 
@@ -165,6 +158,7 @@ static inline void dot_rows(const Matrix *w, int64_t first, int64_t last, const 
     case BF16: dot_rows_as(BF16, x_rows, w, first, last, x, out, out_stride); break;
     case FP8: dot_rows_as(FP8, x_rows, w, first, last, x, out, out_stride); break;
     case INT8: dot_rows_as(INT8, x_rows, w, first, last, x, out, out_stride); break;
+    case TINY_FP8: dot_rows_as(TINY_FP8, x_rows, w, first, last, x, out, out_stride); break;
     default: dot_rows_as(INT4, x_rows, w, first, last, x, out, out_stride);
     }
 }
@@ -190,7 +184,7 @@ INLINE void mix_tile(int format, int vectors, int outs, const Matrix *w, int64_t
 #pragma GCC unroll 8 /* or sums live in memory */
         for (int at = 0; at < vectors; at += step) {
             if (format >= FP8 && (at == 0 || !one_group))
-                factor = vset(decode_scale(format, scale_at(w, block * groups + group[at])));
+                factor = vset(scale_at(w, block * groups + group[at]));
             vfloat weight[4];
             if (step == 1) weight[0] = decode(format, row, k + at * LANES, w->offset);
             else decode_step(format, row, k + at * LANES, w->offset, weight);

@@ -3,6 +3,7 @@
  *
  *     WAY_FLOATS       fp32 products, weights decoded on the way or in blocks (blocks.h)
  *     WAY_FLOAT_LANES  the same for prompts, in registers transposed (float_lanes.h)
+ *     WAY_FP8_FLOATS   the same products with x and weights apart by powers of two, for decoding fp8 (fp8_floats.h)
  *     WAY_WORD_LANES   x and weights as whole numbers of 16 bits, for fast prompts (word_lanes.h)
  *     WAY_NIBBLE_ROWS  x as three digits of 8 bits, for decoding int4 (nibble_rows.h)
  *     WAY_BF16_SUMS    x as one bf16 term or three (bf16.h)
@@ -20,12 +21,14 @@
 #include "digit_lanes.h"
 #include "digit_tiles.h"
 #include "float_lanes.h"
+#include "fp8_floats.h"
 #include "fp8_rows.h"
 #include "nibble_rows.h"
 
 /* In this order: x rows as they are, packed whatever the weight, packed for the weight. */
 enum {
-    WAY_FLOATS, WAY_FLOAT_LANES, WAY_BF16_SUMS, WAY_FP8_ROWS, WAY_DIGIT_ROWS, WAY_DIGIT_TILES, WAY_WORD_LANES, WAY_NIBBLE_ROWS
+    WAY_FLOATS, WAY_FLOAT_LANES, WAY_FP8_FLOATS, WAY_BF16_SUMS, WAY_FP8_ROWS, WAY_DIGIT_ROWS, WAY_DIGIT_TILES,
+    WAY_WORD_LANES, WAY_NIBBLE_ROWS
 };
 
 typedef struct {
@@ -52,6 +55,7 @@ INLINE Way way_for(const Matrix *w, int products, int64_t x_rows) {
     if (takes_digits(w)) return (Way){WAY_DIGIT_ROWS, digits};
     if (products == DECODING && takes_nibble_rows(w)) return (Way){WAY_NIBBLE_ROWS, NIBBLE_DIGITS};
     if (terms) return (Way){WAY_BF16_SUMS, terms};
+    if (products == DECODING && takes_fp8_floats(w)) return (Way){WAY_FP8_FLOATS, 0};
     if (products == FAST && takes_words(w)) return (Way){WAY_WORD_LANES, 1};
     return (Way){products == DECODING ? WAY_FLOATS : WAY_FLOAT_LANES, 0};
 }
@@ -65,6 +69,9 @@ INLINE int same_packing(Way a, const Matrix *first, Way b, const Matrix *second)
 /* Bytes of so many packed x rows, a multiple of 64; if `x_rows` is a multiple of PACK_X_ROWS also where the next begin. */
 INLINE int64_t packed_bytes(Way way, const Matrix *w, int64_t x_rows) {
     switch (way.kind) {
+#if HAS_FP8_FLOATS
+    case WAY_FP8_FLOATS: return x_rows * fp8_float_row_bytes(w);
+#endif
 #if HAS_DIGITS
     case WAY_DIGIT_ROWS: return x_rows * digit_row_bytes(w, way.parts);
     case WAY_DIGIT_TILES: return digit_blocks_bytes(w, x_rows, way.parts);
@@ -89,6 +96,11 @@ INLINE int64_t pack_space(Way way, const Matrix *w) { return way.kind == WAY_DIG
 static inline void pack_rows(Way way, const Matrix *w, const float *const *x, int64_t x_rows, uint8_t *packed,
                              float *space) {
     switch (way.kind) {
+#if HAS_FP8_FLOATS
+    case WAY_FP8_FLOATS:
+        for (int64_t j = 0; j < x_rows; j++) pack_fp8_float_row(w, x[j], (float *)(packed + j * fp8_float_row_bytes(w)));
+        break;
+#endif
 #if HAS_DIGITS
     case WAY_DIGIT_ROWS:
         for (int64_t j = 0; j < x_rows; j++)
@@ -116,7 +128,8 @@ static inline void pack_rows(Way way, const Matrix *w, const float *const *x, in
 /* Floats of `space` that multiply needs for so many weight rows. */
 INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
     switch (way.kind) {
-    case WAY_FLOATS: return dot_space(w);
+    case WAY_FLOATS:
+    case WAY_FP8_FLOATS: return dot_space(w);
     case WAY_FLOAT_LANES: return float_lanes_space(w);
 #if HAS_BF16_TILES
     case WAY_BF16_SUMS: return bf16_space(w, rows);
@@ -135,7 +148,8 @@ INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
 /* Weight rows that a task takes in multiples of. */
 INLINE int64_t row_step(Way way) {
     switch (way.kind) {
-    case WAY_FLOATS: return BLOCK_ROWS;
+    case WAY_FLOATS:
+    case WAY_FP8_FLOATS: return BLOCK_ROWS;
     case WAY_FLOAT_LANES:
     case WAY_WORD_LANES: return 2 * LANES;
 #if HAS_BF16_TILES
@@ -147,10 +161,12 @@ INLINE int64_t row_step(Way way) {
     }
 }
 
+/* Whether x rows stay floats and meet weights that are decoded for a few of them at a time. */
+INLINE int takes_floats(Way way) { return way.kind == WAY_FLOATS || way.kind == WAY_FP8_FLOATS; }
+
 /* Whether weight rows become a panel that is used for all x rows, so that it has to fit a cache. */
 INLINE int has_panel(Way way) {
-    return way.kind != WAY_FLOATS && way.kind != WAY_FP8_ROWS && way.kind != WAY_DIGIT_ROWS &&
-           way.kind != WAY_NIBBLE_ROWS;
+    return !takes_floats(way) && way.kind != WAY_FP8_ROWS && way.kind != WAY_DIGIT_ROWS && way.kind != WAY_NIBBLE_ROWS;
 }
 
 /* Weight rows of a task that reads about so many bytes of weights once, or makes a panel of PANEL_VALUES: a multiple of what
@@ -177,6 +193,9 @@ static inline void multiply(Way way, const Matrix *w, int64_t first, int64_t las
     switch (way.kind) {
     case WAY_FLOATS: dot_block(w, first, last, x, x_rows, out, out_stride, space); break;
     case WAY_FLOAT_LANES: float_lanes(w, first, last, x, x_rows, out, out_stride, (FloatSpace *)space); break;
+#if HAS_FP8_FLOATS
+    case WAY_FP8_FLOATS: fp8_floats(w, first, last, (const float *)packed, x_rows, out, out_stride, space); break;
+#endif
 #if HAS_DIGITS
     case WAY_DIGIT_ROWS: digit_rows(w, first, last, packed, x_rows, way.parts, out, out_stride); break;
     case WAY_DIGIT_TILES:

@@ -16,7 +16,8 @@ typedef struct {
 /* Where a row's codes begin. */
 INLINE const uint8_t *codes_of(const Matrix *w, int64_t row) { return (const uint8_t *)w->codes + row * w->row_bytes; }
 
-enum { F32, F16, BF16, FP8, INT8, INT4 };          /* weight.FORMAT_CODE */
+/* weight.FORMAT_CODE; then fp8 whose values come as bits of floats, 2^-120 times too small (fp8_floats.h). */
+enum { F32, F16, BF16, FP8, INT8, INT4, TINY_FP8 };
 enum { SCALE_NONE, SCALE_F32, SCALE_F16, SCALE_BF16 }; /* weight.SCALE_CODE */
 enum { DECODING, FAST, EXACT = 3 };                    /* what products are to be like, as in weight.py */
 
@@ -104,13 +105,7 @@ INLINE void fp8_to_bf16(__m512i code, __m512i *first, __m512i *second) {
 }
 #endif
 
-/* A group's scale as `decode` wants it: see FP8 there. */
-INLINE float decode_scale(int format, float scale) {
-#if defined(__AVX2__) && !LOOKS_UP_FP8
-    if (format == FP8) return scale * 256.0f;
-#endif
-    return scale;
-}
+INLINE int is_fp8(int format) { return format == FP8 || format == TINY_FP8; }
 
 #if LANES == 4
 typedef uint8_t vbytes __attribute__((vector_size(16)));
@@ -137,27 +132,47 @@ INLINE void upper_bytes(vbytes bytes, vint *lanes) {
     lanes[2] = zip_words((vwords){0}, last);
     lanes[3] = zip_last_words((vwords){0}, last);
 }
+#endif
 
-/* What a code of fp8 or int8 in the upper byte of a lane stands for. The bits of fp8's magnitude, moved to float's place, are
- * value * 2^-120; 0x7f is NaN. */
+/* Where a code's bits stand in a float of value * 2^-120. */
+#define FP8_BITS (int32_t)0x87f00000
+
+/* What a code of fp8 or int8 in the upper byte of a lane stands for; fp8's NaN is as 480, but for four lanes. */
 INLINE vfloat value_of(int format, vint code) {
     if (format == INT8) return __builtin_convertvector(code >> 24, vfloat);
+#if LANES == 4
     const vint magnitude = (code >> 4) & 0x07f00000, nan = (magnitude == 0x07f00000) & 0x7fc00000;
     return (vfloat)((vint)((vfloat)magnitude * vset(0x1p120f)) | nan | (code & (int32_t)0x80000000));
+#else
+    return (vfloat)(code >> 4 & FP8_BITS) * vset(0x1p120f);
+#endif
+}
+
+#if defined(__AVX2__)
+/* LANES bytes as whole numbers with sign. */
+INLINE vint widen(const uint8_t *bytes) {
+#if defined(__AVX512F__)
+    return (vint)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)bytes));
+#else
+    return (vint)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)bytes));
+#endif
 }
 #endif
 
-/* LANES weights from column k on, to be multiplied by decode_scale. k is a multiple of LANES; all lie in one group. */
+/* LANES weights from column k on, to be multiplied by their scale. k is a multiple of LANES; all lie in one group. */
 INLINE vfloat decode(int format, const uint8_t *row, int64_t k, int64_t offset) {
     if (format == F32) return vload((const float *)row + k);
+#if defined(__AVX2__) && !LOOKS_UP_FP8
+    if (is_fp8(format)) return (vfloat)(widen(row + k) << 20 & FP8_BITS) * vset(format == FP8 ? 0x1p120f : 1);
+#endif
 #if defined(__AVX512F__)
     const uint8_t *bytes = row + k;
     switch (format) {
     case F16: return (vfloat)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(row + 2 * k)));
     case BF16:
         return (vfloat)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(row + 2 * k))), 16);
-    case FP8: {
-#if LOOKS_UP_FP8 /* the code to both upper bytes of a lane, each a look-up */
+#if LOOKS_UP_FP8
+    case FP8: { /* the code to both upper bytes of a lane, each a look-up */
         const __m512i lanes = _mm512_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505, 0x06060606,
                                                 0x07070707, 0x08080808, 0x09090909, 0x0a0a0a0a, 0x0b0b0b0b, 0x0c0c0c0c,
                                                 0x0d0d0d0d, 0x0e0e0e0e, 0x0f0f0f0f);
@@ -168,11 +183,8 @@ INLINE vfloat decode(int format, const uint8_t *row, int64_t k, int64_t offset) 
         value = _mm512_mask2_permutex2var_epi8(_mm512_loadu_si512(fp8_high_bytes), value, 0x8888888888888888,
                                                _mm512_loadu_si512(fp8_high_bytes + 64));
         return (vfloat)_mm512_ternarylogic_epi32(value, code, _mm512_set1_epi32((int)0x80000000), 0xf8); /* the sign */
-#else /* the code's bits, moved to half's place, are value * 2^-8 */
-        __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)bytes)), 7);
-        return (vfloat)_mm512_cvtph_ps(_mm256_and_si256(wide, _mm256_set1_epi16((short)0xbfff)));
-#endif
     }
+#endif
     case INT8: {
         __m128i codes = _mm_xor_si128(_mm_loadu_si128((const __m128i *)bytes), _mm_set1_epi8((char)offset));
         return (vfloat)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
@@ -198,13 +210,9 @@ INLINE vfloat decode(int format, const uint8_t *row, int64_t k, int64_t offset) 
     case F16: return (vfloat)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(row + 2 * k)));
     case BF16:
         return (vfloat)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(row + 2 * k))), 16);
-    case FP8: { /* as above */
-        __m128i wide = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)(row + k))), 7);
-        return (vfloat)_mm256_cvtph_ps(_mm_and_si128(wide, _mm_set1_epi16((short)0xbfff)));
-    }
     case INT8: { /* offset 128 turns the codes' highest bit, and with it, behind the sign's, all bits above */
-        __m256i codes = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(row + k)));
-        return (vfloat)_mm256_cvtepi32_ps(_mm256_xor_si256(codes, _mm256_set1_epi32(-(int32_t)offset)));
+        const __m256i codes = _mm256_xor_si256((__m256i)widen(row + k), _mm256_set1_epi32(-(int32_t)offset));
+        return (vfloat)_mm256_cvtepi32_ps(codes);
     }
     default: {
         int32_t nibbles;
@@ -243,7 +251,7 @@ INLINE vfloat decode(int format, const uint8_t *row, int64_t k, int64_t offset) 
 
 /* Vectors that `decode_step` decodes at once. */
 #if defined(__AVX2__) && !defined(__AVX512F__)
-#define STEP_VECTORS(format) ((format) == FP8 ? 2 : (format) == INT4 ? 4 : 1)
+#define STEP_VECTORS(format) ((format) == INT4 ? 4 : 1)
 #elif LOOKS_UP_FP8
 #define STEP_VECTORS(format) ((format) == FP8 ? 4 : 1)
 #elif LANES == 4
@@ -253,18 +261,11 @@ INLINE vfloat decode(int format, const uint8_t *row, int64_t k, int64_t offset) 
 #endif
 
 /* STEP_VECTORS vectors of weights from column k on, as `decode`. 64 codes of fp8 that are looked up together take 10
- * instructions, 16 alone take 4. On AVX2 codes go through memory: widening them as they are loaded is cheaper
+ * instructions, 16 alone take 4. On AVX2 int4 goes through memory: widening bytes as they are loaded is cheaper
  * than moving the halves of a register, as gcc would without the lines of assembly. */
 INLINE void decode_step(int format, const uint8_t *row, int64_t k, int64_t offset, vfloat *weight) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
     uint8_t memory[32] __attribute__((aligned(32)));
-    if (format == FP8) {
-        __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(row + k))), 7);
-        _mm256_store_si256((__m256i *)memory, _mm256_and_si256(wide, _mm256_set1_epi16((short)0xbfff)));
-        __asm__("" : "+m"(memory));
-        for (int v = 0; v < 2; v++) weight[v] = (vfloat)_mm256_cvtph_ps(_mm_load_si128((const __m128i *)(memory + 16 * v)));
-        return;
-    }
     if (format == INT4) {
         const __m128i nibbles = _mm_loadu_si128((const __m128i *)(row + k / 2)), most = _mm_set1_epi8(15);
         const __m128i low = _mm_and_si128(nibbles, most), high = _mm_and_si128(_mm_srli_epi16(nibbles, 4), most);
@@ -307,38 +308,46 @@ INLINE void decode_step(int format, const uint8_t *row, int64_t k, int64_t offse
     weight[0] = decode(format, row, k, offset);
 }
 
-/* Not 0 if one of 64 codes is fp8's NaN and `decode` takes it for +-480, as it does on AVX2 and AVX512 without VBMI. */
-INLINE uint64_t fp8_nan(const uint8_t *codes) {
-#if LOOKS_UP_FP8
+/* The largest magnitudes of fp8 codes by the byte, 64 more of them taken in; where `decode` knows NaN itself, nothing. */
+INLINE void take_largest(const uint8_t *codes, vint *largest) {
+#if LOOKS_UP_FP8 || LANES == 4
+    (void)codes, (void)largest;
+#elif defined(__AVX512F__)
+    const __m512i magnitude = _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8(0x7f));
+    *largest = (vint)_mm512_max_epu8((__m512i)*largest, magnitude);
+#else
+    for (int i = 0; i < 64; i += 32) {
+        const __m256i code = _mm256_loadu_si256((const __m256i *)(codes + i));
+        *largest = (vint)_mm256_max_epu8((__m256i)*largest, _mm256_and_si256(code, _mm256_set1_epi8(0x7f)));
+    }
+#endif
+}
+
+/* Whether fp8's NaN is among them, which `decode` takes for +-480 where it does not know it. */
+INLINE int largest_is_nan(vint largest) {
+#if LOOKS_UP_FP8 || LANES == 4
+    (void)largest;
     return 0;
 #elif defined(__AVX512F__)
-    const __m512i most = _mm512_set1_epi8(0x7f);
-    __mmask64 found = _mm512_cmpeq_epi8_mask(_mm512_and_si512(_mm512_loadu_si512(codes), most), most);
-    return found;
-#elif defined(__AVX2__)
-    const __m256i most = _mm256_set1_epi8(0x7f);
-    __m256i low = _mm256_and_si256(_mm256_loadu_si256((const __m256i *)codes), most);
-    __m256i high = _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(codes + 32)), most);
-    __m256i found = _mm256_or_si256(_mm256_cmpeq_epi8(low, most), _mm256_cmpeq_epi8(high, most));
-    return (uint32_t)_mm256_movemask_epi8(found);
+    return _mm512_cmpeq_epi8_mask((__m512i)largest, _mm512_set1_epi8(0x7f)) != 0;
 #else
-    return 0;
+    return _mm256_movemask_epi8(_mm256_cmpeq_epi8((__m256i)largest, _mm256_set1_epi8(0x7f))) != 0;
 #endif
 }
 
 /* Whether rows can be decoded in steps: none, nor a look for NaN, straddles two groups or the end of a row. */
 INLINE int is_even(const Matrix *w) {
     const int64_t step = LANES * STEP_VECTORS(w->format);
-    return w->k % (w->format == FP8 ? 64 : step) == 0 && (w->group_size >= w->k || w->group_size % step == 0);
+    return w->k % (is_fp8((int)w->format) ? 64 : step) == 0 && (w->group_size >= w->k || w->group_size % step == 0);
 }
 
-/* Whether rows [first, last) of an even w hold fp8's NaN. */
+/* Whether rows [first, last) of an even w hold fp8's NaN that `decode` does not know. */
 static inline int has_nan(const Matrix *w, int64_t first, int64_t last) {
-    uint64_t found = 0;
-    if (w->format == FP8)
+    vint largest = {0};
+    if (is_fp8((int)w->format))
         for (int64_t n = first; n < last; n++)
-            for (int64_t k = 0; k < w->k; k += 64) found |= fp8_nan(codes_of(w, n) + k);
-    return found != 0;
+            for (int64_t k = 0; k < w->k; k += 64) take_largest(codes_of(w, n) + k, &largest);
+    return largest_is_nan(largest);
 }
 
 INLINE void dequantize_row_as(int format, const Matrix *w, int64_t n, float *out) {
@@ -346,7 +355,7 @@ INLINE void dequantize_row_as(int format, const Matrix *w, int64_t n, float *out
     const int64_t scale = first_scale(w, n);
     for (int64_t k = 0, g = 0; k < w->k; g++) {
         int64_t end = least(k + w->group_size, w->k);
-        const vfloat factor = vset(decode_scale(format, scale_at(w, scale + g)));
+        const vfloat factor = vset(scale_at(w, scale + g));
         for (; k < end; k += LANES * STEP_VECTORS(format)) {
             vfloat weight[4];
             decode_step(format, row, k, w->offset, weight);

@@ -1,0 +1,54 @@
+/* fp8 weights against float rows where codes are not looked up: decoding on AVX2, and AVX512 without VBMI.
+ *
+ * Included by ways.h. Knows matrices and float rows, nothing of threads. A code's bits moved to float's place are its value
+ * times 2^-120. To make up for that weight by weight costs as much as the product itself, so a row of x does it once: it is
+ * multiplied by 2^120 and, that this be a float and no sum too large or too small for one, divided by the power of two in its
+ * largest number, which multiplies the sums. All are exact; what is multiplied and added, and in which order, is as in blocks.h.
+ */
+#ifndef DEEPZIG_FP8_FLOATS_H
+#define DEEPZIG_FP8_FLOATS_H
+
+#include "word_lanes.h"
+
+#if defined(__AVX2__) && !LOOKS_UP_FP8
+#define HAS_FP8_FLOATS 1
+#else
+#define HAS_FP8_FLOATS 0
+#endif
+
+INLINE int takes_fp8_floats(const Matrix *w) { return HAS_FP8_FLOATS && w->format == FP8 && is_even(w); }
+
+#if HAS_FP8_FLOATS
+
+/* A packed x row: its numbers, then what multiplies their sums. */
+INLINE int64_t fp8_float_row_bytes(const Matrix *w) { return copy_step(w->k) * (int64_t)sizeof(float); }
+
+static inline void pack_fp8_float_row(const Matrix *w, const float *x, float *packed) {
+    const float size = largest_of(F32, (const uint8_t *)x, w->k);
+    uint32_t bits = 0x3f800000; /* 1, of a row that is not finite: so are its products */
+    if (size == size) {
+        const float least_size = 0x1p-6f; /* or the factor is no float */
+        memcpy(&bits, size > least_size ? &size : &least_size, 4);
+    }
+    const float unit = bits_to_float(bits & 0x7f800000), factor = 0x1p120f / unit;
+    for (int64_t k = 0; k < w->k; k += LANES) vstore(packed + k, vload(x + k) * vset(factor));
+    packed[w->k] = unit;
+}
+
+/* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and packed rows x. */
+static inline void fp8_floats(const Matrix *w, int64_t first, int64_t last, const float *packed, int64_t x_rows, float *out,
+                              int64_t out_stride, float *space) {
+    Matrix tiny = *w;
+    tiny.format = TINY_FP8;
+    for (int64_t j = 0; j < x_rows; j += PASS_X_ROWS) {
+        const int64_t count = least(x_rows - j, PASS_X_ROWS);
+        const float *x[PASS_X_ROWS];
+        for (int64_t i = 0; i < count; i++) x[i] = packed + (j + i) * copy_step(w->k);
+        dot_block(&tiny, first, last, x, count, out + j * out_stride, out_stride, space);
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t n = 0; n < last - first; n++) out[(j + i) * out_stride + n] *= x[i][w->k];
+    }
+}
+
+#endif
+#endif
