@@ -57,6 +57,28 @@ static inline void pool_pause(void) {
 #endif
 }
 
+/* Tasks round and keep subnormals as C has it, whatever the caller's thread does: other libraries set threads to take
+ * subnormals for zero, which fp8 becomes on its way, and results must not depend on the thread. Returns the thread's mode. */
+static inline uint64_t pool_set_float_mode(void) {
+    uint64_t mode = 0;
+#if defined(__x86_64__)
+    mode = __builtin_ia32_stmxcsr();
+    if ((mode & ~0x3fu) != 0x1f80) __builtin_ia32_ldmxcsr((uint32_t)(mode & 0x3f) | 0x1f80); /* 0x3f: what happened so far */
+#elif defined(__aarch64__)
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    if (mode) __asm__ volatile("msr fpcr, %0" ::"r"((uint64_t)0));
+#endif
+    return mode;
+}
+
+static inline void pool_restore_float_mode(uint64_t mode) {
+#if defined(__x86_64__)
+    if ((mode & ~0x3fu) != 0x1f80) __builtin_ia32_ldmxcsr((uint32_t)mode);
+#elif defined(__aarch64__)
+    if (mode) __asm__ volatile("msr fpcr, %0" ::"r"(mode));
+#endif
+}
+
 static inline int64_t pool_now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -103,6 +125,7 @@ static void pool_sleep(uint64_t last_job) {
 static void *pool_worker(void *argument) {
     int thread = (int)(intptr_t)argument;
     uint64_t last_job = 0;
+    pool_set_float_mode(); /* a new thread has that of the one that starts it */
     for (;;) {
         int64_t sleep_at = pool_now_ns() + POOL_SPIN_NS;
         while (!pool_join(&last_job)) {
@@ -190,17 +213,19 @@ static void pool_park(void) { atomic_store_explicit(&pool.parked, 1, memory_orde
  * and no two calls with the same number overlap. A call while another thread uses the pool, or from inside a task,
  * runs its tasks in order on the calling thread as thread 0. */
 static void pool_parallel_for(task_fn fn, void *ctx, int64_t n_tasks, int n_threads) {
+    const uint64_t mode = pool_set_float_mode();
     if (n_threads > n_tasks) n_threads = (int)n_tasks;
     if (n_threads > POOL_MOST_THREADS) n_threads = POOL_MOST_THREADS;
     if (n_threads <= 1 || atomic_exchange(&pool.busy, 1)) {
         for (int64_t task = 0; task < n_tasks; task++) fn(ctx, task, 0);
-        return;
+    } else {
+        if (pool.n_workers < n_threads - 1) pool_start_workers(n_threads - 1);
+        pool_open(fn, ctx, n_tasks, n_threads);
+        pool_take_tasks(0);
+        pool_close();
+        atomic_store(&pool.busy, 0);
     }
-    if (pool.n_workers < n_threads - 1) pool_start_workers(n_threads - 1);
-    pool_open(fn, ctx, n_tasks, n_threads);
-    pool_take_tasks(0);
-    pool_close();
-    atomic_store(&pool.busy, 0);
+    pool_restore_float_mode(mode);
 }
 
 #endif

@@ -1,14 +1,19 @@
-"""The thread pool of the compiled kernels: every task once, threads told apart, fork, many callers."""
+"""The thread pool of the compiled kernels: every task once, threads told apart, fork, many callers, float modes."""
 
+import ctypes
+import mmap
 import multiprocessing
 import os
+import platform
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
-from deepzig._kernels import _park, build_report, rms_norm
+from deepzig._kernels import _park, build_report, linear, rms_norm
+from deepzig._kernels.weight import Weight
 
 if build_report().problem is not None:
     pytest.skip("nothing is compiled here", allow_module_level=True)
@@ -16,6 +21,7 @@ if build_report().problem is not None:
 from deepzig._kernels import _pool
 
 BUSY = 20_000  # loops of a task: some 10 microseconds
+FLUSHES = 0x1F80 | 0x8040  # MXCSR: results and operands that are subnormal are zero
 
 
 @pytest.mark.parametrize("n_threads", [-1, 0, 1, 2, 3, 300])
@@ -107,3 +113,45 @@ def test_kernels_and_blas_in_turns() -> None:
         out = x @ x
         rms_norm(x, weight, 1e-6, out, n_threads=2)
         np.testing.assert_array_equal(out, once)
+
+
+def set_float_control(value: int) -> int:
+    """Sets this thread's MXCSR and returns what it was. Python has no word for it, so these are two instructions."""
+    code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(b"\x0f\xae\x1f\xc3" + b"\x0f\xae\x17\xc3")  # stmxcsr (%rdi); ret; ldmxcsr (%rdi); ret
+    start = ctypes.addressof(ctypes.c_char.from_buffer(code))
+    before, after = ctypes.c_uint32(), ctypes.c_uint32(value)
+    signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    signature(start)(ctypes.addressof(before))
+    signature(start + 4)(ctypes.addressof(after))
+    return before.value
+
+
+def products_in_thread_that_flushes(outs: Any) -> None:
+    """Of fp8 codes that are subnormal as bits of a float; the first product with two threads starts a worker."""
+    codes = np.random.default_rng(3).integers(1, 8, (300, 1024), np.uint8)
+    weight = Weight("fp8", codes.shape, codes, np.ones((3, 8), np.float32), "f32", 128, block_rows=128)
+    x = np.random.default_rng(4).standard_normal((3, 1024), np.float32)
+    before = set_float_control(FLUSHES)
+    found = []
+    for n_threads in (2, 1):
+        out = np.empty((3, 300), np.float32)
+        linear(x, weight, out, n_threads=n_threads)
+        found.append(out)
+    kept = set_float_control(before)
+    exact = x.astype(np.float64) @ codes.T * 2.0**-9
+    outs.put((found, exact, kept))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="sets the mode by x86's instructions")
+def test_a_caller_that_flushes_subnormals_changes_nothing() -> None:
+    """Other libraries set it for threads that call them; its own the caller keeps."""
+    context = multiprocessing.get_context("spawn")
+    outs = context.Queue()
+    process = context.Process(target=products_in_thread_that_flushes, args=(outs,))
+    process.start()
+    (with_worker, alone), exact, kept = outs.get(timeout=60)
+    process.join()
+    np.testing.assert_allclose(alone, exact, rtol=0, atol=1e-6 * abs(exact).max())
+    np.testing.assert_array_equal(with_worker, alone)
+    assert kept & FLUSHES == FLUSHES
