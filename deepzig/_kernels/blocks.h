@@ -108,7 +108,9 @@ static inline void decode_weights(const Matrix *w, int64_t row, int64_t k, int64
     case BF16: DECODE_AS(BF16); break;
     case FP8: DECODE_AS(FP8); break;
     case INT8: DECODE_AS(INT8); break;
+#if HAS_FP8_FLOATS
     case TINY_FP8: DECODE_AS(TINY_FP8); break;
+#endif
     default: DECODE_AS(INT4);
     }
 #undef DECODE_AS
@@ -167,7 +169,8 @@ static inline void dot_pass(const Matrix *w, int64_t first, int rows, const floa
 
 /* Up to so many x rows weights are decoded for FEW_AT_ONCE of them, since that costs less than a block. */
 INLINE int few_x_rows(int format) {
-    return format == INT4 || (format == FP8 && !LOOKS_UP_FP8) ? 0 : 16;
+    const int is_costly = format == INT4 || (format == FP8 && !LOOKS_UP_FP8); /* to decode again and again */
+    return is_costly ? 0 : 16;
 }
 
 /* dot_rows for more x rows, FEW_AT_ONCE at a time: a block's weight rows, which stay in L1, are decoded for each of these. */

@@ -1,20 +1,15 @@
 /* fp8 weights against float rows where codes are not looked up: decoding on AVX2, and AVX512 without VBMI.
  *
- * Included by ways.h. Knows matrices and float rows, nothing of threads. A code's bits moved to float's place are its value
- * times 2^-120. To make up for that weight by weight costs as much as the product itself, so a row of x does it once: it is
- * multiplied by 2^120 and, that this be a float and no sum too large or too small for one, divided by the power of two in its
- * largest number, which multiplies the sums. All are exact; what is multiplied and added, and in which order, is as in blocks.h.
+ * Included by ways.h. Knows matrices and float rows, nothing of threads. A code's bits, moved to a float's place, are its value
+ * times 2^-120; to multiply each weight by 2^120 costs as much as the product itself. So each row of x is multiplied once, by
+ * 2^120 over a unit: the power of two in its largest number, at least 2^-6. The unit multiplies the sums. What is multiplied and
+ * added, and in which order, is as in blocks.h, and so are the bits, unless a product or a sum times its scale is below
+ * 2^-126 units, or a result above 2^122.
  */
 #ifndef DEEPZIG_FP8_FLOATS_H
 #define DEEPZIG_FP8_FLOATS_H
 
 #include "word_lanes.h"
-
-#if defined(__AVX2__) && !LOOKS_UP_FP8
-#define HAS_FP8_FLOATS 1
-#else
-#define HAS_FP8_FLOATS 0
-#endif
 
 INLINE int takes_fp8_floats(const Matrix *w) { return HAS_FP8_FLOATS && w->format == FP8 && is_even(w); }
 
@@ -25,7 +20,7 @@ INLINE int64_t fp8_float_row_bytes(const Matrix *w) { return copy_step(w->k) * (
 
 static inline void pack_fp8_float_row(const Matrix *w, const float *x, float *packed) {
     const float size = largest_of(F32, (const uint8_t *)x, w->k);
-    uint32_t bits = 0x3f800000; /* 1, of a row that is not finite: so are its products */
+    uint32_t bits = 0x7f000000; /* of a row that is not finite: 2^127, so that all other numbers stay finite */
     if (size == size) {
         const float least_size = 0x1p-6f; /* or the factor is no float */
         memcpy(&bits, size > least_size ? &size : &least_size, 4);

@@ -17,7 +17,7 @@ cnp.import_array()
 cdef enum:
     STREAM_BYTES = 96 << 10  # weights of a task when they are read once: long enough to hide the task's start
     SPLIT_FROM = 128 << 10  # multiplications of a product from which every thread gets a part
-    PACKED_X_ROWS = 128  # x rows that meet all weights before the next ones do: packed, they should stay in L2
+    PACKED_X_ROWS = 128  # x rows that meet all weights before the next ones do: packed to fewer bytes, they stay in L2
     PASS_FLOATS = 128 << 10  # the same for rows of floats, unless they meet panels, costly to make again
 
 

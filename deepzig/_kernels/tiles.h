@@ -60,13 +60,13 @@ INLINE Matrix float_matrix(const float *values, int64_t n, int64_t k, int64_t ro
 INLINE void tile_step(int format, int rows, int x_rows, const uint8_t *codes, int64_t row_bytes, int64_t k,
                       int64_t offset, const float *const *x, vfloat (*part)[TILE_X_ROWS]) {
     const int vectors = STEP_VECTORS(format), held = vectors > 1 ? 0 : HELD_X_ROWS(rows * x_rows);
-    vfloat weight[MOST_TILE_ROWS][4], value[TILE_X_ROWS];
+    vfloat weight[4], value[TILE_X_ROWS];
     for (int j = 0; j < x_rows && j < held; j++) value[j] = in_register(vload(x[j] + k));
     for (int i = 0; i < rows; i++) {
-        decode_step(format, codes + i * row_bytes, k, offset, weight[i]);
+        decode_step(format, codes + i * row_bytes, k, offset, weight);
         for (int v = 0; v < vectors; v++)
             for (int j = 0; j < x_rows; j++)
-                part[i][j] += weight[i][v] * (j < held ? value[j] : vload(x[j] + k + v * LANES));
+                part[i][j] += weight[v] * (j < held ? value[j] : vload(x[j] + k + v * LANES));
     }
 }
 
@@ -93,7 +93,7 @@ INLINE void dot_tile(int format, int rows, int x_rows, const Matrix *w, int64_t 
             if ((k & (line - 1)) == 0)
                 for (int i = 0; i < rows; i++) {
                     prefetch(codes + i * w->row_bytes + k * bits / 8 + ahead);
-                    if (is_fp8(format)) take_largest(codes + i * w->row_bytes + k, &largest);
+                    if (is_fp8(format)) take_magnitudes(codes + i * w->row_bytes + k, &largest);
                 }
             tile_step(format, rows, x_rows, codes, w->row_bytes, k, w->offset, x, part);
         }
@@ -117,9 +117,10 @@ INLINE void dot_tile(int format, int rows, int x_rows, const Matrix *w, int64_t 
 #endif
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < x_rows; j++) out[j * out_stride + i] = vsum(sum[i][j]);
-    if (__builtin_expect(is_fp8(format) && largest_is_nan(largest), 0))
+    if (__builtin_expect(is_fp8(format) && has_nan_magnitude(largest), 0))
         for (int i = 0; i < rows; i++)
-            for (int j = 0; j < x_rows && has_nan(w, row + i, row + i + 1); j++) out[j * out_stride + i] = NAN;
+            if (has_nan(w, row + i, row + i + 1))
+                for (int j = 0; j < x_rows; j++) out[j * out_stride + i] = NAN;
 }
 
 /* Weight rows of a tile with so many x rows: more for one, fewer where tables of fp8 take the registers. */
@@ -158,7 +159,9 @@ static inline void dot_rows(const Matrix *w, int64_t first, int64_t last, const 
     case BF16: dot_rows_as(BF16, x_rows, w, first, last, x, out, out_stride); break;
     case FP8: dot_rows_as(FP8, x_rows, w, first, last, x, out, out_stride); break;
     case INT8: dot_rows_as(INT8, x_rows, w, first, last, x, out, out_stride); break;
+#if HAS_FP8_FLOATS
     case TINY_FP8: dot_rows_as(TINY_FP8, x_rows, w, first, last, x, out, out_stride); break;
+#endif
     default: dot_rows_as(INT4, x_rows, w, first, last, x, out, out_stride);
     }
 }

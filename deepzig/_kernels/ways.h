@@ -3,7 +3,7 @@
  *
  *     WAY_FLOATS       fp32 products, weights decoded on the way or in blocks (blocks.h)
  *     WAY_FLOAT_LANES  the same for prompts, in registers transposed (float_lanes.h)
- *     WAY_FP8_FLOATS   the same products with x and weights apart by powers of two, for decoding fp8 (fp8_floats.h)
+ *     WAY_FP8_FLOATS   those of WAY_FLOATS with fp8 as bits of floats, 2^120 too small, and x as much too large (fp8_floats.h)
  *     WAY_WORD_LANES   x and weights as whole numbers of 16 bits, for fast prompts (word_lanes.h)
  *     WAY_NIBBLE_ROWS  x as three digits of 8 bits, for decoding int4 (nibble_rows.h)
  *     WAY_BF16_SUMS    x as one bf16 term or three (bf16.h)
@@ -161,7 +161,7 @@ INLINE int64_t row_step(Way way) {
     }
 }
 
-/* Whether x rows stay floats and meet weights that are decoded for a few of them at a time. */
+/* Whether weights are decoded for a few rows of floats at a time, so that those rows decide what stays in a cache. */
 INLINE int takes_floats(Way way) { return way.kind == WAY_FLOATS || way.kind == WAY_FP8_FLOATS; }
 
 /* Whether weight rows become a panel that is used for all x rows, so that it has to fit a cache. */

@@ -16,7 +16,7 @@ typedef struct {
 /* Where a row's codes begin. */
 INLINE const uint8_t *codes_of(const Matrix *w, int64_t row) { return (const uint8_t *)w->codes + row * w->row_bytes; }
 
-/* weight.FORMAT_CODE; then fp8 whose values come as bits of floats, 2^-120 times too small (fp8_floats.h). */
+/* weight.FORMAT_CODE; then fp8 whose codes' bits are taken as floats, 2^120 times too small (fp8_floats.h). */
 enum { F32, F16, BF16, FP8, INT8, INT4, TINY_FP8 };
 enum { SCALE_NONE, SCALE_F32, SCALE_F16, SCALE_BF16 }; /* weight.SCALE_CODE */
 enum { DECODING, FAST, EXACT = 3 };                    /* what products are to be like, as in weight.py */
@@ -77,6 +77,13 @@ INLINE float decode_one(int format, const uint8_t *row, int64_t k, int64_t offse
 #define LOOKS_UP_FP8 0
 #endif
 
+/* Whether some products take it as TINY_FP8. */
+#if defined(__AVX2__) && !LOOKS_UP_FP8
+#define HAS_FP8_FLOATS 1
+#else
+#define HAS_FP8_FLOATS 0
+#endif
+
 #if LOOKS_UP_FP8
 /* Both bytes of each fp8 code's value as bf16, which holds it without rounding; its sign left out. */
 static uint8_t fp8_low_bytes[128], fp8_high_bytes[128];
@@ -135,9 +142,9 @@ INLINE void upper_bytes(vbytes bytes, vint *lanes) {
 #endif
 
 /* Where a code's bits stand in a float of value * 2^-120. */
-#define FP8_BITS (int32_t)0x87f00000
+#define FP8_BITS ((int32_t)0x87f00000)
 
-/* What a code of fp8 or int8 in the upper byte of a lane stands for; fp8's NaN is as 480, but for four lanes. */
+/* What a code of fp8 or int8 in the upper byte of a lane stands for; fp8's NaN comes as +-480, with four lanes as NaN. */
 INLINE vfloat value_of(int format, vint code) {
     if (format == INT8) return __builtin_convertvector(code >> 24, vfloat);
 #if LANES == 4
@@ -162,7 +169,7 @@ INLINE vint widen(const uint8_t *bytes) {
 /* LANES weights from column k on, to be multiplied by their scale. k is a multiple of LANES; all lie in one group. */
 INLINE vfloat decode(int format, const uint8_t *row, int64_t k, int64_t offset) {
     if (format == F32) return vload((const float *)row + k);
-#if defined(__AVX2__) && !LOOKS_UP_FP8
+#if HAS_FP8_FLOATS
     if (is_fp8(format)) return (vfloat)(widen(row + k) << 20 & FP8_BITS) * vset(format == FP8 ? 0x1p120f : 1);
 #endif
 #if defined(__AVX512F__)
@@ -262,7 +269,7 @@ INLINE vfloat decode(int format, const uint8_t *row, int64_t k, int64_t offset) 
 
 /* STEP_VECTORS vectors of weights from column k on, as `decode`. 64 codes of fp8 that are looked up together take 10
  * instructions, 16 alone take 4. On AVX2 int4 goes through memory: widening bytes as they are loaded is cheaper
- * than moving the halves of a register, as gcc would without the lines of assembly. */
+ * than moving the halves of a register, as gcc would without the line of assembly. */
 INLINE void decode_step(int format, const uint8_t *row, int64_t k, int64_t offset, vfloat *weight) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
     uint8_t memory[32] __attribute__((aligned(32)));
@@ -308,8 +315,8 @@ INLINE void decode_step(int format, const uint8_t *row, int64_t k, int64_t offse
     weight[0] = decode(format, row, k, offset);
 }
 
-/* The largest magnitudes of fp8 codes by the byte, 64 more of them taken in; where `decode` knows NaN itself, nothing. */
-INLINE void take_largest(const uint8_t *codes, vint *largest) {
+/* The largest magnitudes of fp8 codes, byte by byte, 64 more taken in; nothing is done where `decode` gives NaN itself. */
+INLINE void take_magnitudes(const uint8_t *codes, vint *largest) {
 #if LOOKS_UP_FP8 || LANES == 4
     (void)codes, (void)largest;
 #elif defined(__AVX512F__)
@@ -323,8 +330,8 @@ INLINE void take_largest(const uint8_t *codes, vint *largest) {
 #endif
 }
 
-/* Whether fp8's NaN is among them, which `decode` takes for +-480 where it does not know it. */
-INLINE int largest_is_nan(vint largest) {
+/* Whether fp8's NaN is among them. */
+INLINE int has_nan_magnitude(vint largest) {
 #if LOOKS_UP_FP8 || LANES == 4
     (void)largest;
     return 0;
@@ -335,19 +342,19 @@ INLINE int largest_is_nan(vint largest) {
 #endif
 }
 
-/* Whether rows can be decoded in steps: none, nor a look for NaN, straddles two groups or the end of a row. */
+/* Whether rows can be decoded in steps: none straddles two groups or the end of a row, nor does a look for NaN the end. */
 INLINE int is_even(const Matrix *w) {
     const int64_t step = LANES * STEP_VECTORS(w->format);
     return w->k % (is_fp8((int)w->format) ? 64 : step) == 0 && (w->group_size >= w->k || w->group_size % step == 0);
 }
 
-/* Whether rows [first, last) of an even w hold fp8's NaN that `decode` does not know. */
+/* Whether rows [first, last) of an even w hold fp8's NaN, where `decode` does not give it. */
 static inline int has_nan(const Matrix *w, int64_t first, int64_t last) {
     vint largest = {0};
     if (is_fp8((int)w->format))
         for (int64_t n = first; n < last; n++)
-            for (int64_t k = 0; k < w->k; k += 64) take_largest(codes_of(w, n) + k, &largest);
-    return largest_is_nan(largest);
+            for (int64_t k = 0; k < w->k; k += 64) take_magnitudes(codes_of(w, n) + k, &largest);
+    return has_nan_magnitude(largest);
 }
 
 INLINE void dequantize_row_as(int format, const Matrix *w, int64_t n, float *out) {

@@ -144,6 +144,18 @@ def test_every_code_of_fp8(function: Callable[..., None], n_columns: int) -> Non
 
 
 @every_implementation("linear")
+@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")  # NumPy's, whose result is right
+def test_infinity_of_fp8_stays_infinity_beside_large_numbers(function: Callable[..., None]) -> None:
+    x = np.array([[np.inf, 300, -3e38, *[0] * 61], [300, -np.inf, *[1e30] * 62]], np.float32)
+    codes = np.full((2, 64), 0x38, np.uint8)  # ones
+    codes[1, 2:] = 0
+    weight = Weight("fp8", (2, 64), codes, np.ones((1, 1), np.float32), "f32", 64, block_rows=2)
+    out = np.empty((2, 2), np.float32)
+    function(x, weight, out, n_threads=1)
+    np.testing.assert_array_equal(out, [[np.inf, np.inf], [-np.inf, -np.inf]])
+
+
+@every_implementation("linear")
 @pytest.mark.parametrize("n_columns", [64, 37])
 def test_nan_and_infinity_reach_the_output(function: Callable[..., None], n_columns: int) -> None:
     x = np.ones((2, n_columns), np.float32)
