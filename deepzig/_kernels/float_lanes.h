@@ -39,16 +39,19 @@ typedef struct {
 
 /* Codes that are transposed together, as 32 bits, and then decoded, where that is faster; 0: they are decoded first. */
 INLINE int transposed_codes(const Matrix *w, int64_t width) {
-    const int codes = w->format == INT8 || w->format == FP8 ? 4 : w->format == BF16 && LANES == 16 ? 2 : 0;
+    const int codes = w->format == INT4 ? 8 : w->format >= FP8 ? 4 : w->format == BF16 ? 2 : 0;
     return codes && width % (codes * LANES) == 0 ? codes : 0;
 }
 
-/* 32 bits of codes in each lane, the first in the lowest, as vectors of values; returns how many. flip: of int8. */
+/* 32 bits of codes in each lane, the first in the lowest, as vectors of values; returns how many. flip: bits of int8's and
+ * int4's codes that make them numbers with sign. */
 INLINE int spread_codes(int format, vint codes, vint flip, vfloat *value) {
-    if (format == INT8) {
+    if (format == INT8 || format == INT4) {
+        const int bits = code_bits(format), count = 32 / bits;
         codes ^= flip;
-        for (int b = 0; b < 4; b++) value[b] = __builtin_convertvector((codes << (24 - 8 * b)) >> 24, vfloat);
-        return 4;
+        for (int b = 0; b < count; b++)
+            value[b] = __builtin_convertvector((codes << (32 - bits - bits * b)) >> (32 - bits), vfloat);
+        return count;
     }
 #if LOOKS_UP_FP8
     if (format == FP8) {
@@ -81,7 +84,7 @@ INLINE int spread_codes(int format, vint codes, vint flip, vfloat *value) {
 /* LANES rows of `steps` times 32 bits, of codes or, F32, of values, transposed into a panel of values. */
 INLINE void transpose_rows(int format, const uint8_t *const *row, int64_t steps, vint flip, float (*panel)[FLOAT_ROWS]) {
     for (int64_t at = 0; at < steps; at += LANES) {
-        vfloat value[LANES], column[LANES], spread[4];
+        vfloat value[LANES], column[LANES], spread[8];
         for (int i = 0; i < LANES; i++) memcpy(value + i, row[i] + 4 * at, sizeof *value); /* codes lie anywhere */
         transpose(value, column);
         for (int c = 0; c < LANES; c++) {
@@ -96,7 +99,7 @@ INLINE void transpose_rows(int format, const uint8_t *const *row, int64_t steps,
 INLINE void transpose_floats(const Matrix *w, int64_t first, int64_t last, int64_t k, int64_t width,
                              float (*panel)[FLOAT_ROWS], float (*decoded)[FLOAT_BLOCK]) {
     const int together = transposed_codes(w, width);
-    const vint flip = (vint){0} + (w->offset ? (int32_t)0x80808080 : 0);
+    const vint flip = (vint){0} + (int32_t)(w->format == INT4 ? 0x88888888 : w->offset ? 0x80808080 : 0);
     const uint8_t *row[LANES];
     for (int i = 0; i < LANES; i++) {
         const int64_t n = least(first + i, last - 1);
@@ -110,6 +113,7 @@ INLINE void transpose_floats(const Matrix *w, int64_t first, int64_t last, int64
     case BF16: transpose_rows(BF16, row, width / 2, flip, panel); break;
     case FP8: transpose_rows(FP8, row, width / 4, flip, panel); break;
     case INT8: transpose_rows(INT8, row, width / 4, flip, panel); break;
+    case INT4: transpose_rows(INT4, row, width / 8, flip, panel); break;
     default: transpose_rows(F32, row, width, flip, panel);
     }
 }
