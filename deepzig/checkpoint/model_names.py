@@ -38,6 +38,9 @@ def find_model(
     directory = BUNDLED.get(str(model), Path(model))
     if os.path.isdir(directory):  # Path.is_dir raises for a name that is too long
         return directory
+    if os.path.isfile(directory):
+        kind = "a GGUF file, which deepzig does not read" if directory.suffix == ".gguf" else "a file"
+        raise CheckpointError(f"{str(model)!r} is {kind}; give a folder that holds config.json and safetensors")
     from deepzig.checkpoint import hub  # here, since naming a folder needs no network
 
     wanted = hub.HubModel.parse(str(model))

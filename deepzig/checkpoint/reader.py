@@ -79,7 +79,9 @@ class SafetensorsFile:
                     f"no address space to map {self.path}, {self.path.stat().st_size / 1e9:.1f} GB; raise the limit "
                     "(ulimit -v, RLIMIT_AS)"
                 ) from error
-            raise CheckpointError(f"cannot read {self.path} ({error}); fetch it again") from error
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            advice = "check its permissions" if isinstance(error, PermissionError) else "fetch it again"
+            raise CheckpointError(f"cannot read {self.path} ({reason}); {advice}") from error
         header = parse_json_object(raw_header, f"the header of {self.path}")
         self.metadata = _metadata(header.pop("__metadata__", {}), self.path)
         self.tensors = _tensor_infos(header, 8 + len(raw_header), self._bytes.size, self.path)

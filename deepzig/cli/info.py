@@ -60,7 +60,7 @@ def info(
     fetches no weights.
 
     The speed is a bound: bytes that a token reads, over what memory gave this moment. Decoding of large models has
-    reached 0.8 to 0.9 of it (docs/performance.md).
+    reached 0.6 to 0.9 of it, depending on the CPU (docs/performance.md).
 
     \b
         deepzig info -m deepseek-ai/DeepSeek-V3 --cache-dtype int8

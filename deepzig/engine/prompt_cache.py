@@ -92,7 +92,11 @@ class PromptCache:
 
     def _read(self, cache: LatentCache, vocab_size: int) -> dict[str, np.ndarray]:
         """The file's arrays, checked. Raises CheckpointError that says what is wrong."""
-        file = SafetensorsFile(self.path)
+        try:
+            file = SafetensorsFile(self.path)
+        except CheckpointError as error:  # its advice is for a model's files
+            reason, _, _ = str(error).rpartition("; ")
+            raise CheckpointError(f"{reason}; delete it") from error
         if file.metadata.get("deepzig_prompts") != VERSION:
             raise CheckpointError(f"{self.path} is no prompt cache of version {VERSION}; delete it")
         self._check_made_for(file.metadata.get("made_for", ""))

@@ -33,7 +33,7 @@ def encode_prompt(
     """
     if isinstance(prompt, str):
         if tokenizer is None:
-            raise RequestError("this model folder has no tokenizer; give token ids instead of text")
+            raise RequestError("this model folder has no tokenizer; add the model's, or give token ids (Python, HTTP)")
         if room is not None:
             tokenizer.check_room(prompt, room)
         ids = _known_ids(tokenizer.encode(prompt), vocab_size)

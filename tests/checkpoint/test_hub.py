@@ -65,6 +65,14 @@ def test_nothing_else_reaches_for_the_network(hub: FakeHub) -> None:
     assert hub.requests == []
 
 
+@pytest.mark.parametrize(("name", "kind"), [("model.gguf", "a GGUF file, which deepzig"), ("config.json", "a file;")])
+def test_a_file_in_place_of_a_folder(hub: FakeHub, tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=f"is {kind}.* give a folder that holds config.json and safetensors$"):
+        deepzig.load(tmp_path / name)
+    assert hub.requests == []
+
+
 def test_config_alone_is_enough_where_no_weights_are_asked_for(hub: FakeHub) -> None:
     directory = find_model("org/tiny", with_weights=False)
     assert (directory / "config.json").exists() and not list(directory.glob("*.safetensors"))

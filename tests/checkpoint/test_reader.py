@@ -136,6 +136,15 @@ def test_missing_file_folder_and_pipe(tmp_path: Path) -> None:
             SafetensorsFile(tmp_path / path)
 
 
+def test_a_file_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "model.safetensors")
+
+    monkeypatch.setattr(reader, "_map", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot read .* \(Permission denied\); check its permissions$"):
+        SafetensorsFile(tmp_path / "model.safetensors")
+
+
 def test_every_dtype_comes_back_as_the_library_wrote_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = ("BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "I64", "U64", "F64")

@@ -246,6 +246,13 @@ def test_damaged_files_are_ignored(tmp_path: Path, data: st.DataObject) -> None:
     assert n_pages == 4 or (n_pages == 0 and [warning.category for warning in found] == [RuntimeWarning])
 
 
+def test_a_file_that_was_cut_off_is_to_be_deleted(tmp_path: Path) -> None:
+    path = file_of(tmp_path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(RuntimeWarning, match="prompt cache ignored: .* is truncated.*; delete it$"):
+        assert restored(tmp_path) == 0
+
+
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     scheduler, cache = small()
     page = scheduler.pool.take()
