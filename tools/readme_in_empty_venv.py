@@ -1,6 +1,7 @@
 """Installs deepzig into an empty environment and types all of README.md, letter by letter: `make test-readme`.
 
-Lines that call make are left to continuous integration, which runs them itself. The hub of the model names is one on
+Lines that call make are left to continuous integration, which runs them itself; those that make the environment and
+enter it are left out, since this one has the Python that runs here. The hub of the model names is one on
 loopback with the bundled model, so only pip needs the network. Port 8000 must be free, since README names it.
 """
 
@@ -38,7 +39,7 @@ def main() -> None:
                     print(f"line {snippet.line}: Python", flush=True)
                     elsewhere.python(snippet.text)
                 for command in snippet.commands():
-                    if command.program == "make":
+                    if command.program in ("make", ".") or command.plain.startswith("python3 -m venv "):
                         continue
                     print(f"line {command.line}: {command.text}", flush=True)
                     (in_clone if command.plain == INSTALL else elsewhere).command(command)
