@@ -46,12 +46,14 @@ INLINE int bf16_terms(const Matrix *w, int products) {
 
 #if defined(__AVX512BF16__)
 
-/* Up to 16 floats from p, zeros behind, as bf16; `rest` becomes what the rounding lost. */
+/* Up to 16 floats from p, zeros behind, as bf16; `rest` becomes what the rounding lost: of infinity nothing. */
 INLINE __m256i bf16_round(const float *p, int64_t count, __m512 *rest) {
     __mmask16 mask = count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
     __m512 value = _mm512_maskz_loadu_ps(mask, p);
     __m256i high = (__m256i)_mm512_cvtneps_pbh(value);
-    *rest = _mm512_sub_ps(value, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
+    const __m512 kept = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+    const __mmask16 some = _mm512_cmp_ps_mask(_mm512_abs_ps(kept), _mm512_set1_ps(INFINITY), _CMP_NEQ_UQ);
+    *rest = _mm512_maskz_sub_ps(some, value, kept);
     return high;
 }
 
