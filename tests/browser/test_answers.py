@@ -165,6 +165,7 @@ def test_nothing_is_asked_before_the_model_is_there(page: Page, scripted: Script
     page.browser.refresh()
     page.click("[aria-label='Answer again']")
     page.find(".toast", "The server cannot be reached.")
+    page.until("document.querySelector('#composer-input').placeholder === 'The server cannot be reached'")
     page.cdp("Network.setBlockedURLs", urls=[])
     page.wait_answer()
     assert page.count(".versions") == 0 and len(server.bodies) == 1

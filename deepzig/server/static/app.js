@@ -27,7 +27,7 @@ const AWAY = new Set([0, 404, 503]); // what an answer fails with when the serve
 class App {
   store = new Store();
   model = null; // as of model.js
-  condition = "loading"; // ready, loading, offline, locked
+  condition = "connecting"; // ready, connecting, loading, offline, locked
   conversation = newConversation("chat", null);
   isStatus = false; // which is shown instead of the conversation
   #runs = new Map(); // id of a message -> Run
@@ -147,14 +147,16 @@ class App {
   #showComposer() {
     const isStory = this.conversation.mode === "story";
     const hasBegun = isStory && Boolean(lastNode(this.conversation));
+    const isReady = this.condition === "ready";
+    const invitation = hasBegun ? "Add a sentence of your own" : isStory ? "It was a dark night…" : "Ask something";
     this.#composer.set({
       label: isStory ? "Your part of the story" : "Your message",
-      placeholder: hasBegun ? "Add a sentence of your own" : isStory ? "It was a dark night…" : "Ask something",
+      placeholder: isReady ? invitation : CONDITIONS[this.condition],
       hint: hasBegun ? "Enter lets the model go on" : "Enter sends, Shift Enter breaks the line",
       action: hasBegun ? "Go on" : isStory ? "Begin" : "Send",
       mayBeEmpty: hasBegun,
       isRunning: Boolean(this.runIn(this.conversation)),
-      isDisabled: this.condition !== "ready",
+      isDisabled: !isReady,
     });
     this.#showContext();
   }

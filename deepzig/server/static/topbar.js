@@ -6,6 +6,7 @@ import { download } from "./transfer.js";
 
 export const CONDITIONS = {
   ready: "Ready",
+  connecting: "Connecting to the server",
   loading: "The model is being loaded",
   offline: "The server cannot be reached",
   locked: "Enter an API key",
