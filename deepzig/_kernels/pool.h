@@ -88,7 +88,8 @@ static inline int64_t pool_now_ns(void) {
 static void pool_take_tasks(int thread) {
     for (int i = 0; i < pool.n_threads; i++) {
         PoolShare *share = &pool.shares[(thread + i) % pool.n_threads];
-        for (;;) {
+        /* Looked at first: finding a share empty by the addition would take its cache line from all others, n² times. */
+        while (atomic_load_explicit(&share->next_task, memory_order_relaxed) < share->end) {
             int64_t task = atomic_fetch_add_explicit(&share->next_task, 1, memory_order_relaxed);
             if (task >= share->end) break;
             pool.fn(pool.ctx, task, thread);
