@@ -182,6 +182,11 @@ def _checked(
         reason = shown(str(error))
         raise RequestError(f"the messages are no JSON values ({reason}); use dicts, lists and strings") from error
     checked: dict[str, Any] = json.loads(content)
+    for number, message in enumerate(checked["messages"]):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise RequestError(f'message {number} has no role; write {{"role": "user", "content": "..."}}')
+        if message["role"] in ("system", "user") and message.get("content") is None:  # templates would write "None"
+            raise RequestError(f'message {number}, of the {message["role"]}, has no content; give it a text')
     return checked
 
 

@@ -239,6 +239,16 @@ def test_refused_messages(templates: dict[str, ChatTemplate]) -> None:
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value) and len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize(
+    ("message", "lack"),
+    [({"content": "a"}, "role"), ({"role": 1}, "role"), ("a", "role"), ({"role": "user"}, "content"),
+     ({"role": "system", "content": None}, "content")],
+)  # fmt: skip
+def test_messages_that_lack_something(templates: dict[str, ChatTemplate], message: Any, lack: str) -> None:
+    with pytest.raises(RequestError, match=f"message 1.* has no {lack}"):
+        templates["deepseek_r1"].render_text([user("a"), message])
+
+
 @pytest.mark.parametrize("bad", [object(), {"a": object()}, "\ud800", b"x", {1, 2}])
 def test_messages_that_are_no_json(templates: dict[str, ChatTemplate], bad: object) -> None:
     with pytest.raises(RequestError):
