@@ -142,6 +142,8 @@ class LLM:
             ResourceError: the system gives no thread to compute in.
         """
         submitted = time.perf_counter()
+        if not isinstance(params, SamplingParams | None):
+            raise RequestError(f"params is a {type(params).__name__}; use deepzig.SamplingParams(max_tokens=...)")
         prompt_ids = self.encode(prompt)
         resolved = self.defaults.resolve(params or SamplingParams())
         if resolved.stop and self.tokenizer is None:

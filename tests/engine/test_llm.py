@@ -295,6 +295,7 @@ def test_arguments_that_mean_nothing_are_refused(stories: deepzig.LLM) -> None:
     for call in (
         lambda: stories.logits([1, 2], chunk_size=0),
         lambda: stories.prompt_logprobs([1, 2], n_top=-1),
+        lambda: stories.submit([1, 2], {"max_tokens": 3}),  # type: ignore[arg-type]
         lambda: stories.submit([1, 2], priority="high"),  # type: ignore[arg-type]
         lambda: stories.submit([1, 2], priority=float("nan")),  # type: ignore[arg-type]
         lambda: stories.submit([1, 2], tenant=["a"]),  # type: ignore[arg-type]
