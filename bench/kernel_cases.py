@@ -159,9 +159,9 @@ def _half_of_kv_b_proj(operands: Operands, stem: str, name: str, n_in: int, n_ou
 
 
 def mla_decode_cases(operands: Operands) -> Iterator[Case]:
-    """One row over 4096 cached ones, of V2-Lite and of V3, f32, bf16 and int8 caches."""
+    """One row over 4096 cached ones, of V2-Lite and of V3, f32 and int8 caches."""
     for n_heads in (N_HEADS, 128):
-        for dtype in ("f32", "bf16", "int8"):
+        for dtype in ("f32", "int8"):
             yield _mla_decode_case(operands, n_heads, dtype)
 
 
@@ -174,8 +174,6 @@ def _mla_decode_case(operands: Operands, n_heads: int, dtype: str) -> Case:
 
     def make(_: int) -> Arguments:
         pages = operands.floats(length // page_size, page_size, width)
-        if dtype == "bf16":
-            pages = np.ascontiguousarray(pages.view(np.uint16)[:, :, 1::2])  # the upper halves
         if dtype == "int8":
             pages = np.clip(np.rint(30 * pages), -127, 127).astype(np.int8)
         scales = np.full(pages.shape[:2], 1 / 30, np.float32) if dtype == "int8" else None

@@ -44,11 +44,6 @@ def bf16_peak(n_threads: int) -> float | None:
     return _first_that_runs(BF16_LOOPS, n_threads)
 
 
-def bf16_unit() -> str:
-    """What computes `bf16_peak`: "amx", "avx512_bf16" or ""."""
-    return next((isa for _, isa, _ in BF16_LOOPS if not missing_flags(isa)), "")
-
-
 def sgemm_peak(n_threads: int) -> float:
     """GFLOPS of NumPy's fp32 product of two square matrices."""
     a, b = np.random.default_rng(0).standard_normal((2, GEMM_SIZE, GEMM_SIZE), np.float32)

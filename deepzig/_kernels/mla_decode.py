@@ -1,4 +1,5 @@
-"""mla_decode: absorbed multi-head latent attention over the paged cache (DeepSeek-V2 report, section 2.1.2).
+"""mla_decode: absorbed multi-head latent attention over the paged cache (DeepSeek-V2 report, sections 2.1.2 and
+2.1.3).
 
     score[h, s] = softmax_scale * q[t, h] . latent[s]            s < lengths[t]
     out[t, h]   = sum_s softmax(score)[h, s] * latent[s, :R]
@@ -40,8 +41,8 @@ def reference(
 ) -> None:
     """
     query f32 (T, H, R + P): W_UK-absorbed q_nope beside the rotated q_pe; C-contiguous
-    pages f32, u16 bits of bf16, or i8 (n_pages, page_size, R + P), C-contiguous
-    scales f32 (n_pages, page_size), C-contiguous, one a row of i8 pages; None for the others
+    pages f32 or i8 (n_pages, page_size, R + P), C-contiguous
+    scales f32 (n_pages, page_size), C-contiguous, one a row of i8 pages; None for f32 pages
     block_tables i32 (B, blocks); row_sequence i32 (T,), row of block_tables; lengths i32 (T,), visible rows, >= 1
     scratch f32 (>= scratch_size,); out f32 (T, H, R), C-contiguous
     """
@@ -49,8 +50,6 @@ def reference(
     for row, length in enumerate(lengths):
         blocks = block_tables[row_sequence[row], : -(-int(length) // page_size)]
         latent = pages[blocks].reshape(-1, pages.shape[2])[:length]  # (S, R + P)
-        if latent.dtype == np.uint16:
-            latent = (latent.astype(np.uint32) << 16).view(np.float32)
         if scales is not None:
             latent = latent.astype(np.float32) * scales[blocks].reshape(-1, 1)[:length]
         scores = softmax_scale * (query[row] @ latent.T)  # (H, S)
@@ -59,7 +58,7 @@ def reference(
 
 
 def cases(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
-    """Several sequences, scattered pages, lengths around the page and chunk sizes; f32, bf16 and int8 caches."""
+    """Several sequences, scattered pages, lengths around the page and chunk sizes; f32 and int8 caches."""
     for n_heads, rank, rope_dim, page_size, longest in (
         (8, 64, 16, 64, 700),
         (20, 512, 64, 64, 300),
@@ -67,11 +66,10 @@ def cases(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
     ):
         blocks = -(-longest // page_size)
         values = rng.standard_normal((2 * blocks + 1, page_size, rank + rope_dim), np.float32)
-        bf16 = np.ascontiguousarray(values.view(np.uint16).reshape(*values.shape, 2)[..., 1])
         tables = rng.permutation(2 * blocks + 1)[: 2 * blocks].reshape(2, blocks).astype(np.int32)
         codes = rng.integers(-127, 128, values.shape).astype(np.int8)
         scales = (rng.uniform(0.1, 4, values.shape[:2]) / 127).astype(np.float32)
-        for pages, row_scales in ((values, None), (bf16, None), (codes, scales)):
+        for pages, row_scales in ((values, None), (codes, scales)):
             for lengths in ([1], [longest, 1, page_size, page_size + 1, longest - 1]):
                 visible = np.array(lengths, np.int32)
                 row_sequence = (np.arange(len(lengths)) % 2).astype(np.int32)

@@ -20,7 +20,7 @@ cdef int64_t CHUNK = PYTHON_CHUNK
 
 
 cdef extern from "tiles.h" nogil:
-    int F32, BF16, INT8  # Matrix.format
+    int F32, INT8  # Matrix.format
     int SCALE_F32
 
 
@@ -169,12 +169,11 @@ def mla_decode(cnp.ndarray query not None, cnp.ndarray pages not None, cnp.ndarr
                cnp.ndarray block_tables not None, cnp.ndarray row_sequence not None, cnp.ndarray lengths not None,
                float softmax_scale, cnp.ndarray scratch not None, cnp.ndarray out not None, *, int n_threads):
     cdef Job job
-    cdef bint is_bf16 = cnp.PyArray_TYPE(pages) == cnp.NPY_UINT16
     cdef int64_t longest = 0, t
     need_array(query, "query", cnp.NPY_FLOAT32, 3, 3)
     if scales is None:
-        need_array(pages, "pages", cnp.NPY_UINT16 if is_bf16 else cnp.NPY_FLOAT32, 3, 3)
-        job.page_format, job.scales = BF16 if is_bf16 else F32, NULL
+        need_array(pages, "pages", cnp.NPY_FLOAT32, 3, 3)
+        job.page_format, job.scales = F32, NULL
     else:
         need_array(pages, "pages", cnp.NPY_INT8, 3, 3)
         need_array(scales, "scales", cnp.NPY_FLOAT32, 2, 2)

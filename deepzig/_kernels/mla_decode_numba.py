@@ -110,8 +110,7 @@ def _cached_rows(pages: np.ndarray, scales: np.ndarray | None, width: int) -> We
         need(pages, "pages", np.int8, None, None, width)
         need(scales, "scales", np.float32, *pages.shape[:2])
     else:
-        is_bf16 = isinstance(pages, np.ndarray) and pages.dtype == np.uint16
-        need(pages, "pages", np.uint16 if is_bf16 else np.float32, None, None, width)
+        need(pages, "pages", np.float32, None, None, width)
     for array in (pages, scales):
         if array is not None and not array.flags.c_contiguous:
             raise ValueError("pages and scales must be C-contiguous")
@@ -119,7 +118,7 @@ def _cached_rows(pages: np.ndarray, scales: np.ndarray | None, width: int) -> We
     rows = pages.reshape(shape)
     if scales is not None:
         return Weight("int8", shape, rows.view(np.uint8), scales.reshape(-1, 1), "f32", group_size=width)
-    return Weight("bf16" if is_bf16 else "f32", shape, rows)
+    return Weight("f32", shape, rows)
 
 
 def _check_pages(pages: np.ndarray, block_tables: np.ndarray, row_sequence: np.ndarray, lengths: np.ndarray) -> None:

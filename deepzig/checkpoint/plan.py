@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from deepzig._kernels.weight import Weight
+from deepzig._kernels.weight import PLAIN, Weight
 from deepzig.checkpoint.directory import MAX_SHARDS, SINGLE_FILE, Checkpoint, open_checkpoint
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.names import EMBEDDING, HEAD, count_mtp_layers, expected_tensors
@@ -26,7 +26,6 @@ from deepzig.config import MAX_CONFIG_BYTES, ModelConfig
 from deepzig.errors import CheckpointError, RequestError
 from deepzig.small_files import read_small
 
-PLAIN = ("f32", "f16", "bf16")
 _COMPARED_BYTES = 1 << 24
 
 
@@ -70,7 +69,6 @@ class Plan:
     source: Checkpoint
     shards: tuple[Shard, ...]
     config: bytes  # config.json of the result
-    schemes: Mapping[str, Scheme]  # module path -> how it is stored in the result
 
     @property
     def index(self) -> bytes | None:
@@ -114,7 +112,7 @@ def make_plan(directory: Path, recipe: Recipe, shard_bytes: int) -> Plan:
     items.sort(key=lambda item: min(place[name] for name in item.copied))  # files are read from front to back
     declared = {m: Scheme(stored[m].format) if scheme == KEEP else scheme for m, scheme in schemes.items()}
     config_text = as_json(converted_config(raw, declared, "f16" if recipe.format == "fp16" else recipe.format))
-    return Plan(source, _shards(items, shard_bytes), config_text, declared)
+    return Plan(source, _shards(items, shard_bytes), config_text)
 
 
 def _is_copy(source: Checkpoint, module: str, main: str) -> bool:

@@ -14,7 +14,8 @@ import ml_dtypes
 import numpy as np
 
 from deepzig import _kernels
-from deepzig.checkpoint.plan import PLAIN, Item
+from deepzig._kernels.weight import PLAIN
+from deepzig.checkpoint.plan import Item
 from deepzig.checkpoint.recipe import Scheme
 from deepzig.checkpoint.rounding import cast
 from deepzig.checkpoint.rounding_numba import first_non_finite, round_fp8, round_int4, round_int8

@@ -12,20 +12,19 @@ from deepzig.text.tokenizer import Tokenizer
 class StreamDecoder:
     """Never emits half a character: bytes wait until their character is complete or cannot become one.
 
-    The concatenation of every `push` and of `finish` equals `tokenizer.decode(ids, skip_special)`; but where the tokens
-    go on with a text, their first space belongs to it and stays.
+    Special tokens have no text. The concatenation of every `push` and of `finish` equals `tokenizer.decode(ids)`; but
+    where the tokens go on with a text, their first space belongs to it and stays.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True, *, before: int | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, before: int | None = None) -> None:
         """before: the token that the first one follows, None if it follows none."""
         self._tokenizer = tokenizer
-        self._skip_special = skip_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._may_strip = tokenizer.strips_leading_space and tokenizer.begins_text(before)
 
     def push(self, *token_ids: int) -> str:
         """The text that these tokens complete, often empty. Raises RequestError for an unknown id."""
-        kept = [token for token in token_ids if not (self._skip_special and self._tokenizer.is_special(token))]
+        kept = [token for token in token_ids if not self._tokenizer.is_special(token)]
         content = b"".join(map(self._tokenizer.token_bytes, kept))
         if self._may_strip and content:
             self._may_strip = False

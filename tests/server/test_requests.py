@@ -18,7 +18,8 @@ from deepzig.engine.sampling import TokenLogprob
 from deepzig.server.body import decode
 from deepzig.server.failures import ApiError
 from deepzig.server.logprobs import CompletionScores
-from deepzig.text import load_tokenizer, render_process
+from deepzig.text import render_process
+from deepzig.text.tokenizer import load_tokenizer
 from tests.server.conftest import RunningServer, serving
 from tests.talkers import make_talker
 
@@ -326,14 +327,17 @@ def test_metrics_count_what_happened(http: httpx2.Client, server: RunningServer)
         lines = http.get("/metrics").text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
-    before = {name: value(name) for name in ("deepzig_generation_tokens_total", "deepzig_requests_total")}
+    refused = 'deepzig_http_requests_total{route="/v1/completions",status="400"}'
+    names = ("deepzig_generation_tokens_total", "deepzig_requests_total", refused)
+    before = {name: value(name) for name in names}
     http.post("/v1/completions", json={**COMPLETION, "max_tokens": 5, "ignore_eos": True})
+    http.post("/v1/completions", json={**COMPLETION, "max_tokens": "five"})
     server.wait_until_idle()
     assert value("deepzig_generation_tokens_total") == before["deepzig_generation_tokens_total"] + 5
     assert value("deepzig_requests_total") == before["deepzig_requests_total"] + 1
     assert value("deepzig_first_token_seconds_count") > 0
     assert value("deepzig_requests_running") == value("deepzig_requests_open") == 0
-    assert value('deepzig_http_requests_total{route="/v1/completions",status="400"}') >= 0
+    assert value(refused) == before[refused] + 1
 
 
 def test_expert_load_is_counted_if_asked_for(stories: LLM) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deepzig.text import Tokenizer, load_tokenizer
+from deepzig.text.tokenizer import Tokenizer, load_tokenizer
 
 STORIES = Path(__file__).parents[2] / "deepzig" / "bundled" / "stories"
 CORPUS = [

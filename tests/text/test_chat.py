@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deepzig.errors import RequestError, TokenizerError
-from deepzig.text import ChatTemplate, Tokenizer, load_tokenizer
+from deepzig.text.chat import ChatTemplate
+from deepzig.text.tokenizer import Tokenizer, load_tokenizer
 
 DATA = Path(__file__).parent / "data"
 DEEPSEEK_NAMES = {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from deepzig.text import Tokenizer
 from deepzig.text.resumed_tokens import resumed
+from deepzig.text.tokenizer import Tokenizer
 
 TEXT = "Once upon a time there was a little girl who loved the sun."
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepzig.errors import TokenizerError
-from deepzig.text import Tokenizer, load_tokenizer
+from deepzig.text.tokenizer import Tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="session")

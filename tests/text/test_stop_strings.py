@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepzig.errors import RequestError
-from deepzig.text import StopMatcher
+from deepzig.text.stop_strings import StopMatcher
 
 
 def cut(text: str, stops: list[str]) -> tuple[str, bool]:

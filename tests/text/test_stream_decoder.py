@@ -7,14 +7,15 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from deepzig.errors import RequestError
-from deepzig.text import StreamDecoder, Tokenizer
+from deepzig.text.stream_decoder import StreamDecoder
+from deepzig.text.tokenizer import Tokenizer
 
 shared = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXTS = ["Hello", "👩‍💻🇨🇳 é", "你好，世界", " leading", "\ufffd really", "a\x00b", "<｜User｜>x", "😀" * 20]
 
 
-def streamed(tokenizer: Tokenizer, ids: list[int], skip_special: bool = True) -> list[str]:
-    decoder = StreamDecoder(tokenizer, skip_special)
+def streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    decoder = StreamDecoder(tokenizer)
     return [*(decoder.push(token_id) for token_id in ids), decoder.finish()]
 
 
@@ -33,8 +34,7 @@ def test_random_ids(any_tokenizer: Tokenizer, data: st.DataObject) -> None:
     special = sorted(any_tokenizer.special_tokens.values())
     one = st.one_of(st.integers(0, any_tokenizer.vocab_size - 1), st.integers(0, 300), st.sampled_from(special))
     ids = data.draw(st.lists(one, max_size=30))
-    for skip_special in (True, False):
-        assert "".join(streamed(any_tokenizer, ids, skip_special)) == any_tokenizer.decode(ids, skip_special)
+    assert "".join(streamed(any_tokenizer, ids)) == any_tokenizer.decode(ids)
 
 
 @shared
@@ -87,7 +87,6 @@ def test_a_text_behind_a_mark_begins_anew(sentencepiece_tokenizer: Tokenizer) ->
 
 def test_special_tokens(stories_tokenizer: Tokenizer) -> None:
     assert streamed(stories_tokenizer, [0, 3, 1]) == ["", "", "", ""]
-    assert streamed(stories_tokenizer, [3], skip_special=False) == ["<｜User｜>", ""]
 
 
 def test_unknown_id(stories_tokenizer: Tokenizer) -> None:

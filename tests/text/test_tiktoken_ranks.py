@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deepzig.errors import TokenizerError
-from deepzig.text import Tokenizer, load_tokenizer
 from deepzig.text.tiktoken_ranks import KIMI_SPLIT_PATTERN, split_long_runs
+from deepzig.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     import tiktoken

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deepzig.errors import RequestError, TokenizerError
-from deepzig.text import Tokenizer, load_tokenizer
+from deepzig.text.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [
     "",
@@ -58,6 +58,7 @@ def test_plain_text_never_becomes_a_control_token(any_tokenizer: Tokenizer, data
 
 
 def test_control_tokens_are_single_tokens_when_allowed(any_tokenizer: Tokenizer) -> None:
+    assert any_tokenizer.control_tokens.ids
     for text, token_id in list(any_tokenizer.control_tokens.ids.items())[:20]:
         assert any_tokenizer.encode(text, add_bos=False) == [token_id]
         assert any_tokenizer.token_bytes(token_id) == text.encode()

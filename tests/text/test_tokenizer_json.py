@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deepzig.errors import TokenizerError
-from deepzig.text import Tokenizer, load_tokenizer
+from deepzig.text.tokenizer import Tokenizer, load_tokenizer
 
 HERE = Path(__file__).parent
 STORIES = HERE.parents[1] / "deepzig" / "bundled" / "stories"
