@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, int64_t
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
-from deepzig._kernels._pool cimport parallel_for, rows_per_task
+from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
 from deepzig._kernels._tiles cimport Matrix, dequantize_row, matrix_of
 
 cnp.import_array()
@@ -40,4 +40,4 @@ def dequantize(weight not None, cnp.ndarray rows not None, cnp.ndarray out not N
     job.out, job.out_step = floats(out), step(out, 0)
     job.task_rows = rows_per_task(job.weight.row_bytes + sizeof(float) * job.weight.k, job.n_rows, n_threads)
     with nogil:
-        parallel_for(dequantize_task, &job, (job.n_rows + job.task_rows - 1) // job.task_rows, n_threads)
+        parallel_for(dequantize_task, &job, task_count(job.n_rows, job.task_rows), n_threads)

@@ -6,7 +6,7 @@ from libc.stdlib cimport free, malloc
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size
-from deepzig._kernels._pool cimport parallel_for, rows_per_task
+from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
 from deepzig._kernels._rows cimport exp_row, highest_of
 from deepzig._kernels._simd cimport LANES, vload, vload_part, vsigmoid, vstore, vstore_part
 
@@ -165,5 +165,5 @@ def expert_gate(
     if job.scratch == NULL:
         raise MemoryError
     with nogil:
-        parallel_for(gate_task, &job, (job.n_rows + job.task_rows - 1) // job.task_rows, n_threads)
+        parallel_for(gate_task, &job, task_count(job.n_rows, job.task_rows), n_threads)
     free(job.scratch)

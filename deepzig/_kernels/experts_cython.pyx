@@ -65,26 +65,27 @@ cdef void sort_slots(Job* job) noexcept nogil:
     job.start[0] = 0
 
 
-cdef void pack_x_task(void* ctx, int64_t task, int thread) noexcept nogil:
-    cdef Job* job = <Job*>ctx
-    cdef int64_t expert = job.hit[task], place = job.start[expert]
-    cdef float* space = thread_floats(FOR_TASK, pack_space(job.up_way, job.weights))
+cdef inline void pack_expert(Job* job, int64_t expert, Way way, const Matrix* one, const float** rows,
+                             uint8_t* packed) noexcept nogil:
+    """The rows of an expert's slots, packed as they meet matrices like `one`."""
+    cdef float* space = thread_floats(FOR_TASK, pack_space(way, one))
     if space == NULL:
         job.no_memory = True
     else:
-        pack_rows(job.up_way, job.weights, job.x + place, job.start[expert + 1] - place,
-                  job.packed_x + job.x_start[expert], space)
+        pack_rows(way, one, rows + job.start[expert], job.start[expert + 1] - job.start[expert], packed, space)
+
+
+cdef void pack_x_task(void* ctx, int64_t task, int thread) noexcept nogil:
+    cdef Job* job = <Job*>ctx
+    cdef int64_t expert = job.hit[task]
+    pack_expert(job, expert, job.up_way, job.weights, job.x, job.packed_x + job.x_start[expert])
 
 
 cdef void pack_activation_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
-    cdef int64_t expert = job.hit[task], place = job.start[expert]
-    cdef float* space = thread_floats(FOR_TASK, pack_space(job.down_way, job.weights + 2))
-    if space == NULL:
-        job.no_memory = True
-    else:
-        pack_rows(job.down_way, job.weights + 2, job.activation + place, job.start[expert + 1] - place,
-                  job.packed_activations + job.activation_start[expert], space)
+    cdef int64_t expert = job.hit[task]
+    pack_expert(job, expert, job.down_way, job.weights + 2, job.activation,
+                job.packed_activations + job.activation_start[expert])
 
 
 cdef void gate_up_task(void* ctx, int64_t task, int thread) noexcept nogil:

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size
-from deepzig._kernels._pool cimport parallel_for
+from deepzig._kernels._pool cimport parallel_for, task_count
 from deepzig._kernels._tiles cimport FOR_TASK, thread_floats
 
 cnp.import_array()
@@ -118,6 +118,6 @@ def mla_prefill(cnp.ndarray query not None, cnp.ndarray kv not None, cnp.ndarray
     job.task_rows = rows_of_task(&job, n_threads)
     job.bf16 = attention_in_bf16(products)
     with nogil:
-        parallel_for(attend_task, &job, job.n_heads * ((job.n_rows + job.task_rows - 1) // job.task_rows), n_threads)
+        parallel_for(attend_task, &job, job.n_heads * task_count(job.n_rows, job.task_rows), n_threads)
     if job.no_memory:
         raise MemoryError

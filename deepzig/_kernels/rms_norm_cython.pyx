@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
-from deepzig._kernels._pool cimport parallel_for, rows_per_task
+from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
 from deepzig._kernels._simd cimport LANES, vfloat, vload, vload_part, vset, vstore, vstore_part, vsum
 
 cnp.import_array()
@@ -71,4 +71,4 @@ def rms_norm(cnp.ndarray x not None, cnp.ndarray weight not None, float eps, cnp
     job.eps = eps
     job.task_rows = rows_per_task(2 * sizeof(float) * job.size, job.n_rows, n_threads)
     with nogil:
-        parallel_for(norm_task, &job, (job.n_rows + job.task_rows - 1) // job.task_rows, n_threads)
+        parallel_for(norm_task, &job, task_count(job.n_rows, job.task_rows), n_threads)

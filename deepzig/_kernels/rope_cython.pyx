@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
-from deepzig._kernels._pool cimport parallel_for, rows_per_task
+from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
 
 cnp.import_array()
 
@@ -80,4 +80,4 @@ def rope(cnp.ndarray x not None, cnp.ndarray cos not None, cnp.ndarray sin not N
     job.interleave = interleave
     job.task_rows = rows_per_task(4 * sizeof(float) * job.half * job.n_heads, job.n_rows, n_threads)
     with nogil:
-        parallel_for(rope_task, &job, (job.n_rows + job.task_rows - 1) // job.task_rows, n_threads)
+        parallel_for(rope_task, &job, task_count(job.n_rows, job.task_rows), n_threads)

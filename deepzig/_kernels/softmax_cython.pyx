@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
-from deepzig._kernels._pool cimport parallel_for, rows_per_task
+from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
 from deepzig._kernels._rows cimport exp_row, highest_of
 
 cnp.import_array()
@@ -45,4 +45,4 @@ def softmax(cnp.ndarray x not None, cnp.ndarray out not None, *, int n_threads):
     job.out, job.out_step = floats(out), step(out, 0)
     job.task_rows = rows_per_task(2 * sizeof(float) * job.size, job.n_rows, n_threads)
     with nogil:
-        parallel_for(softmax_task, &job, (job.n_rows + job.task_rows - 1) // job.task_rows, n_threads)
+        parallel_for(softmax_task, &job, task_count(job.n_rows, job.task_rows), n_threads)

@@ -73,13 +73,30 @@ def info(
         return
     if experts != (text is not None):
         raise click.UsageError("--experts and --text FILE go together")
+    directory = model_folder(model, with_weights=check_tensors or experts)
+    described = {"model": model, **describe(directory, n_tokens, cache_dtype, check_tensors=check_tensors)}
+    load = experts_table.expert_load(model, text) if text is not None else None
+    if as_json:
+        click.echo(json.dumps(described | ({"expert_load": experts_table.as_object(load)} if load else {})))
+    else:
+        print_lines(described)
+        for line in experts_table.lines(load) if load else ():
+            click.echo(line)
+    if bad := described.get("non_finite"):
+        raise CheckpointError(
+            f"NaN or infinity in {plural(len(bad), 'tensor')}, the first {bad[0]!r:.120}; "
+            "`deepzig verify` tells where; fetch the files again"
+        )
+
+
+def describe(directory: Path, n_tokens: int | None, cache_dtype: str, *, check_tensors: bool) -> dict[str, Any]:
+    """What a model's folder tells, as --json prints it; without weights, sizes are those that config.json declares."""
     from deepzig.checkpoint.directory import open_checkpoint
     from deepzig.checkpoint.sizes import declared_size
     from deepzig.config import ModelConfig
 
-    directory = model_folder(model, with_weights=check_tensors or experts)
     config = ModelConfig.from_directory(directory)
-    described = {"model": model, **architecture(config)}
+    described = architecture(config)
     if check_tensors or any(directory.glob("*.safetensors")):
         checkpoint = open_checkpoint(directory)
         size, with_mtp = stored(checkpoint, config)
@@ -97,18 +114,7 @@ def info(
     described |= needs(config, size, context_of(config, n_tokens), cache_dtype, with_mtp=with_mtp)
     described |= texts(directory)
     described["kernels"] = kernels_in_use()
-    load = experts_table.expert_load(model, text) if text is not None else None
-    if as_json:
-        click.echo(json.dumps(described | ({"expert_load": experts_table.as_object(load)} if load else {})))
-    else:
-        print_lines(described)
-        for line in experts_table.lines(load) if load else ():
-            click.echo(line)
-    if bad := described.get("non_finite"):
-        raise CheckpointError(
-            f"NaN or infinity in {plural(len(bad), 'tensor')}, the first {bad[0]!r:.120}; "
-            "`deepzig verify` tells where; fetch the files again"
-        )
+    return described
 
 
 def architecture(config: "ModelConfig") -> dict[str, Any]:
