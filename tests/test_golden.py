@@ -51,7 +51,7 @@ def load(name: str) -> Golden:
 def kernels_of_long_prompts(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Short pieces of prompts take the kernels of decoding: here also those that long ones take."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_kernels.LONG_PIECE, "exact", 1 if request.param else 1000)
+        patch.setitem(_kernels.LONG_CHUNK, "exact", 1 if request.param else 1000)
         yield request.param
 
 

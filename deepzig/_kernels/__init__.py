@@ -1,7 +1,7 @@
 """The kernels of deepzig, each bound to its best implementation for this machine.
 
-Called by `model`, `engine` and `checkpoint`; calls nothing above `errors`. A kernel `name` has its contract in
-`name.py` (formula, shapes, reference) and implementations in `name_numba.py` and `name_cython.pyx`; `_pick` chooses.
+Called by `model`, `engine`, `checkpoint` and `evaluate`; calls nothing above `errors`. A kernel `name` has its contract
+in `name.py` (formula, shapes, reference) and implementations in `name_numba.py` and `name_cython.pyx`; `_pick` chooses.
 """
 
 from deepzig._kernels._pick import (
@@ -14,7 +14,7 @@ from deepzig._kernels._pick import (
     build_report,
     highest_isa,
     implementations,
-    long_piece,
+    long_chunk,
     pick,
     pick_for_prompts,
     table,
@@ -38,7 +38,7 @@ top_tokens = pick("top_tokens")
 # For rows of prompts that need not have the bits of decoding, where `products` is FAST or EXACT.
 prompt_experts = pick_for_prompts("experts")
 prompt_linear = pick_for_prompts("linear")
-LONG_PIECE = long_piece()
+LONG_CHUNK = long_chunk()
 
 __all__ = [
     "ACTIVE",
@@ -46,7 +46,7 @@ __all__ = [
     "EXACT",
     "FAST",
     "FOR_PROMPTS",
-    "LONG_PIECE",
+    "LONG_CHUNK",
     "REGISTRY",
     "BuildReport",
     "Kernel",

@@ -251,16 +251,17 @@ def pick_for_prompts(stem: str) -> Implementation:
     return _load(stem, "blas")
 
 
-# `long_piece`, exact and fast, where it has been measured.
-_LONG_PIECES = {"cython/avx2": (96, 8), "cython/avx512": (64, 8), "cython/avx512_vnni": (96, 16)}
+# `long_chunk`, exact and fast, where it has been measured.
+_LONG_CHUNKS = {"cython/avx2": (96, 8), "cython/avx512": (64, 8), "cython/avx512_vnni": (96, 16)}
 
 
-def long_piece() -> dict[str, int]:
-    """By precision, rows of a piece of a prompt from which the products for prompts are faster than those for decoding.
+def long_chunk() -> dict[str, int]:
+    """By precision, the rows of a chunk of a prompt from which products for prompts are faster than those for decoding.
 
-    Fewer meet each expert's weights once or twice, and these are then as costly to prepare as to use (docs/log.md).
+    In a shorter chunk each expert sees one or two rows, for which preparing its weights costs as much as using them
+    (docs/log.md).
     """
-    least = min(_LONG_PIECES.get(ACTIVE[stem], (16, 8)) for stem in ("linear", "experts"))
+    least = min(_LONG_CHUNKS.get(ACTIVE[stem], (16, 8)) for stem in ("linear", "experts"))
     return dict(zip(("exact", "fast"), least, strict=True))
 
 

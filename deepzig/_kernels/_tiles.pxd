@@ -22,7 +22,7 @@ cdef extern from "tiles.h" nogil:
     int FOR_TASK
     int FOR_CALL
     float* thread_floats(int use, int64_t count)
-    bint is_even(const Matrix* w)
+    bint fits_steps(const Matrix* w)
     bint has_nan(const Matrix* w, int64_t first, int64_t last)
     Matrix float_matrix(const float* values, int64_t n, int64_t k, int64_t row_step)
     void dequantize_row(const Matrix* w, int64_t n, float* out)

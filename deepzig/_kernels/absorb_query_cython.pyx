@@ -7,14 +7,14 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._tiles cimport (
-    FOR_TASK, Matrix, TILE_X_ROWS, codes_of, dequantize_row, float_matrix, has_nan, is_even, matrix_of, mix_rows, padded,
+    FOR_TASK, Matrix, TILE_X_ROWS, codes_of, dequantize_row, float_matrix, has_nan, fits_steps, matrix_of, mix_rows, padded,
     prefetch_range, rows_of_head, thread_floats,
 )
 
 cnp.import_array()
 
 cdef enum:
-    BLOCK_ROWS = 16  # weight rows whose columns are met part by part: they stay in L1 meanwhile
+    L1_ROWS = 16  # weight rows whose columns are met part by part: they stay in L1 meanwhile
 
 
 cdef struct Job:
@@ -30,11 +30,11 @@ cdef void head_task(void* ctx, int64_t head, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
     cdef int64_t rank = job.weight.k, width = padded(rank), first = head * job.head_rows, t, j, n, count, rows
     cdef bint decoded = (
-        not is_even(&job.weight) or job.n_rows > TILE_X_ROWS or has_nan(&job.weight, first, first + job.nope)
+        not fits_steps(&job.weight) or job.n_rows > TILE_X_ROWS or has_nan(&job.weight, first, first + job.nope)
     )
     cdef float* sums = thread_floats(FOR_TASK, (TILE_X_ROWS + (job.nope if decoded else 0)) * width)
     cdef Matrix matrix = job.weight
-    cdef const float* coefficients[8]
+    cdef const float* coefficients[8]  # of TILE_X_ROWS at most
     if sums == NULL:
         job.no_memory = True
         return
@@ -50,7 +50,7 @@ cdef void head_task(void* ctx, int64_t head, int thread) noexcept nogil:
         memset(sums, 0, count * width * sizeof(float))
         n = 0
         while n < job.nope:
-            rows = job.nope if decoded else min(BLOCK_ROWS, job.nope - n)
+            rows = job.nope if decoded else min(L1_ROWS, job.nope - n)
             for j in range(count):
                 coefficients[j] = job.query + (t + j) * job.query_step + head * job.query_head_step + n
             if not decoded:  # soon this thread will want the same rows of the next head

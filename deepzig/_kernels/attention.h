@@ -11,16 +11,16 @@
 #include "bf16_attention.h"
 #include "vmath.h"
 
-/* Rows and panels of a product that meet in registers, as floats. */
+/* Rows whose sums with two panels registers hold at once, in products of floats. */
 #if REGISTERS == 32
 #define ROWS_AT_ONCE 8
 #else
 #define ROWS_AT_ONCE 6
 #endif
-#define ATTENTION_QUERIES (4 * ROWS_AT_ONCE) /* that meet packed keys together; with AMX two tiles */
+#define ATTENTION_QUERIES (4 * ROWS_AT_ONCE) /* queries that meet packed keys together; with AMX two tiles */
 
-#define ATTENTION_KEYS 256               /* whose scores are there at once */
-#define SCORE_STEP (ATTENTION_KEYS + 16) /* from one row of scores to the next; powers of two would meet in few sets */
+#define ATTENTION_KEYS 256               /* keys whose scores exist at once */
+#define SCORE_STEP (ATTENTION_KEYS + 16) /* from a row of scores to the next: at a power of two, few sets of L1 */
 #define PROB_STEP (ATTENTION_KEYS + 32)  /* the same of probabilities as bf16 */
 
 /* Keys and values of one head. What sizes are rounded up by is zero. */

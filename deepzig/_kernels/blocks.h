@@ -116,7 +116,7 @@ static inline void decode_weights(const Matrix *w, int64_t row, int64_t k, int64
 #undef DECODE_AS
 }
 
-/* Weight rows [first, first + rows), rows <= BLOCK_ROWS, of an even w against x_rows <= PASS_X_ROWS x rows. */
+/* Weight rows [first, first + rows), rows <= BLOCK_ROWS, of a w that fits steps against x_rows <= PASS_X_ROWS x rows. */
 static inline void dot_pass(const Matrix *w, int64_t first, int rows, const float *const *x, int64_t x_rows, float *out,
                             int64_t out_stride, DotSpace *space) {
     Block b = {&space->weights[0][0], BLOCK_WIDTH, 0, 0, block_group(w), rows};
@@ -184,14 +184,14 @@ static inline void dot_few(const Matrix *w, int64_t first, int64_t last, const f
 
 /* Floats of `space` that dot_block needs. */
 INLINE int64_t dot_space(const Matrix *w) {
-    return (int64_t)(sizeof(DotSpace) / sizeof(float)) + (is_even(w) ? 0 : BLOCK_ROWS * padded(w->k));
+    return (int64_t)(sizeof(DotSpace) / sizeof(float)) + (fits_steps(w) ? 0 : BLOCK_ROWS * padded(w->k));
 }
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last) and any number of x rows, which must end in zeros
- * up to padded(K) if w is not even. */
+ * up to padded(K) if w does not fit steps. */
 static inline void dot_block(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t x_rows,
                              float *out, int64_t out_stride, float *space) {
-    if (!is_even(w)) {
+    if (!fits_steps(w)) {
         const int64_t width = padded(w->k);
         float *rows = space + sizeof(DotSpace) / sizeof(float);
         for (int64_t n = first; n < last; n += BLOCK_ROWS) {

@@ -87,7 +87,8 @@ INLINE float largest(const float *x, int64_t k) {
     return bits < 0x7f800000u ? bits_to_float(bits) : NAN;
 }
 
-/* What makes whole numbers of an x row: x * factor; their second digit stands for `unit`: 0, or NaN, reaches all products. */
+/* x * factor are an x row's whole numbers; `unit` is what their second digit counts in. A row of zeros has factor and unit 0;
+ * of one with NaN or infinity the unit is NaN, and so are all products with it. */
 typedef struct {
     float factor, unit;
 } DigitScale;

@@ -7,7 +7,7 @@ cimport numpy as cnp
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._tiles cimport (
-    FOR_CALL, FOR_TASK, Matrix, dot_block, dot_space, is_even, matrix_of, padded, rows_of_head, thread_floats,
+    FOR_CALL, FOR_TASK, Matrix, dot_block, dot_space, fits_steps, matrix_of, padded, rows_of_head, thread_floats,
 )
 
 cnp.import_array()
@@ -35,7 +35,7 @@ cdef void head_task(void* ctx, int64_t head, int thread) noexcept nogil:
 cdef void run(Job* job, const float* o_latent, int n_threads) noexcept nogil:
     """Rows of o_latent as pointers, copied where they must end in zeros; then the products."""
     cdef int64_t t, head, rank = job.weight.k, width = padded(rank), total = job.n_rows * job.n_heads
-    cdef bint copies = not is_even(&job.weight)
+    cdef bint copies = not fits_steps(&job.weight)
     cdef float* shared = thread_floats(FOR_CALL, padded(2 * total) + (total * width if copies else 0))
     cdef float* copy = shared + padded(2 * total)
     cdef const float* row

@@ -140,7 +140,7 @@ INLINE void float_tile(int x_rows, float (*panel)[FLOAT_ROWS], int64_t first, in
     }
 }
 
-/* Rows [first, last), at most FLOAT_ROWS, of an even w with `x_rows` x rows, at most FLOAT_PASS. */
+/* Rows [first, last), at most FLOAT_ROWS, of a w that fits steps with `x_rows` x rows, at most FLOAT_PASS. */
 static inline void float_pass(const Matrix *w, int64_t first, int64_t last, const float *const *x, int64_t x_rows,
                               FloatSpace *space) {
     const int format = (int)w->format;
@@ -172,7 +172,7 @@ static inline void float_pass(const Matrix *w, int64_t first, int64_t last, cons
 
 /* Floats of `space` that float_lanes needs. */
 INLINE int64_t float_lanes_space(const Matrix *w) {
-    return (int64_t)(sizeof(FloatSpace) / sizeof(float)) + (is_even(w) ? 0 : FLOAT_ROWS * padded(w->k));
+    return (int64_t)(sizeof(FloatSpace) / sizeof(float)) + (fits_steps(w) ? 0 : FLOAT_ROWS * padded(w->k));
 }
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last). */
@@ -182,13 +182,13 @@ static inline void float_lanes(const Matrix *w, int64_t first, int64_t last, con
     for (int64_t n = first; n < last; n += FLOAT_ROWS) {
         const int64_t end = least(n + FLOAT_ROWS, last);
         Matrix decoded;
-        if (!is_even(w)) {
+        if (!fits_steps(w)) {
             for (int64_t i = n; i < end; i++) dequantize_row(w, i, space->rows + (i - n) * width);
             decoded = float_matrix(space->rows, end - n, w->k, width);
         }
         for (int64_t j = 0; j < x_rows; j += FLOAT_PASS) {
             const int64_t count = least(x_rows - j, FLOAT_PASS);
-            if (is_even(w)) float_pass(w, n, end, x + j, count, space);
+            if (fits_steps(w)) float_pass(w, n, end, x + j, count, space);
             else float_pass(&decoded, 0, end - n, x + j, count, space);
             for (int64_t c = 0; c < count; c++)
                 memcpy(out + (j + c) * out_stride + (n - first), space->sum[c], (size_t)(end - n) * sizeof(float));

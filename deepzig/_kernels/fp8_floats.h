@@ -11,7 +11,7 @@
 
 #include "word_lanes.h"
 
-INLINE int takes_fp8_floats(const Matrix *w) { return HAS_FP8_FLOATS && w->format == FP8 && is_even(w); }
+INLINE int takes_fp8_floats(const Matrix *w) { return HAS_FP8_FLOATS && w->format == FP8 && fits_steps(w); }
 
 #if HAS_FP8_FLOATS
 

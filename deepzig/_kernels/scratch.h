@@ -1,4 +1,4 @@
-/* Memory of a thread's own for the time of a kernel's call. Included by tiles.h. */
+/* Scratch memory of each thread, kept from call to call. Included by tiles.h. */
 #ifndef DEEPZIG_SCRATCH_H
 #define DEEPZIG_SCRATCH_H
 
@@ -6,8 +6,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-/* Thread's own floats, kept until the thread ends; NULL if there is no memory. A later call for the same `use` may move
- * them: one use for tasks, one for what a whole call shares. */
+/* thread_floats(use, count): at least `count` floats of the calling thread's own, freed when it ends; NULL if there is no
+ * memory. A later call for the same `use` may move them: tasks take one, what a whole kernel call shares the other. */
 enum { FOR_TASK, FOR_CALL };
 
 typedef struct {

@@ -150,7 +150,7 @@ INLINE void dot_rows_as(int format, int x_rows, const Matrix *w, int64_t first, 
     }
 }
 
-/* out[j * out_stride + n - first] = W[n] . x[j] for x_rows <= TILE_X_ROWS; w must be even. */
+/* out[j * out_stride + n - first] = W[n] . x[j] for x_rows <= TILE_X_ROWS; w must fit steps (fits_steps). */
 static inline void dot_rows(const Matrix *w, int64_t first, int64_t last, const float *const *x, int x_rows, float *out,
                             int64_t out_stride) {
     switch (w->format) {
@@ -227,7 +227,7 @@ INLINE void mix_rows_as(int format, int outs, const Matrix *w, int64_t first, in
 }
 
 /* out[j * out_stride + k] += sum_n c[j][n - first] W[n][k] for n in [first, last), k < width, outs <= MIX_OUTS;
- * w must be even and width a multiple of LANES. */
+ * w must fit steps and width a multiple of LANES. */
 static inline void mix_rows(const Matrix *w, int64_t first, int64_t last, const float *const *c, int outs,
                             int64_t width, float *out, int64_t out_stride) {
     switch (w->format) {

@@ -1,5 +1,5 @@
-/* Row ends and exp for vectors of floats, and what is made of whole rows by them, on top of simd.h. Included by kernels that
- * work element by element, and by attention.h. */
+/* Beyond simd.h: loads and stores of a row's last, incomplete vector; exp and sigmoid; maxima, and sums of exp, of whole
+ * rows. Included by kernels that work element by element, and by attention.h. */
 #ifndef DEEPZIG_VMATH_H
 #define DEEPZIG_VMATH_H
 

@@ -179,10 +179,10 @@ INLINE int64_t rows_of_task(Way way, const Matrix *w, int64_t bytes) {
 /* Whether x rows are packed. */
 INLINE int packs(Way way) { return way.kind > WAY_FLOAT_LANES; }
 
-/* Whether x rows that are not packed are to be copied, copy_step apart and with zeros behind them: rows that are not even
- * need the zeros, many the distance. */
+/* Whether x rows that are not packed are to be copied, copy_step apart and with zeros behind them: rows that do not fit
+ * steps need the zeros, many the distance. */
 INLINE int wants_copies(Way way, const Matrix *w, int64_t x_rows) {
-    return !packs(way) && (!is_even(w) || x_rows > TILE_X_ROWS);
+    return !packs(way) && (!fits_steps(w) || x_rows > TILE_X_ROWS);
 }
 
 /* out[j * out_stride + n - first] = W[n] . x[j] for rows [first, last). x: rows of floats; packed: the same rows packed,

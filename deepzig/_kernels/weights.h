@@ -342,13 +342,13 @@ INLINE int has_nan_magnitude(vint largest) {
 #endif
 }
 
-/* Whether rows can be decoded in steps: none straddles two groups or the end of a row, nor does a look for NaN the end. */
-INLINE int is_even(const Matrix *w) {
+/* Whether rows and groups are whole steps of decode_step (and fp8 rows whole 64 codes, as take_magnitudes reads them). */
+INLINE int fits_steps(const Matrix *w) {
     const int64_t step = LANES * STEP_VECTORS(w->format);
     return w->k % (is_fp8((int)w->format) ? 64 : step) == 0 && (w->group_size >= w->k || w->group_size % step == 0);
 }
 
-/* Whether rows [first, last) of an even w hold fp8's NaN, where `decode` does not give it. */
+/* Whether rows [first, last) of a w that fits steps hold fp8's NaN, where `decode` does not give it. */
 static inline int has_nan(const Matrix *w, int64_t first, int64_t last) {
     vint largest = {0};
     if (is_fp8((int)w->format))
@@ -377,7 +377,7 @@ INLINE void dequantize_row_as(int format, const Matrix *w, int64_t n, float *out
 /* Row n of w as floats, (K,). */
 static void dequantize_row(const Matrix *w, int64_t n, float *out) {
     const uint8_t *row = codes_of(w, n);
-    if (!is_even(w) || has_nan(w, n, n + 1)) {
+    if (!fits_steps(w) || has_nan(w, n, n + 1)) {
         for (int64_t k = 0; k < w->k; k++) {
             float value = decode_one((int)w->format, row, k, w->offset);
             out[k] = w->scale_format == SCALE_NONE ? value : value * scale_at(w, first_scale(w, n) + k / w->group_size);

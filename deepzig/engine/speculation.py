@@ -141,7 +141,7 @@ class Speculator:
 
     def _best_length(self, drafting: Drafting, most: int, n_decoding: int) -> int:
         """The number of draft tokens that brings most tokens a second; 0 until the time without drafts is known."""
-        plain = self._steps.get(n_decoding)
+        plain = self._steps.least(n_decoding)
         if plain is None:
             return 0
         best, best_speed = 0, 1 / plain
@@ -149,11 +149,11 @@ class Speculator:
         for length in range(1, most + 1):
             chance *= self._acceptance(drafting, length - 1)
             expected += chance
-            seconds = self._steps.get(n_decoding * (1 + length))
+            seconds = self._steps.least(n_decoding * (1 + length))
             if seconds is None:  # not tried: many rows leave no idle arithmetic, few may
                 seconds = plain * (1 + length) ** (0.5 if n_decoding <= 4 else 1.0)
             if drafting.uses_mtp:
-                seconds += self._drafts.get(length) or 0.0
+                seconds += self._drafts.least(length) or 0.0
             if expected / seconds > best_speed:
                 best, best_speed = length, expected / seconds
         return best
@@ -170,7 +170,7 @@ class Speculator:
         """Whether the MTP layer is known to lose time even for one sequence alone."""
         n = request.params.draft_tokens
         nothing = Drafting(None, [0] * n, [0] * n)
-        return self._steps.get(1) is not None and self._best_length(nothing, n, 1) == 0
+        return self._steps.least(1) is not None and self._best_length(nothing, n, 1) == 0
 
 
 class _Times:
@@ -188,7 +188,7 @@ class _Times:
         self._mean[size] = mean + 0.1 * (seconds - mean)
         self._count[size] = self._count.get(size, 0) + 1
 
-    def get(self, size: int) -> float | None:
+    def least(self, size: int) -> float | None:
         """The least, forgotten slowly, since others use the machine too. None before TRUSTED measurements."""
         return self._least[size] if self._count.get(size, 0) >= TRUSTED else None
 

@@ -27,8 +27,8 @@ Observer = Callable[[int, np.ndarray, Workspace], None]  # (layer or -1 for the 
 class DeepseekModel:
     """The network of a DeepSeek-V2 or V3 checkpoint, or what one machine has of it: a range of the decoder layers.
 
-    Attribute paths equal checkpoint keys: `layers[3].self_attn.q_a_proj` is `model.layers.3.self_attn.q_a_proj`, if all
-    layers are here.
+    Attributes are named as in the checkpoint, without `model.`: `layers[3].self_attn.q_a_proj`, if all layers are here.
+    Two differ: `mlp.experts` has a list for each matrix, and MTP layers are in `mtp_layers`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class DeepseekModel:
         self._rotary = RotaryEmbedding(config)
         of_prompts = _kernels.FAST if precision == "fast" else _kernels.EXACT
         self._prompt_products = _kernels.DECODING if deterministic else of_prompts
-        self._long_piece = _kernels.LONG_PIECE[precision]
+        self._long_chunk = _kernels.LONG_CHUNK[precision]
         # BLAS, where it multiplies prompts, gives a row other bits in another batch.
         self.batches_prefills = self._prompt_products == _kernels.DECODING or not _kernels.FOR_PROMPTS
         self._workspaces: dict[tuple[int, int], Workspace] = {}
@@ -223,7 +223,7 @@ class DeepseekModel:
     def is_short(self, n_rows: int) -> bool:
         """Whether so many rows of a prompt take the kernels of decoding, which are faster for few. The chunks of a call
         are all short or all long, so that none depends on its batch."""
-        return n_rows < self._long_piece
+        return n_rows < self._long_chunk
 
     def _step(self, rows: Rows, cache: LatentCache, form: str, products: int) -> Step:
         cos, sin = self._rotary.cos_sin(rows.positions)

@@ -50,7 +50,7 @@ def prepare_completion(model: ServedModel, request: CompletionRequest, tenant: s
         constraint=completion_constraint(model, request),
         tenant=tenant,
         priority=request.priority or 0,
-        first=answer.score_prompts if request.echo and request.logprobs is not None else None,
+        preparation=answer.score_prompts if request.echo and request.logprobs is not None else None,
     )
     return ask, answer
 

@@ -21,7 +21,7 @@ from deepzig.server.failures import ApiError, as_api_error, blaming
 from deepzig.server.metrics import Metrics
 
 MAX_BACKLOG = 4096  # events that may wait for a client that does not read
-MAX_FIRST = 4  # requests whose `Ask.first` is done at a time
+MAX_PREPARING = 4  # requests whose `Ask.preparation` is done at a time
 
 IsOver = Callable[[], bool]
 
@@ -36,7 +36,7 @@ class Ask:
     constraint: TokenConstraint | None = None
     tenant: str = ""
     priority: int = 0
-    first: Callable[[IsOver], None] | None = None  # to be done before chunks are given out, or until told it is over
+    preparation: Callable[[IsOver], None] | None = None  # before chunks are given out; ends early once told it is over
 
 
 class Waker:
@@ -105,14 +105,14 @@ class Run:
                 )
             self._generations.append(generation)
 
-    def prepare(self, workers: Executor, first: Callable[[IsOver], None]) -> None:
+    def prepare(self, workers: Executor, preparation: Callable[[IsOver], None]) -> None:
         """Have a worker do what must be done first. It takes long, so the run is watched meanwhile."""
         self._is_ready = False
-        self._preparing = asyncio.get_running_loop().create_task(self._prepare(workers, first))
+        self._preparing = asyncio.get_running_loop().create_task(self._prepare(workers, preparation))
 
-    async def _prepare(self, workers: Executor, first: Callable[[IsOver], None]) -> None:
+    async def _prepare(self, workers: Executor, preparation: Callable[[IsOver], None]) -> None:
         try:
-            await asyncio.get_running_loop().run_in_executor(workers, first, lambda: self._is_over)
+            await asyncio.get_running_loop().run_in_executor(workers, preparation, lambda: self._is_over)
         except Exception as error:
             self.abort(as_api_error(error))
             return
@@ -232,7 +232,7 @@ class RunRegistry:
         self._runs: set[Run] = set()
         self._waker: Waker | None = None
         self._refusal: ApiError | None = None  # nothing begins any more
-        self._workers = ThreadPoolExecutor(MAX_FIRST, "first")  # not asyncio's, which every request needs
+        self._workers = ThreadPoolExecutor(MAX_PREPARING, "prepare")  # not asyncio's, which every request needs
 
     async def start(self, llm: LLM, ask: Ask) -> Run:
         """Submit a request. Raises as `LLM.submit`, and ApiError after `close`; then nothing is left behind."""
@@ -251,8 +251,8 @@ class RunRegistry:
             else:
                 run.close("cancelled" if isinstance(error, asyncio.CancelledError) else "error")
             raise
-        if ask.first is not None:
-            run.prepare(self._workers, ask.first)
+        if ask.preparation is not None:
+            run.prepare(self._workers, ask.preparation)
         return run
 
     @contextlib.asynccontextmanager
