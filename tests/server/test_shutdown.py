@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from deepzig.cli import main
+from deepzig.cli.messages import NOTE
 from deepzig.cli.serve import _announce
 from deepzig.engine.llm import LLM
 from deepzig.server.listen import bind
@@ -146,11 +147,13 @@ def test_the_command_serves_and_exits_with_0_after_sigterm() -> None:
             process.kill()
 
 
-def test_a_signal_before_the_model_is_there_is_no_failure(stories: LLM) -> None:
+def test_a_signal_before_the_model_is_there_is_no_failure(stories: LLM, caplog: pytest.LogCaptureFixture) -> None:
     service = Service(ServerSettings())
     service.is_draining = True
     service.serve(ServedModel.of(stories))
-    _announce(service, 8000)
+    with caplog.at_level(NOTE, logger="deepzig"):
+        _announce(service, 8000)
+    assert "Serving stories" in caplog.text
 
 
 @pytest.mark.parametrize(
