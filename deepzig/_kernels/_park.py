@@ -1,4 +1,4 @@
-"""park(): called right before NumPy's BLAS computes for long, by `linear_blas` and at the end of a forward pass.
+"""park(): called right before NumPy's BLAS computes for long, by `linear_blas` and `experts_blas`.
 
 Workers of the kernels' pool spin for a moment after each kernel; BLAS threads would have to share their cores.
 """

@@ -1,4 +1,6 @@
-"""expert_gate: which experts see a token, and with what weight (HF `DeepseekV3TopkRouter`, `DeepseekV2TopkRouter`).
+"""expert_gate: which experts see a token, and with what weight (DeepSeek-V3 report, section 2.1.2, eq. 13-16; HF
+`DeepseekV3TopkRouter`, `DeepseekV2TopkRouter`). Groups stand for the machines of the training, few of which a token is
+sent to (node-limited routing there; device-limited routing, DeepSeek-V2 report, section 2.2.2).
 
 logits       f32 (T, E), rows packed
 bias         f32 (E,), `e_score_correction_bias`, or None
@@ -9,8 +11,8 @@ scores = sigmoid(logits) or softmax(logits), by scoring_func; choice = scores + 
 - "greedy": the K highest choices; n_group and topk_group do not matter;
 - "group_limited_greedy" (V2): E is n_group groups in order, a group counts as its highest choice, the topk_group best
   groups stay; choices and weights of the others become 0;
-- "noaux_tc" (V3): the same, but a group counts as the sum of its two highest choices, and the choices of the others
-  become -inf (HF; DeepSeek's own code agrees, mlx-lm's fills in 0).
+- "noaux_tc" (V3): the same, but a group counts as the sum of its two highest choices (the report's K_r / M, 8 / 4 in
+  V3), and the choices of the others become -inf (HF; DeepSeek's own code agrees, mlx-lm's fills in 0).
 
 topk_weight = scores of the chosen, without bias; divided by (their sum + 1e-20) if norm_topk_prob; times
 routed_scaling_factor. Among equal choices the lowest index wins, among equal groups too; each row is sorted by falling

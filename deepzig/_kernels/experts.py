@@ -1,4 +1,5 @@
-"""experts: the routed experts of a MoE layer for all tokens of a step (DeepSeek-V3 report, eq. 12-14).
+"""experts: the routed experts of a MoE layer for all tokens of a step (DeepSeek-V3 report, eq. 12: the sum
+over routed experts).
 
     out[t] = sum_j topk_weight[t, j] * down_e(silu(gate_e(x[t])) * up_e(x[t])),   e = topk_idx[t, j]
 

@@ -3,10 +3,12 @@
     out[t, n] = sum_k x[t, k] * W[n, k]
 
 Products are as accurate as float32 arithmetic, in one of the ways of `ways.h`. A row of `out` does not depend on the
-other rows, nor on n_threads. `products` says what is multiplied, where the CPU has faster ways for prompts: DECODING
-rows that decode, or of a prompt that is to have their bits; FAST a prompt that may be rounded to bfloat16 or no more
-than that (1e-2 of a product; infinity may become NaN); EXACT a prompt with all bits of a float32. Implementations may
-ignore it.
+other rows, nor on n_threads. `products` lets an implementation take another way for prompts; it may be ignored:
+
+    DECODING  rows that are decoded, and prompts that must have the same bits as if they were
+    EXACT     rows of a prompt, as accurate as float32, but with other last bits
+    FAST      rows of a prompt whose x may be rounded as far as to bfloat16 (1e-2 of a product; infinity may become NaN)
+
 Called by `model.linear`; the formats are those of `weight.Weight`.
 """
 

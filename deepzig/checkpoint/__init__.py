@@ -1,1 +1,2 @@
-"""Weights on disk: strict reading, formats, quantising, writing. Used by `model`, `engine` and `cli`; see each file."""
+"""Weights on disk: strict reading, formats, quantising, writing. Used by all packages above;
+see each file."""

@@ -1,1 +1,2 @@
-"""Requests in, tokens out: loading, the generation loop, sampling. Called by `cli`; calls `model` and `text`."""
+"""Requests in, tokens out: loading, the generation loop, sampling. Called by users and all
+packages above; calls `model` and `text`."""

@@ -1,8 +1,8 @@
-"""Drafters: draft tokens for speculative decoding, which the model then verifies in one pass.
+"""MtpDrafter: draft tokens for speculative decoding by the checkpoint's first MTP layer, fed with its own output from
+the second draft token on (DeepSeek-V3 report, section 2.2).
 
-One runs the checkpoint's first MTP layer, fed with its own output from the second draft token on (DeepSeek-V3 report,
-section 2.2); the other looks up what followed when the sequence last had the same tokens (prompt lookup). A draft
-decides how soon tokens come, not which. Called by `speculation`; calls `rows` and `model`.
+The model then verifies a draft in one pass, so a draft decides how soon tokens come, not which. The other drafter,
+prompt lookup, is in `ngrams`. Called by `speculation`; calls `rows` and `model`.
 """
 
 from collections.abc import Sequence

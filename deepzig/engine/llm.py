@@ -37,8 +37,8 @@ SHIFTED_CONTEXTS = 16  # prompts may be as many contexts long where context_shif
 
 class LLM:
     """A loaded model. Made by `load`. Calls from several threads are batched by one thread of the model, which a fork
-    of the process does not have: once a model has been used, forks cannot use it and must load their own. One whose
-    layers are on several machines is for the process that loaded it from the beginning.
+    of the process does not have: once a model has been used, forks cannot use it and must load their own. A model on
+    several machines is for the process that loaded it alone, used or not.
 
     A prompt is text, which is continued as it is (after a BOS token if the tokenizer says so); or token ids; or a list
     of messages, as in [{"role": "user", "content": "Hello"}], which go through the model's chat template.
@@ -103,7 +103,9 @@ class LLM:
         Raises:
             RequestError, ContextLengthError: the prompt or the parameters cannot be served.
             TokenizerError: the chat template fails, or the tokenizer is another model's.
-            ResourceError: the process that renders the chat template is killed, or cannot be started.
+            ResourceError: the process that renders the chat template is killed or cannot be started, or the system
+                gives no thread to compute in.
+            QueueFullError: too many requests wait.
             NonFiniteLogitsError: the model produced NaN.
         """
         return self.submit(prompt, params).result()
@@ -137,9 +139,9 @@ class LLM:
         Raises:
             RequestError, ContextLengthError: the prompt or the parameters cannot be served.
             TokenizerError: the chat template fails, or the tokenizer is another model's.
-            ResourceError: the process that renders the chat template is killed, or cannot be started.
+            ResourceError: the process that renders the chat template is killed or cannot be started, or the system
+                gives no thread to compute in.
             QueueFullError: too many requests wait.
-            ResourceError: the system gives no thread to compute in.
         """
         submitted = time.perf_counter()
         if not isinstance(params, SamplingParams | None):

@@ -87,7 +87,7 @@ def load(
         model: a directory with config.json and safetensors files; "stories", the bundled model; or a name on the
             Hugging Face hub, "org/name" or "org/name@revision", which is downloaded unless it is here. More than 1 GB
             only if the environment variable DEEPZIG_YES is 1; none at all if DEEPZIG_OFFLINE is 1.
-        n_threads: compute threads; None takes one for each core that this process may use.
+        n_threads: compute threads; None takes one for each physical core that this process may use.
         precision: "exact", products accurate to about float32; or "fast", activations of prompts rounded to bfloat16
             or 16-bit whole numbers, whichever the CPU multiplies faster.
         deterministic: the same bits whatever the batch, threads, chunks and cache hits.

@@ -20,7 +20,7 @@ from deepzig.errors import NonFiniteLogitsError, RequestError
 SPECULATIONS = ("auto", "off", "mtp", "ngram")
 MAX_DRAFT_TOKENS = 8
 MAX_TEMPERATURE = 1e6
-MAX_BIAS = 1e12  # of what is added to a logit: float32 has digits for it, divided by the least temperature too
+MAX_BIAS = 1e12  # what may be added to a logit: float32 holds it, even divided by the least temperature
 
 
 @dataclass(frozen=True)

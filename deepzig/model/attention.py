@@ -1,8 +1,18 @@
-"""Multi-head latent attention (DeepSeek-V2 report, section 2.1; HF DeepseekV3Attention).
+"""Multi-head latent attention (DeepSeek-V3 report, eq. 1-11; DeepSeek-V2 report, section 2.1; HF DeepseekV3Attention).
 
-Two forms of the same attention. Absorbed: queries move into the latent space and attend to the cached rows as they
-are; cheap for few new tokens. Expanded: cached rows become keys and values of every head, tile by tile; cheap for
-prompts. Called by `decoder`; calls `_kernels` and the latent cache. Knows nothing of requests.
+Of a token's x f32 (D,); in brackets the report's matrices:
+
+    q_nope (H, N), q_pe (H, P)    q_b_proj q_a_layernorm(q_a_proj x)  [W_UQ, W_QR; W_DQ], or q_proj x; q_pe is rotated
+    c_kv (R,), k_pe (P,)          kv_a_proj_with_mqa x  [W_DKV, W_KR]; c_kv is normed, k_pe rotated; both are cached
+    k_nope (H, N), v (H, V)       kv_b_proj c_kv  [W_UK, W_UV]
+    score[h, s]                   softmax_scale (q_nope[h] . k_nope[s, h] + q_pe[h] . k_pe[s])
+    out (D,)                      o_proj of all heads' sum_s softmax(score)[h, s] v[s, h]  [W_O]
+
+Two forms of it. Expanded, cheap for prompts: k_nope and v are computed from cached rows, tile by tile. Absorbed, cheap
+for few new tokens: since q_nope . (W_UK c_kv) = (W_UK^T q_nope) . c_kv, queries move into the latent space, attend to
+the cached rows as they are, and W_UV maps the weighted sum of c_kv to the heads.
+
+Called by `decoder`; calls `_kernels` and the latent cache. Knows nothing of requests.
 """
 
 import numpy as np
@@ -61,7 +71,8 @@ class Attention:
         space = step.space
         if self.q_proj is not None:
             self.q_proj(x, space.q_flat, space.products)
-        elif self.q_a_proj is not None and self.q_a_layernorm is not None and self.q_b_proj is not None:
+        else:
+            assert self.q_a_proj is not None and self.q_a_layernorm is not None and self.q_b_proj is not None
             self.q_a_proj(x, space.q_a, space.products)
             self.q_b_proj(self.q_a_layernorm(space.q_a, space.q_a), space.q_flat, space.products)
         _kernels.rope(space.q_pe, step.cos, step.sin, self._interleave, n_threads=self._n_threads)

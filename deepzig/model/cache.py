@@ -62,9 +62,9 @@ class Rows:
 
 
 class LatentCache:
-    """Per layer and token c_kv (R) beside the rotated k_pe (P): in float32, 140 KB a token for V3, where expanded keys
-    and values would take 10 MB (DeepSeek-V2 report, table 1); or rounded to int8, 36 KB. docs/log.md says why not bf16,
-    docs/quantising.md what int8 costs."""
+    """Per layer and token c_kv (R) beside the rotated k_pe (P): in float32, 143 KB a token for V3 with its MTP layer,
+    where expanded keys and values would take 10 MB (DeepSeek-V2 report, table 1); or rounded to int8, 36 KB.
+    docs/log.md says why not bf16, docs/quantising.md what int8 costs."""
 
     def __init__(self, n_layers: int, n_pages: int, latent_dim: int, dtype: str = "f32") -> None:
         """n_layers counts MTP layers too. dtype: one of CACHE_DTYPES."""

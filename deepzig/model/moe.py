@@ -11,7 +11,8 @@ from deepzig.model.workspace import Workspace
 
 
 class MoE:
-    """out = sum of the chosen routed experts, weighted, plus the shared experts (DeepSeek-V3 report, eq. 12-16)."""
+    """out = sum of the chosen routed experts, weighted, plus the shared experts (DeepSeek-V3 report, eq. 12-16, without
+    the residual, which `decoder` adds)."""
 
     def __init__(
         self,

@@ -14,6 +14,8 @@ class MtpLayer:
 
     hidden' = shared_head.norm(layer(eh_proj([enorm(embedding(token)); hnorm(hidden)])))
 
+    (The report's eq. 21 has the two halves the other way round; the published weights want them so.)
+
     A row has the position of its hidden state, so that the layer's cache begins at 0. transformers gives it the
     token's position; rotary embedding is relative, so that the result is the same.
     """

@@ -26,7 +26,7 @@ def inverse_frequencies(rope: RopeParameters, dim: int) -> np.ndarray:
 
 
 def _correction_range(rope: RopeParameters, dim: int) -> tuple[float, float]:
-    """Pairs that turn beta_fast and beta_slow times within the original context (YaRN eq. 18-20)."""
+    """Pairs that turn beta_fast, beta_slow times within the original context (YaRN section 3.2, r(d) solved for d)."""
 
     def pair_of(rotations: float) -> float:
         turns = rope.original_max_position_embeddings / (rotations * 2 * math.pi)

@@ -1,7 +1,7 @@
 """What the layers of a forward pass share: the new tokens, and preallocated arrays, one set for each number of rows.
 
-Made by `deepseek`, used by all of `model`. All mutable state of a step beside the latent cache is here, each array with
-its shape.
+Made by `deepseek`, used by all of `model`, read by the observers of a step in `engine` and `evaluate`. What one layer
+leaves for another is here or in the latent cache, each array with its shape.
 """
 
 from dataclasses import dataclass
