@@ -95,5 +95,13 @@ def test_rows_that_share_scratch_in_turns_have_the_same_bits(monkeypatch: pytest
     whole = deepzig.load("stories", deterministic=True).logits(ids)
     monkeypatch.setattr(workspace, "MLA_SCRATCH", 20_000)  # a few rows at a time
     llm = deepzig.load("stories", deterministic=True)
-    assert workspace.MlaScratch(llm.config).for_rows(300, 300)[0] < 100
+    assert workspace.AttentionScratch(llm.config).for_decoding(300, 300)[0] < 100
     assert np.array_equal(llm.logits(ids), whole)
+
+
+def test_keys_and_values_of_all_tiles_take_the_same_memory() -> None:
+    model = deepzig.load("stories").model
+    scratch = workspace.AttentionScratch(model.config)
+    largest = scratch.keys_and_values(512)
+    assert largest.shape == (512, model.layers[0].self_attn.kv_b_proj.out_features)
+    assert np.shares_memory(scratch.keys_and_values(100), largest)

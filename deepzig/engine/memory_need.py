@@ -19,7 +19,7 @@ from deepzig.memory import allocatable_memory, available_memory
 from deepzig.model.attention import KEY_TILE
 from deepzig.model.cache import PAGE_SIZE, LatentCache
 from deepzig.model.deepseek import KEPT_ROWS
-from deepzig.model.workspace import MlaScratch, Workspace
+from deepzig.model.workspace import AttentionScratch, Workspace
 
 
 class StreamingWarning(UserWarning):
@@ -63,7 +63,7 @@ def cache_bytes_per_token(config: ModelConfig, cache_dtype: str = "f32", *, with
 def work_bytes(config: ModelConfig) -> int:
     """Of the arrays that steps use: workspaces, keys and values of a tile, logits of all that are decoded. The scratch
     of absorbed attention, up to 64 MB unless the context is very long, comes on top."""
-    workspaces = KEPT_ROWS * Workspace(config, 1, 0, MlaScratch(config)).nbytes
+    workspaces = KEPT_ROWS * Workspace(config, 1, 0, AttentionScratch(config)).nbytes
     expanded = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
     floats = KEY_TILE * expanded + MAX_RUNNING * config.vocab_size
     return workspaces + 4 * floats

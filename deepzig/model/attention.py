@@ -89,7 +89,7 @@ class Attention:
         weight = self.kv_b_proj.weight
         _kernels.absorb_query(space.q_nope, weight, space.query_c_kv, n_threads=self._n_threads)
         space.query_k_pe[...] = space.q_pe
-        at_a_time, scratch = space.mla_scratch.for_rows(rows.n_rows, rows.longest)
+        at_a_time, scratch = space.attention_scratch.for_decoding(rows.n_rows, rows.longest)
         for first in range(0, rows.n_rows, at_a_time):
             part = slice(first, first + at_a_time)
             _kernels.mla_decode(
@@ -110,9 +110,7 @@ class Attention:
         for first, last in rows.spans():
             block_table = rows.block_tables[rows.row_sequence[first]]
             first_query = int(rows.positions[first])
-            self._attend_sequence(
-                space.q[first:last], first_query, cache, block_table, space.products, space.o[first:last]
-            )
+            self._attend_sequence(space.q[first:last], first_query, cache, block_table, space, space.o[first:last])
 
     def _attend_sequence(
         self,
@@ -120,7 +118,7 @@ class Attention:
         first_query: int,
         cache: LatentCache,
         block_table: np.ndarray,
-        products: int,
+        space: Workspace,
         out: np.ndarray,
     ) -> None:
         """q f32 (T, H, N + P) of positions from first_query on -> out f32 (T, H, V). KEY_TILE cached rows at a time."""
@@ -132,8 +130,8 @@ class Attention:
         for first_key in range(0, length, KEY_TILE):
             last_key = min(first_key + KEY_TILE, length)
             latent = cache.read(self._cache_layer, block_table, first_key, last_key)  # (S, R + P)
-            kv = np.empty((len(latent), self.kv_b_proj.out_features), np.float32)
-            self.kv_b_proj(latent[:, : self._rank], kv, products)
+            kv = space.attention_scratch.keys_and_values(len(latent))
+            self.kv_b_proj(latent[:, : self._rank], kv, space.products)
             _kernels.mla_prefill(
                 q,
                 kv.reshape(len(latent), n_heads, -1),
@@ -144,7 +142,7 @@ class Attention:
                 running_max,
                 running_sum,
                 out,
-                products=products,
+                products=space.products,
                 n_threads=self._n_threads,
             )
         out /= running_sum[:, :, None]

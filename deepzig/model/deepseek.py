@@ -16,7 +16,7 @@ from deepzig.model.assemble import Assembler
 from deepzig.model.attention import cheaper_form
 from deepzig.model.cache import PAGE_SIZE, LatentCache, Rows
 from deepzig.model.rotary import RotaryEmbedding
-from deepzig.model.workspace import MlaScratch, Step, Workspace
+from deepzig.model.workspace import AttentionScratch, Step, Workspace
 
 KEPT_ROWS = 1280  # of all workspaces that are kept: a large prompt's, or those between which decoding alternates
 
@@ -67,7 +67,7 @@ class DeepseekModel:
         # BLAS, where it multiplies prompts, gives a row other bits in another batch.
         self.batches_prefills = self._prompt_products == _kernels.DECODING or not _kernels.FOR_PROMPTS
         self._workspaces: dict[tuple[int, int], Workspace] = {}
-        self._mla_scratch = MlaScratch(config)
+        self._attention_scratch = AttentionScratch(config)
 
     @property
     def n_ahead(self) -> int:
@@ -240,7 +240,7 @@ class DeepseekModel:
 
     def _workspace(self, n_rows: int, products: int) -> Workspace:
         key = (n_rows, products)
-        space = self._workspaces.pop(key, None) or Workspace(self.config, *key, self._mla_scratch)
+        space = self._workspaces.pop(key, None) or Workspace(self.config, *key, self._attention_scratch)
         self._workspaces[key] = space  # most recently used last
         while len(self._workspaces) > 1 and sum(n_rows for n_rows, _ in self._workspaces) > KEPT_ROWS:
             self._workspaces.pop(next(iter(self._workspaces)))

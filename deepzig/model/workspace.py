@@ -16,14 +16,21 @@ from deepzig.model.cache import LatentCache, Rows
 MLA_SCRATCH = 1 << 24  # floats: a prompt's rows all at once would ask for gigabytes at a long context
 
 
-class MlaScratch:
-    """Scratch of `mla_decode`: one for all workspaces of a model, since many of them are kept."""
+class AttentionScratch:
+    """What attention computes with: one for all workspaces of a model, since many of them are kept."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._heads, self._rank = config.num_attention_heads, config.kv_lora_rank
         self._floats = np.empty(0, np.float32)
+        self._kv = np.empty((0, config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)), np.float32)
 
-    def for_rows(self, n_rows: int, longest: int) -> tuple[int, np.ndarray]:
+    def keys_and_values(self, n_rows: int) -> np.ndarray:
+        """f32 (n_rows, H (N + V)), kept from tile to tile: V3's 67 MB would be cleared by the system each time."""
+        if n_rows > len(self._kv):
+            self._kv = np.empty((n_rows, self._kv.shape[1]), np.float32)
+        return self._kv[:n_rows]
+
+    def for_decoding(self, n_rows: int, longest: int) -> tuple[int, np.ndarray]:
         """How many of n_rows `mla_decode` is to take at a time, with at most `longest` cached rows, and f32 scratch for
         them, which grows by doubling."""
         of_a_row = mla_scratch_size(1, self._heads, self._rank, longest)
@@ -37,7 +44,7 @@ class MlaScratch:
 class Workspace:
     """Arrays for steps of n_rows new tokens, and how activations are given to products (`_kernels.linear`)."""
 
-    def __init__(self, config: ModelConfig, n_rows: int, products: int, mla_scratch: MlaScratch) -> None:
+    def __init__(self, config: ModelConfig, n_rows: int, products: int, attention_scratch: AttentionScratch) -> None:
         def floats(*shape: int) -> np.ndarray:
             return np.empty(shape, np.float32)
 
@@ -45,7 +52,7 @@ class Workspace:
         shared = config.n_shared_experts * config.moe_intermediate_size
         dense = config.intermediate_size
         self.products = products
-        self.mla_scratch = mla_scratch  # shared with other workspaces
+        self.attention_scratch = attention_scratch  # shared with other workspaces
         self.hidden = floats(n_rows, config.hidden_size)  # (T, D) residual stream
         self.normed = floats(n_rows, config.hidden_size)  # (T, D)
         self.sublayer_out = floats(n_rows, config.hidden_size)  # (T, D) output of attention or MLP

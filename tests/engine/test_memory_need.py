@@ -16,7 +16,7 @@ from deepzig.engine.memory_need import StreamingWarning, bytes_read_per_token, c
 from deepzig.engine.scheduler import PREFILL_CHUNK
 from deepzig.errors import ResourceError
 from deepzig.model.cache import PAGE_SIZE, LatentCache
-from deepzig.model.workspace import MlaScratch, Workspace
+from deepzig.model.workspace import AttentionScratch, Workspace
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "published"
 STORIES = ModelConfig.from_directory(BUNDLED["stories"])
@@ -53,7 +53,7 @@ def test_cache_of_v3_in_both_dtypes() -> None:
 @pytest.mark.parametrize("name", ["DeepSeek-V3", "DeepSeek-V2-Lite"])
 def test_work_holds_the_workspaces_of_a_prompt_and_of_decoding(name: str) -> None:
     config = ModelConfig.from_directory(PUBLISHED / name)
-    scratch = MlaScratch(config)
+    scratch = AttentionScratch(config)
     both = Workspace(config, PREFILL_CHUNK, 3, scratch).nbytes + Workspace(config, 64, 0, scratch).nbytes
     assert both < work_bytes(config) < 2 * both
 
