@@ -3,10 +3,11 @@
  * parallel_for publishes a job by opening the gate; workers join it, take tasks, and leave. Each thread has its share, a
  * run of tasks one after the other, since those read memory that lies together (decoding reads 18 % faster than with one
  * counter for all); a thread that has done its own takes from the others'. The caller takes part, then closes the gate and
- * waits only for workers that have joined: one that is still waking up is never waited for. After a job workers spin, as
- * long as the Python between two steps takes, since the next kernel of a step comes within microseconds; then they sleep.
- * Spinning takes a core from BLAS threads, so whoever is about to call BLAS parks the workers first. (Giving the core up
- * inside the spin, by sched_yield, was worse: the scheduler then kept the worker off its core through the next job.)
+ * waits only for workers that have joined: one that is still waking up is never waited for. Workers that a job has no share
+ * for, those of an earlier one with more threads, neither join nor stay awake for it. After a job workers spin, as long as
+ * the Python between two steps takes, since the next kernel of a step comes within microseconds; then they sleep. Spinning
+ * takes a core from BLAS threads, so whoever is about to call BLAS parks the workers first. (Giving the core up inside the
+ * spin, by sched_yield, was worse: the scheduler then kept the worker off its core through the next job.)
  */
 #ifndef DEEPZIG_POOL_H
 #define DEEPZIG_POOL_H
@@ -23,10 +24,11 @@ typedef void (*task_fn)(void *ctx, int64_t task, int thread);
 
 enum { POOL_MOST_THREADS = 1024, POOL_LEAST_WORKERS = 3, POOL_SPIN_NS = 200000, POOL_PAUSES_PER_LOOK = 32 };
 
-/* gate = job number << 16 | open << 15 | workers that have joined */
+/* gate = job number << 27 | threads of the job << 16 | open << 15 | workers that have joined */
 #define POOL_OPEN ((uint64_t)1 << 15)
 #define POOL_JOINED (POOL_OPEN - 1)
-#define POOL_JOB(gate) ((gate) >> 16)
+#define POOL_THREADS(gate) ((int)((gate) >> 16 & 0x7ff))
+#define POOL_JOB(gate) ((gate) >> 27)
 
 typedef struct {
     _Alignas(64) _Atomic int64_t next_task;
@@ -41,7 +43,7 @@ static struct {
     void *ctx;
     int n_threads;
     int n_workers; /* started so far */
-    _Alignas(64) _Atomic int n_sleeping;
+    _Alignas(64) _Atomic uint8_t asleep[POOL_MOST_THREADS]; /* whether the worker sleeps */
     _Atomic int busy;   /* a thread is inside parallel_for */
     _Atomic int parked; /* workers without a job sleep at once, until the next job */
     int handles_fork;
@@ -97,14 +99,15 @@ static void pool_take_tasks(int thread) {
     }
 }
 
-static inline int pool_has_job(uint64_t gate, uint64_t last_job) {
-    return (gate & POOL_OPEN) && POOL_JOB(gate) != last_job;
+/* Whether a job is open that wants this thread, other than last_job. */
+static inline int pool_has_job(uint64_t gate, int thread, uint64_t last_job) {
+    return (gate & POOL_OPEN) && POOL_JOB(gate) != last_job && thread < POOL_THREADS(gate);
 }
 
-/* Joins the open job unless it is last_job; says whether it did. */
-static int pool_join(uint64_t *last_job) {
+/* Joins the open job if it wants this thread and is not last_job; says whether it did. */
+static int pool_join(int thread, uint64_t *last_job) {
     uint64_t gate = atomic_load_explicit(&pool.gate, memory_order_acquire);
-    while (pool_has_job(gate, *last_job)) {
+    while (pool_has_job(gate, thread, *last_job)) {
         if (atomic_compare_exchange_weak_explicit(&pool.gate, &gate, gate + 1, memory_order_acquire,
                                                   memory_order_acquire)) {
             *last_job = POOL_JOB(gate);
@@ -114,12 +117,12 @@ static int pool_join(uint64_t *last_job) {
     return 0;
 }
 
-static void pool_sleep(uint64_t last_job) {
+static void pool_sleep(int thread, uint64_t last_job) {
     pthread_mutex_lock(&pool.mutex);
-    /* Sequentially consistent, as are the gate's opening and the look at n_sleeping in pool_open: one of both sees. */
-    atomic_fetch_add(&pool.n_sleeping, 1);
-    while (!pool_has_job(atomic_load(&pool.gate), last_job)) pthread_cond_wait(&pool.wake, &pool.mutex);
-    atomic_fetch_sub(&pool.n_sleeping, 1);
+    /* Sequentially consistent, as are the gate's opening and the look at `asleep` in pool_open: one of both sees. */
+    atomic_store(&pool.asleep[thread], 1);
+    while (!pool_has_job(atomic_load(&pool.gate), thread, last_job)) pthread_cond_wait(&pool.wake, &pool.mutex);
+    atomic_store(&pool.asleep[thread], 0);
     pthread_mutex_unlock(&pool.mutex);
 }
 
@@ -129,13 +132,13 @@ static void *pool_worker(void *argument) {
     pool_set_float_mode(); /* a new thread has that of the one that starts it */
     for (;;) {
         int64_t sleep_at = pool_now_ns() + POOL_SPIN_NS;
-        while (!pool_join(&last_job)) {
-            for (int i = 0; i < POOL_PAUSES_PER_LOOK && !pool_has_job(atomic_load(&pool.gate), last_job); i++)
+        while (!pool_join(thread, &last_job)) {
+            for (int i = 0; i < POOL_PAUSES_PER_LOOK && !pool_has_job(atomic_load(&pool.gate), thread, last_job); i++)
                 pool_pause();
             if (atomic_load_explicit(&pool.parked, memory_order_relaxed) || pool_now_ns() > sleep_at)
-                pool_sleep(last_job);
+                pool_sleep(thread, last_job);
         }
-        if (thread < pool.n_threads) pool_take_tasks(thread);
+        pool_take_tasks(thread);
         atomic_fetch_sub_explicit(&pool.gate, 1, memory_order_release);
     }
     return 0;
@@ -143,10 +146,10 @@ static void *pool_worker(void *argument) {
 
 /* The child of a fork has no workers; they start again with its first job. */
 static void pool_after_fork(void) {
-    atomic_store(&pool.gate, POOL_JOB(atomic_load(&pool.gate)) << 16);
+    atomic_store(&pool.gate, POOL_JOB(atomic_load(&pool.gate)) << 27);
     pthread_mutex_init(&pool.mutex, 0);
     pthread_cond_init(&pool.wake, 0);
-    atomic_store(&pool.n_sleeping, 0);
+    for (int i = 0; i < POOL_MOST_THREADS; i++) atomic_store(&pool.asleep[i], 0);
     atomic_store(&pool.busy, 0);
     pool.n_workers = 0;
 }
@@ -179,6 +182,12 @@ static void pool_start_workers(int n) {
     pthread_attr_destroy(&attributes);
 }
 
+static int pool_any_asleep(int n_threads) {
+    for (int i = 1; i < n_threads; i++)
+        if (atomic_load(&pool.asleep[i])) return 1;
+    return 0;
+}
+
 static void pool_open(task_fn fn, void *ctx, int64_t n_tasks, int n_threads) {
     uint64_t job = POOL_JOB(atomic_load_explicit(&pool.gate, memory_order_relaxed)) + 1;
     pool.fn = fn;
@@ -189,8 +198,8 @@ static void pool_open(task_fn fn, void *ctx, int64_t n_tasks, int n_threads) {
         atomic_store_explicit(&pool.shares[i].next_task, n_tasks * i / n_threads, memory_order_relaxed);
     }
     atomic_store_explicit(&pool.parked, 0, memory_order_relaxed);
-    atomic_store(&pool.gate, job << 16 | POOL_OPEN);
-    if (atomic_load(&pool.n_sleeping)) {
+    atomic_store(&pool.gate, job << 27 | (uint64_t)n_threads << 16 | POOL_OPEN);
+    if (pool_any_asleep(n_threads)) {
         pthread_mutex_lock(&pool.mutex);
         pthread_mutex_unlock(&pool.mutex);
         pthread_cond_broadcast(&pool.wake);

@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import platform
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,30 @@ def test_one_thread_starts_no_worker() -> None:
     with context.Pool(1) as process:
         assert process.apply(threads_after_a_region, (1,)) == 1
         assert process.apply(threads_after_a_region, (3,)) == 3
+
+
+def test_workers_that_a_job_does_not_want_sleep() -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as process:
+        awake = process.apply(workers_awake_beside_two_threads)
+    assert len(awake) == 3
+    assert sorted(awake)[1] < 0.1, awake  # seconds; of the three one takes part
+
+
+def workers_awake_beside_two_threads() -> list[float]:
+    """Seconds of CPU that each worker of a job of four threads takes during half a second of jobs of two."""
+    already = set(os.listdir("/proc/self/task"))
+    _pool.trace_tasks(100, BUSY, n_threads=4)
+    workers = sorted(set(os.listdir("/proc/self/task")) - already)
+    before = [cpu_seconds(worker) for worker in workers]
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        _pool.trace_tasks(2, BUSY, n_threads=2)
+    return [cpu_seconds(worker) - started for worker, started in zip(workers, before, strict=True)]
+
+
+def cpu_seconds(task: str) -> float:
+    return int(Path(f"/proc/self/task/{task}/schedstat").read_text().split()[0]) / 1e9
 
 
 def threading_count() -> int:
