@@ -24,9 +24,11 @@ cdef enum:
 cdef struct Job:
     Matrix weight
     Way way
-    const float** x  # T rows
-    uint8_t* packed  # the same packed, if the way packs
-    int64_t n_rows, first_row, task_rows, out_step  # first_row: of the pass
+    const float* given  # x as it was given, given_step apart
+    const float** x  # T rows: of `given`, or of its copy
+    float* copy  # with zeros behind each row, copy_step apart, if wants_copies
+    uint8_t* packed  # the rows packed, if the way packs
+    int64_t given_step, n_rows, first_row, task_rows, out_step  # first_row: of the pass
     float* out
     bint no_memory
 
@@ -59,6 +61,15 @@ cdef void dot_task(void* ctx, int64_t task, int thread) noexcept nogil:
                  job.out_step, codes_of(&job.weight, last), space)
 
 
+cdef void copy_task(void* ctx, int64_t task, int thread) noexcept nogil:
+    cdef Job* job = <Job*>ctx
+    cdef int64_t t, k = job.weight.k, width = copy_step(k)
+    for t in range(task * PACK_X_ROWS, min((task + 1) * PACK_X_ROWS, job.n_rows)):
+        memcpy(job.copy + t * width, job.given + t * job.given_step, k * sizeof(float))
+        memset(job.copy + t * width + k, 0, (padded(k) - k) * sizeof(float))
+        job.x[t] = job.copy + t * width
+
+
 cdef void pack_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
     cdef int64_t first = task * PACK_X_ROWS
@@ -70,25 +81,23 @@ cdef void pack_task(void* ctx, int64_t task, int thread) noexcept nogil:
                   job.packed + packed_bytes(job.way, &job.weight, first), space)
 
 
-cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept nogil:
+cdef void run(Job* job, int n_threads) noexcept nogil:
     """Rows of x as pointers, with zeros behind them or packed where the way needs it; then the products."""
-    cdef int64_t t, k = job.weight.k, width = copy_step(k)
-    cdef int64_t pointers = padded(2 * job.n_rows)
-    cdef int64_t copied = job.n_rows * width if wants_copies(job.way, &job.weight, job.n_rows) else 0
+    cdef int64_t t, pointers = padded(2 * job.n_rows)
+    cdef int64_t copied = job.n_rows * copy_step(job.weight.k) if wants_copies(job.way, &job.weight, job.n_rows) else 0
     cdef float* shared = thread_floats(
         FOR_CALL, pointers + copied + packed_bytes(job.way, &job.weight, job.n_rows) // 4)
-    cdef float* copy = shared + pointers
     if shared == NULL:
         job.no_memory = True
         return
     job.x = <const float**>shared
-    job.packed = <uint8_t*>copy
-    for t in range(job.n_rows):
-        job.x[t] = x + t * x_step
-        if copied:
-            memcpy(copy + t * width, job.x[t], k * sizeof(float))
-            memset(copy + t * width + k, 0, (padded(k) - k) * sizeof(float))
-            job.x[t] = copy + t * width
+    job.copy = shared + pointers
+    job.packed = <uint8_t*>job.copy
+    if copied:
+        parallel_for(copy_task, job, parts_of(job.n_rows, PACK_X_ROWS), n_threads)
+    else:
+        for t in range(job.n_rows):
+            job.x[t] = job.given + t * job.given_step
     if packs(job.way):
         parallel_for(pack_task, job, parts_of(job.n_rows, PACK_X_ROWS), n_threads)
     job.first_row = 0
@@ -106,11 +115,12 @@ def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *,
     need_size(x, "x", 1, job.weight.k)
     need_size(out, "out", 0, job.n_rows)
     need_size(out, "out", 1, job.weight.n)
+    job.given, job.given_step = floats(x), step(x, 0)
     job.out, job.out_step = floats(out), step(out, 0)
     job.way = way_for(&job.weight, products, job.n_rows)
     job.task_rows = task_rows(&job, n_threads)
     job.no_memory = False
     with nogil:
-        run(&job, floats(x), step(x, 0), n_threads)
+        run(&job, n_threads)
     if job.no_memory:
         raise MemoryError
