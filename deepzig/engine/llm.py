@@ -7,7 +7,8 @@ and, for sequences that are computed whole, `whole_sequence` and `trace`.
 import atexit
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, Self
 
@@ -32,6 +33,7 @@ from deepzig.model.deepseek import DeepseekModel
 from deepzig.text.chat import ChatTemplate
 from deepzig.text.tokenizer import Tokenizer
 
+BATCH_AHEAD = 512  # of a batch's requests are begun before the first is awaited: half of what may wait
 SHIFTED_CONTEXTS = 16  # prompts may be as many contexts long where context_shift cuts them
 
 
@@ -109,6 +111,25 @@ class LLM:
             NonFiniteLogitsError: the model produced NaN.
         """
         return self.submit(prompt, params).result()
+
+    def generate_batch(self, prompts: Iterable[Prompt], params: SamplingParams | None = None) -> list[GenerationResult]:
+        """Answer many prompts, as many at once as are decoded together; the results are in order of the prompts.
+
+        Where one fails, the others are cancelled. Raises as `generate`.
+        """
+        results: list[GenerationResult] = []
+        begun: deque[Generation] = deque()
+        try:
+            for prompt in prompts:
+                if len(begun) == BATCH_AHEAD:
+                    results.append(begun.popleft().result())
+                begun.append(self.submit(prompt, params))
+            while begun:
+                results.append(begun.popleft().result())
+        finally:
+            for generation in begun:
+                generation.cancel()
+        return results
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
         """The same, in chunks: the texts of a choice's chunks make up its text, and the last chunk has the result.

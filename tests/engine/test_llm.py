@@ -16,6 +16,7 @@ import deepzig
 from deepzig import SamplingParams
 from deepzig._kernels import BuildReport
 from deepzig.checkpoint.model_names import BUNDLED
+from deepzig.engine import llm as llm_module
 from deepzig.errors import (
     CheckpointError,
     ConfigError,
@@ -48,6 +49,22 @@ def test_stream_pieces_make_up_the_result(stories: deepzig.LLM) -> None:
     assert [token for chunk in chunks for token in chunk.token_ids] == result.token_ids
     assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + [result.finish_reason]
     assert result.token_ids == stories.generate("Once upon a time", GREEDY).token_ids
+
+
+def test_a_batch_gives_what_each_prompt_gives_alone(stories: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_module, "BATCH_AHEAD", 3)
+    params = SamplingParams(max_tokens=8, temperature=0.0)
+    prompts = ["Once upon a time", [5, 6, 7], [{"role": "user", "content": "The dragon"}], "A cat", "One day"]
+    together = stories.generate_batch((prompt for prompt in prompts), params)
+    assert [result.text for result in together] == [stories.generate(prompt, params).text for prompt in prompts]
+    assert stories.generate_batch([]) == []
+
+
+def test_a_batch_of_which_one_fails_leaves_nothing_running(stories: deepzig.LLM) -> None:
+    long = SamplingParams(max_tokens=900, ignore_eos=True)
+    with pytest.raises(RequestError, match="outside the vocabulary"):
+        stories.generate_batch(["Once upon a time", "One day", [10**6]], long)
+    assert stories.stats().n_running == stories.stats().n_waiting == 0
 
 
 def test_text_and_its_tokens_give_the_same_answer(stories: deepzig.LLM) -> None:
