@@ -2,13 +2,14 @@
 
 Called by `model_names`, so that nothing is downloaded unless somebody gives such a name, and by `cli.options` once a
 user has agreed; calls huggingface_hub, which keeps the files (HF_HOME), takes up connections that break off, and has
-its address from HF_ENDPOINT and its token from HF_TOKEN. What an interrupted run has fetched stays, file by file. Code
-and files in subfolders are never fetched.
+its address from HF_ENDPOINT and its token from HF_TOKEN; `config` and `schemes` look at config.json before the rest is
+fetched. What an interrupted run has fetched stays, file by file. Code and files in subfolders are never fetched.
 """
 
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from deepzig.checkpoint.companions import is_companion
 from deepzig.checkpoint.directory import INDEX_FILE, SINGLE_FILE
 from deepzig.checkpoint.reader import MAX_HEADER_BYTES
 from deepzig.checkpoint.safe_files import NO_ROOM
-from deepzig.errors import CheckpointError, NetworkError, ResourceError
+from deepzig.checkpoint.schemes import declared_scheme
+from deepzig.config import MAX_CONFIG_BYTES, ModelConfig
+from deepzig.errors import CheckpointError, ConfigError, NetworkError, ResourceError
 from deepzig.small_files import read_small
 
 MAIN = "main"
@@ -98,6 +101,29 @@ def missing(model: HubModel, with_weights: bool) -> Download:
     here = {name for name in ordered if _is_here(model, commit, name)}
     files = {name: sizes[name] for name in ordered if name not in here or name == "config.json"}
     return Download(model, commit, files, Path(constants.HF_HUB_CACHE))
+
+
+def check_config(download: Download) -> None:
+    """Read config.json before the rest is fetched, away from the folder where it says that all the rest is there.
+
+    Raises:
+        ConfigError, UnsupportedModelError, CheckpointError: deepzig cannot run the model, or not its quantisation.
+        NetworkError: as `fetch`.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    model, nbytes = download.model, download.files["config.json"]
+    if nbytes > MAX_CONFIG_BYTES:  # nobody has agreed to a download yet
+        raise ConfigError(f"config.json of {model} has {nbytes} bytes, as no real one has; take another model")
+    cannot = f"cannot fetch config.json of {model} from {constants.ENDPOINT}"
+    with _network_errors(model, cannot, "give the same command again"), tempfile.TemporaryDirectory() as folder:
+        silent = _bar_of(lambda done, total, file: None, 0, 0, "config.json")
+        huggingface_hub.hf_hub_download(
+            model.repository, "config.json", revision=download.commit, local_dir=folder, tqdm_class=silent
+        )
+        config = ModelConfig.from_directory(folder)
+    declared_scheme(config.quantization_config)
 
 
 def fetch(download: Download, advance: Advance = lambda done, total, file: None) -> Path:

@@ -30,7 +30,8 @@ def find_model(
     offline       download nothing; None: whether DEEPZIG_OFFLINE is set
 
     Raises:
-        CheckpointError: `model` is neither a folder nor a name.
+        CheckpointError: `model` is neither a folder nor a name, or is quantised on the hub as deepzig cannot compute.
+        ConfigError, UnsupportedModelError: the model of the hub is none that deepzig runs; no weights are fetched.
         NetworkError: the hub cannot be reached or has no such model.
         RequestError: nobody agreed to so large a download.
         ResourceError: the disk has no room for it.
@@ -55,7 +56,10 @@ def find_model(
             f"{hub.taken_for_a_name(wanted)}; {wanted} is not on this machine, or not whole: go on without --offline "
             f"or {OFFLINE}"
         )
-    return (fetch or fetch_unasked)(hub.missing(wanted, with_weights))
+    download = hub.missing(wanted, with_weights)
+    if with_weights:
+        hub.check_config(download)
+    return (fetch or fetch_unasked)(download)
 
 
 def fetch_unasked(

@@ -1,8 +1,10 @@
 """Models by name: what is fetched, when, what is not, and downloads that end early. The hub is a fake on loopback."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import deepzig
 from deepzig.checkpoint import hub as hub_module
 from deepzig.checkpoint.hub import HubModel, find, missing
 from deepzig.checkpoint.model_names import find_model
-from deepzig.errors import CheckpointError, NetworkError, RequestError, ResourceError
+from deepzig.errors import CheckpointError, ConfigError, NetworkError, RequestError, ResourceError
 from tests.hub import COMMIT, FakeHub, fake_hub
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -129,7 +131,7 @@ def test_large_downloads_need_a_word(hub: FakeHub, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("deepzig.checkpoint.model_names.ASKED_ABOVE", 1000)
     with pytest.raises(RequestError, match=r"org/tiny is 0\.\d GB to download to .*--yes or DEEPZIG_YES=1"):
         deepzig.load("org/tiny")
-    assert hub.fetched() == []
+    assert hub.fetched() == ["config.json"] and find(TINY, with_weights=False) is None
     monkeypatch.setenv("DEEPZIG_YES", "1")
     assert deepzig.load("org/tiny").config.vocab_size > 0
 
@@ -150,6 +152,28 @@ def test_a_disk_without_room_is_told_before_the_first_byte(hub: FakeHub, monkeyp
     hub.stated_sizes[WEIGHTS[0]] = 1 << 60
     monkeypatch.setenv("DEEPZIG_YES", "1")
     with pytest.raises(ResourceError, match=r"needs \d{19} bytes in .*, \d+ are free; make room, or set HF_HOME"):
+        find_model("org/tiny")
+    assert hub.fetched() == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model_type": "qwen2"}, "model_type 'qwen2' is not supported"),
+        ({"n_group": 3}, "cannot be split into n_group 3"),
+        ({"quantization_config": {"quant_method": "awq"}}, "declares quant_method 'awq'"),
+    ],
+)
+def test_a_model_that_deepzig_cannot_run_is_not_fetched(hub: FakeHub, changed: dict[str, Any], message: str) -> None:
+    hub.files["config.json"] = json.dumps(json.loads(hub.files["config.json"]) | changed).encode()
+    with pytest.raises((ConfigError, CheckpointError), match=message):
+        find_model("org/tiny")
+    assert hub.fetched() == ["config.json"] and find(TINY, with_weights=False) is None
+
+
+def test_a_config_of_absurd_size_is_not_fetched(hub: FakeHub) -> None:
+    hub.stated_sizes["config.json"] = 50_000_000_000
+    with pytest.raises(ConfigError, match=r"config\.json of org/tiny has 50000000000 bytes"):
         find_model("org/tiny")
     assert hub.fetched() == []
 
