@@ -29,7 +29,7 @@ def weight_from_tensors(
     faults = [str(fault) for fault in find_faults(module, layout, stored)]
     if faults:
         raise CheckpointError(f"{'; '.join(faults)}; fetch the checkpoint again")
-    return make_weight(module, shape, layout, tensors)
+    return make_weight(shape, layout, tensors)
 
 
 def tensors_from_weight(weight: Weight) -> dict[str, np.ndarray]:

@@ -12,7 +12,8 @@ not contradict.
     weight I8, weight_scale (N, K/G)                                   int8, offset 0
 
 The first two are DeepSeek's (README_WEIGHTS.md of DeepSeek-V3), the others compressed-tensors' pack-quantized and
-int-quantized. A scale is F32, F16 or BF16 and multiplies; G is 32, 64, 128 or K.
+int-quantized. A scale is F32, F16 or BF16 and multiplies; G is 32, 64, 128 or K. weight_shape is not read: N and K
+follow from config.json, and each of these tensors would cost a read of the disk. `verify` compares them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -115,14 +116,8 @@ def find_fault(name: str, info: TensorInfo | None, dtypes: tuple[str, ...], shap
         yield Fault(name, f"has dtype {info.dtype}", " or ".join(dtypes))
 
 
-def make_weight(module: str, shape: tuple[int, int], layout: Layout, tensors: Mapping[str, np.ndarray]) -> Weight:
-    """The Weight over `tensors` (by suffix), which have no Fault; shares their memory.
-
-    Raises CheckpointError if weight_shape contradicts `shape`.
-    """
-    if "weight_shape" in layout.tensors and tuple(tensors["weight_shape"].tolist()) != shape:
-        stated = shown(tensors["weight_shape"].tolist())
-        raise CheckpointError(f"{shown(module)}.weight_shape says {stated}, expected {list(shape)}; fetch it again")
+def make_weight(shape: tuple[int, int], layout: Layout, tensors: Mapping[str, np.ndarray]) -> Weight:
+    """The Weight over codes and scales of `tensors` (by suffix), which have no Fault; shares their memory."""
     codes = tensors[layout.codes].view(_CODES_VIEW.get(layout.format, np.uint8))
     if not layout.scale:
         return Weight(layout.format, shape, codes)

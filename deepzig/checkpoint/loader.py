@@ -103,8 +103,9 @@ def _stored_module(module: str, stored: dict[str, dict[str, TensorInfo]], expect
 
 
 def _weight(checkpoint: Checkpoint, module: str, expected: Expected, layout: Layout) -> Weight:
-    tensors = {suffix: checkpoint.array(f"{module}.{suffix}") for suffix in layout.tensors}
-    return make_weight(module, expected.linear[module], layout, tensors)
+    suffixes = (layout.codes, layout.scale) if layout.scale else (layout.codes,)
+    tensors = {suffix: checkpoint.array(f"{module}.{suffix}") for suffix in suffixes}
+    return make_weight(expected.linear[module], layout, tensors)
 
 
 def _report(checkpoint: Checkpoint, faults: list[Fault]) -> str:

@@ -7,10 +7,11 @@ config.json; and all values. Collects what is wrong instead of stopping at the f
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deepzig._kernels.weight import Weight
 from deepzig.checkpoint.directory import Checkpoint, open_checkpoint
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.manifest import MANIFEST_FILE, Manifest, fault_of
@@ -47,8 +48,8 @@ def verify(directory: Path, advance: Advance = lambda nbytes: None) -> Report:
         return report
     report.files, report.tensors, report.nbytes = len(checkpoint.files), len(checkpoint.infos), checkpoint.nbytes
     report.problems.extend(_second_opinion(checkpoint))
-    _check_model(directory, report)
-    report.problems.extend(_value_problems(checkpoint, advance))
+    linear = _check_model(checkpoint, report)
+    report.problems.extend(_value_problems(checkpoint, linear, advance))
     return report
 
 
@@ -101,19 +102,26 @@ def _second_opinion(checkpoint: Checkpoint) -> Iterator[str]:
                 yield f"{path.name}: {shown(name)} is read as {shown(theirs[name])} by the safetensors library"
 
 
-def _check_model(directory: Path, report: Report) -> None:
-    """Whether the tensors are those that config.json asks for, as `deepzig.load` sees them."""
+def _check_model(checkpoint: Checkpoint, report: Report) -> dict[str, Weight]:
+    """Whether the tensors are those that config.json asks for, as `deepzig.load` sees them. The matrices, if so."""
+    linear: dict[str, Weight] = {}
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            load_weights(directory, ModelConfig.from_directory(directory))
+            linear = load_weights(checkpoint.directory, ModelConfig.from_directory(checkpoint.directory)).linear
     except (ConfigError, CheckpointError) as error:
         report.problems.append(str(error))
     report.remarks.extend(str(warning.message) for warning in caught)
+    return linear
 
 
-def _value_problems(checkpoint: Checkpoint, advance: Advance) -> Iterator[str]:
+def _value_problems(checkpoint: Checkpoint, linear: Mapping[str, Weight], advance: Advance) -> Iterator[str]:
+    """NaN and infinity, and stored shapes, which loading does not read, that are not those of the matrices."""
     for name in checkpoint.infos:
-        index = find_non_finite(checkpoint.array(name), advance)
+        values = checkpoint.array(name)
+        index = find_non_finite(values, advance)
         if index is not None:
             yield f"{shown(name)} holds NaN or infinity at {list(index)}"
+        module, _, suffix = name.rpartition(".")
+        if suffix == "weight_shape" and module in linear and values.tolist() != list(linear[module].shape):
+            yield f"{shown(name)} says {shown(values.tolist())}, expected {list(linear[module].shape)}"

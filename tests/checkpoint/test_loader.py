@@ -302,6 +302,17 @@ def test_codes_stay_in_the_file(tmp_path: Path, config: ModelConfig) -> None:
             assert weight.codes.ctypes.data % 64 == 0
 
 
+def test_only_codes_and_scales_of_packed_weights_are_read(
+    tmp_path: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = make_tensors(config, 0, lambda w: quantize_int4(w, w.shape[1]))
+    array = reader.SafetensorsFile.array
+    read: list[str] = []
+    monkeypatch.setattr(reader.SafetensorsFile, "array", lambda file, name: read.append(name) or array(file, name))
+    load(tmp_path, config, tensors)
+    assert sorted(read) == sorted(name for name in tensors if not name.endswith(".weight_shape")) != sorted(tensors)
+
+
 def test_nothing_here_imports_what_could_run_code_from_a_file() -> None:
     sources = sorted(Path(loader.__file__).parent.glob("*.py"))
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sources]

@@ -106,6 +106,17 @@ def test_fp8_codes_and_scales_are_looked_at(tmp_path: Path, edited: Edit) -> Non
     ]
 
 
+@pytest.mark.parametrize("stated", [[64, 127], [128, 64]])
+def test_a_stored_shape_that_contradicts_the_config_is_found(
+    small_model: Path, tmp_path: Path, edited: Edit, stated: list[int]
+) -> None:
+    convert(small_model, tmp_path / "out", Options(Recipe("int4")))
+    (tmp_path / "out" / MANIFEST_FILE).unlink()
+    name = "model.layers.1.mlp.experts.3.up_proj.weight_shape"
+    problem = only_problem(edited(tmp_path / "out", tmp_path / "source", {name: np.array(stated)}))
+    assert problem == f"{name!r} says {stated}, expected [64, 128]"
+
+
 def test_tensors_that_do_not_fit_the_config_are_found(small_model: Path, tmp_path: Path, edited: Edit) -> None:
     changes: dict[str, np.ndarray | None] = {"model.norm.weight": None, "model.extra": np.zeros(2, np.float32)}
     source = edited(small_model, tmp_path / "source", changes)
