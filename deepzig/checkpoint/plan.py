@@ -140,14 +140,17 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _settled(source: Checkpoint, module: str, weight: Weight, scheme: Scheme, recipe: Recipe) -> Scheme:
-    """`scheme`, or KEEP where the source has it already; what the result cannot declare becomes bf16."""
+    """`scheme`, KEEP where the source has it already, or that of the integers that are there; what the result cannot
+    declare becomes bf16."""
     same_fp8 = weight.format == "fp8" and (weight.block_rows, weight.group_size) == (FP8_BLOCK, FP8_BLOCK)
     if recipe.format == "fp8" and same_fp8 and scheme.format in ("", "fp8"):
         return KEEP
+    stored = Scheme(weight.format, weight.group_size if weight.group_size in GROUP_SIZES else CHANNEL)
     if scheme == KEEP and weight.format not in PLAIN:
-        stored = Scheme(weight.format, weight.group_size if weight.group_size in GROUP_SIZES else CHANNEL)
         has_fp8 = "fp8" in (recipe.format, *(wanted for _, wanted in recipe.include))
         return Scheme("bf16") if has_fp8 or not _has_already(source, module, weight, stored) else stored
+    if recipe.group_size is None and scheme.format == weight.format and _has_already(source, module, weight, stored):
+        return stored  # whatever its groups: rounding it again would only lose
     return KEEP if scheme.format == weight.format and weight.format in PLAIN else scheme
 
 

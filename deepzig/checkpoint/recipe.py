@@ -44,7 +44,8 @@ class Recipe:
     """What the user asked for. Raises RequestError when made with what cannot be.
 
     format      one of FORMATS. "int4" is a mix: routed experts int4, all else int8
-    group_size  None: 64 for int4, the largest of 128, 64, 32 that divides K for int8; else 32, 64, 128 or CHANNEL
+    group_size  None: 64 for int4, the largest of 128, 64, 32 that divides K for int8, and integers that are there keep
+                theirs; else 32, 64, 128 or CHANNEL
     include     pairs of a pattern and a format; where several match, the last counts
     exclude     patterns of modules to leave as they are; wins over `include`
 

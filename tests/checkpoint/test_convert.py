@@ -132,6 +132,21 @@ def test_integers_of_the_wanted_groups_keep_every_byte(small_model: Path, tmp_pa
     assert verify(tmp_path / "twice").problems == []
 
 
+def formats_and_groups(weights: ModelWeights) -> set[tuple[str, int]]:
+    """Of the routed experts."""
+    return {(w.format, w.group_size) for module, w in weights.linear.items() if ".mlp.experts." in module}
+
+
+def test_integers_of_other_groups_are_rounded_again_on_request_only(small_model: Path, tmp_path: Path) -> None:
+    converted(small_model, tmp_path / "once", Recipe("int4", 32))
+    converted(tmp_path / "once", tmp_path / "twice", Recipe("int4"))
+    once, twice = (tmp_path / name / "model.safetensors" for name in ("once", "twice"))
+    assert once.read_bytes() == twice.read_bytes()
+    for recipe in (Recipe("int4", 64), Recipe("int8")):
+        expected = {(recipe.format, 64)}
+        assert formats_and_groups(converted(tmp_path / "once", tmp_path / recipe.format, recipe)) == expected
+
+
 @pytest.mark.parametrize("wanted", ["int8", "bf16"])
 def test_excluded_integers_stay_as_they_are(small_model: Path, tmp_path: Path, wanted: str) -> None:
     once = converted(small_model, tmp_path / "once", Recipe("int4")).linear
