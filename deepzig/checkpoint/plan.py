@@ -155,9 +155,12 @@ def _settled(source: Checkpoint, module: str, weight: Weight, scheme: Scheme, re
 
 
 def _has_already(source: Checkpoint, module: str, weight: Weight, scheme: Scheme) -> bool:
-    """Whether the source stores integers by `scheme`, to the byte: another search of int4 scales would only lose."""
+    """Whether the source stores integers by `scheme`: another search of int4 scales would only lose. weight_shape may
+    have any dtype that `formats` reads."""
     return scheme.format in INTEGERS and scheme.format == weight.format and all(
-        (info := source.infos.get(f"{module}.{suffix}")) is not None and (info.dtype, info.shape) == (dtype, shape)
+        (info := source.infos.get(f"{module}.{suffix}")) is not None
+        and info.shape == shape
+        and (info.dtype == dtype or suffix == "weight_shape")
         for suffix, dtype, shape in stored_tensors(weight.shape, scheme)
     )
 

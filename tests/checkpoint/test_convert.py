@@ -147,6 +147,20 @@ def test_integers_of_other_groups_are_rounded_again_on_request_only(small_model:
         assert formats_and_groups(converted(tmp_path / "once", tmp_path / recipe.format, recipe)) == expected
 
 
+@pytest.mark.parametrize("recipe", [Recipe("int4"), Recipe("int4", 32), Recipe("int8", exclude=("*.mlp.experts.*",))])
+def test_int4_with_shapes_of_32_bits_is_kept_too(
+    small_model: Path, tmp_path: Path, edited: Edit, recipe: Recipe
+) -> None:
+    converted(small_model, tmp_path / "int4", Recipe("int4", 32))
+    stored = open_checkpoint(tmp_path / "int4")
+    shapes = {name: stored.array(name).astype(np.int32) for name in stored.infos if name.endswith(".weight_shape")}
+    source = edited(tmp_path / "int4", tmp_path / "source", dict(shapes))
+    (source / "deepzig-manifest.jsonl").unlink()
+    assert formats_and_groups(converted(source, tmp_path / "out", recipe)) == {("int4", 32)}
+    assert open_checkpoint(tmp_path / "out").info("model.layers.1.mlp.experts.3.up_proj.weight_shape").dtype == "I32"
+    assert verify(tmp_path / "out").problems == []
+
+
 @pytest.mark.parametrize("wanted", ["int8", "bf16"])
 def test_excluded_integers_stay_as_they_are(small_model: Path, tmp_path: Path, wanted: str) -> None:
     once = converted(small_model, tmp_path / "once", Recipe("int4")).linear
