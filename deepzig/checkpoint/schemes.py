@@ -70,9 +70,11 @@ def _refused(scheme: str) -> CheckpointError:
 def _declared_blocks(method: str, config: Mapping[str, Any]) -> Declared:
     if config.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
         raise _refused(f"{method} with fmt {shown(config['fmt'])}")
-    block = config.get("weight_block_size", DEFAULT_BLOCK)
+    # AutoFP8 names no blocks, and has one of these
+    is_by_tensor = "ignored_layers" in config or config.get("activation_scheme") == "static"
+    block = config.get("weight_block_size", None if is_by_tensor else DEFAULT_BLOCK)
     if block is None:
-        raise _refused(f"{method} with one scale a tensor (weight_block_size null)")
+        raise _refused(f"{method} with one scale a tensor (no weight_block_size)")
     sizes = tuple(block) if isinstance(block, list | tuple) else ()
     if len(sizes) != 2 or not all(type(size) is int and 1 <= size <= 1 << 16 for size in sizes):
         raise CheckpointError(f"weight_block_size {shown(block)} of config.json is no pair of sizes; fetch it again")

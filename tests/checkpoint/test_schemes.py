@@ -60,6 +60,8 @@ def test_strategy_follows_from_group_size(group_size: int, expected: int) -> Non
         ({"bits": 4}, "None"),
         ({"quant_method": "fp8", "fmt": "e5m2"}, "e5m2"),
         ({"quant_method": "fp8", "weight_block_size": None}, "one scale a tensor"),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, "one scale a tensor"),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic", "ignored_layers": ["lm_head"]}, "one scale a tensor"),
         (compressed({"format": "float-quantized"}), "float-quantized"),
         (compressed({"format": "nvfp4-pack-quantized"}), "nvfp4"),
         (compressed({"format": ["dense"]}), "dense"),
