@@ -167,7 +167,9 @@ class ModelConfig:
             "q_lora_rank": None if values["q_lora_rank"] is None else _integer(values, "q_lora_rank", 1, MAX_SIZE),
             "bos_token_id": values.get("bos_token_id") if _is_int(values.get("bos_token_id")) else None,
             "eos_token_ids": end_tokens(values.get("eos_token_id"), "config.json"),
-            "quantization_config": raw.get("quantization_config") or raw.get("compression_config"),
+            "quantization_config": (
+                raw.get("quantization_config") or raw.get("compression_config") or raw.get("quantization")  # MLX's name
+            ),
             "plain_format": _PLAIN_FORMATS.get(str(raw.get("dtype") or raw.get("torch_dtype")), "bf16"),
         }
         return cls(model_type=model_type, rope=_rope_parameters(raw, checked["max_position_embeddings"]), **checked)

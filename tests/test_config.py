@@ -63,6 +63,11 @@ def test_null_has_its_own_meaning_for_optional_parts() -> None:
     assert not ModelConfig.from_dict({**V3, "n_routed_experts": None}).is_moe_layer(2)
 
 
+@pytest.mark.parametrize("name", ["quantization_config", "compression_config", "quantization"])
+def test_quantisation_has_several_names(name: str) -> None:
+    assert ModelConfig.from_dict({**V3, name: {"bits": 4}}).quantization_config == {"bits": 4}
+
+
 def test_kimi_is_v3_under_another_name() -> None:
     config = ModelConfig.from_dict(
         {**V3, "model_type": "kimi_k2", "n_group": 1, "topk_group": 1, "eos_token_id": [1, 7]}

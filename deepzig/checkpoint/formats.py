@@ -33,6 +33,7 @@ _CODES_VIEW = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}
 _FOREIGN = {  # suffix of a tensor that gives a scheme away
     "qweight": "AWQ or GPTQ",
     "qzeros": "AWQ or GPTQ",
+    "biases": "MLX's quantisation",  # before scales, which it has too
     "scales": "AWQ or GPTQ",
     "g_idx": "GPTQ",
     "weight_zero_point": "asymmetric quantisation",

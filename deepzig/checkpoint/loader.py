@@ -22,6 +22,7 @@ from deepzig.config import ModelConfig
 from deepzig.errors import CheckpointError, shown
 
 N_SHOWN = 10
+_CONVERTERS = {".switch_mlp.": "MLX", ".weight.absmax": "bitsandbytes"}  # part of a tensor's name -> who names so
 
 
 class ExtraTensorsWarning(UserWarning):
@@ -112,7 +113,14 @@ def _report(checkpoint: Checkpoint, faults: list[Fault]) -> str:
     count = f"{len(faults)} tensor{'s are' if len(faults) > 1 else ' is'} missing or not as config.json asks"
     listed = "; ".join(str(fault) for fault in faults[:N_SHOWN])
     more = f"; and {len(faults) - N_SHOWN} more" if len(faults) > N_SHOWN else ""
-    return f"{checkpoint.directory}: {count}: {listed}{more}; fetch the checkpoint and its config.json again"
+    return f"{checkpoint.directory}: {count}: {listed}{more}; {_advice(checkpoint)}"
+
+
+def _advice(checkpoint: Checkpoint) -> str:
+    for part, converter in _CONVERTERS.items():
+        if any(part in name for name in checkpoint.infos):
+            return f"{converter} has converted it; take the original checkpoint"
+    return "fetch the checkpoint and its config.json again"
 
 
 def _report_extra(checkpoint: Checkpoint, layouts: dict[str, Layout], expected: Expected, strict: bool) -> None:

@@ -55,6 +55,8 @@ def declared_scheme(quantization_config: Mapping[str, Any] | None) -> Declared |
         return Declared(method, integers=frozenset({(8, CHANNEL)}))
     if method == "compressed-tensors":
         return Declared(method, integers=_declared_integers(quantization_config))
+    if method is None and {"bits", "group_size"} <= quantization_config.keys():
+        raise _refused("MLX's quantisation (bits and group_size, no quant_method)")
     raise _refused(f"quant_method {shown(method)}")
 
 

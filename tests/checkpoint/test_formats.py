@@ -208,6 +208,7 @@ ONE = np.zeros((1,), dtype=np.float32)
 FOREIGN: dict[str, tuple[Tensors, str]] = {
     "awq": ({"qweight": np.zeros((128, 1), np.int32), "qzeros": ONE, "scales": ONE}, "AWQ or GPTQ"),
     "gptq": ({"qweight": np.zeros((16, 3), np.int32), "g_idx": ONE}, "GPTQ"),
+    "mlx": ({"weight": np.zeros((3, 16), np.uint32), "scales": ONE, "biases": ONE}, "MLX"),
     "asymmetric": ({**INT4, "weight_zero_point": ONE}, "asymmetric"),
     "actorder": ({**INT4, "weight_g_idx": ONE}, "activation-ordered"),
     "nvfp4": ({**INT4, "weight_global_scale": ONE}, "nvfp4"),

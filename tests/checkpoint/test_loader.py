@@ -176,6 +176,18 @@ def test_ten_names_and_the_count(tmp_path: Path, config: ModelConfig) -> None:
     assert str(caught.value).count("is missing") == 10
 
 
+@pytest.mark.parametrize(
+    ("name", "converter"),
+    [
+        ("model.layers.1.mlp.switch_mlp.up_proj.weight", "MLX"),
+        ("model.layers.0.mlp.up_proj.weight.absmax", "bitsandbytes"),
+    ],
+)
+def test_conversions_are_told_by_their_names(tmp_path: Path, config: ModelConfig, name: str, converter: str) -> None:
+    with pytest.raises(CheckpointError, match=f"; {converter} has converted it; take the original checkpoint$"):
+        load(tmp_path, config, {name: np.zeros(64, np.float32)})
+
+
 def test_no_tensor_data_is_touched_before_all_headers_agree(
     tmp_path: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def test_strategy_follows_from_group_size(group_size: int, expected: int) -> Non
         ({"quant_method": "mx\x1bfp4"}, "mx.x1bfp4"),
         ({"quant_method": ["fp8"]}, "fp8"),
         ({"bits": 4}, "None"),
+        ({"group_size": 64, "bits": 4}, "MLX"),
         ({"quant_method": "fp8", "fmt": "e5m2"}, "e5m2"),
         ({"quant_method": "fp8", "weight_block_size": None}, "one scale a tensor"),
         ({"quant_method": "fp8", "activation_scheme": "static"}, "one scale a tensor"),
