@@ -97,6 +97,8 @@ def missing(model: HubModel, with_weights: bool) -> Download:
         raise NetworkError(f"{model} of {constants.ENDPOINT} has no config.json: no model that deepzig can run")
     if INDEX_FILE in sizes:
         sizes.pop(SINGLE_FILE, None)
+    elif SINGLE_FILE in sizes:  # without an index, no other file of weights is read beside it
+        sizes = {name: size for name, size in sizes.items() if name == SINGLE_FILE or not name.endswith(".safetensors")}
     ordered = sorted(sizes, key=lambda name: (name == "config.json", name.endswith(".safetensors"), name))
     here = {name for name in ordered if _is_here(model, commit, name)}
     files = {name: sizes[name] for name in ordered if name not in here or name == "config.json"}
@@ -167,8 +169,8 @@ def _is_here(model: HubModel, commit: str, name: str) -> bool:
 def _has_weights(directory: Path) -> bool:
     """Whether all files of weights are there. Each appears when it is whole."""
     index = directory / INDEX_FILE
-    if not index.exists():
-        return (directory / SINGLE_FILE).exists()
+    if not index.exists():  # one file, under any name
+        return any(path.exists() for path in directory.glob("*.safetensors"))
     try:
         content = read_small(index, MAX_HEADER_BYTES, CheckpointError)
         names = set(json.loads(content)["weight_map"].values())

@@ -121,6 +121,24 @@ def test_a_run_that_fails_keeps_the_files_that_are_whole(hub: FakeHub) -> None:
     assert find(TINY, with_weights=True) == directory
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "other.safetensors"])
+def test_weights_in_one_file_of_any_name_are_whole(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for shard in (*WEIGHTS, "model.safetensors.index.json"):
+        del hub.files[shard]
+    hub.files[name] = (GOLDEN / "v3_classic" / "model.safetensors").read_bytes()
+    assert find_model("org/tiny", with_weights=False) and find(TINY, with_weights=True) is None
+    directory = find_model("org/tiny")
+    monkeypatch.setenv("DEEPZIG_OFFLINE", "1")
+    assert find_model("org/tiny") == directory and (directory / name).exists()
+
+
+def test_nothing_is_fetched_beside_a_file_that_has_all_weights(hub: FakeHub) -> None:
+    for shard in (*WEIGHTS, "model.safetensors.index.json"):
+        del hub.files[shard]
+    hub.files |= {"consolidated.safetensors": b"twice", "model.safetensors": b"weights"}
+    assert set(missing(TINY, with_weights=True).files) == {"config.json", "model.safetensors", "tokenizer_config.json"}
+
+
 def test_what_is_here_already_is_not_fetched_again(hub: FakeHub) -> None:
     (find_model("org/tiny") / WEIGHTS[0]).unlink()
     assert find(TINY, with_weights=True) is None
