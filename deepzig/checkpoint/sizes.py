@@ -5,6 +5,7 @@ are no weights yet, `quantization_config`. Config and headers are enough: it rea
 and speed.
 """
 
+import dataclasses
 import functools
 import math
 from collections import Counter, defaultdict
@@ -18,7 +19,7 @@ from deepzig.checkpoint.plan import stored_tensors
 from deepzig.checkpoint.quantization_config import integer_schemes
 from deepzig.checkpoint.reader import DTYPES
 from deepzig.checkpoint.recipe import INTEGERS, KEEP, Recipe, Scheme
-from deepzig.checkpoint.schemes import GROUP_SIZES, declared_scheme
+from deepzig.checkpoint.schemes import GROUP_SIZES, Declared, declared_scheme
 from deepzig.config import ModelConfig
 
 LAYERS = "model.layers."
@@ -121,7 +122,8 @@ def declared_size(config: ModelConfig) -> ModelSize:
     expected = expected_tensors(config, config.num_nextn_predict_layers)
     copies = {HEAD} if config.tie_word_embeddings else set()
     schemes = declared_schemes(config, expected.linear)
-    return _size_of_schemes(config, expected, schemes, copies)
+    size, declared = _size_of_schemes(config, expected, schemes, copies), declared_scheme(config.quantization_config)
+    return _with_names_of_blocks(size, declared) if declared is not None and declared.block_format else size
 
 
 def converted_size(config: ModelConfig, recipe: Recipe, *, with_mtp: bool = True) -> ModelSize:
@@ -143,11 +145,18 @@ def declared_schemes(config: ModelConfig, modules: Mapping[str, tuple[int, int]]
     declared, plain = declared_scheme(config.quantization_config), Scheme(config.plain_format)
     if declared is None or config.quantization_config is None:
         return dict.fromkeys(modules, plain)
-    if declared.block_format:  # int8 in blocks has the bytes of fp8
+    if declared.block_format:  # int8 in blocks has the bytes of fp8; `declared_size` gives it its name
         chosen = Recipe("fp8").assign(config, modules)
     else:
         chosen = integer_schemes(config.quantization_config, modules)
     return {module: plain if scheme == KEEP else scheme for module, scheme in chosen.items()}
+
+
+def _with_names_of_blocks(size: ModelSize, declared: Declared) -> ModelSize:
+    """What was counted as fp8 under the name that `stored_size` gives it."""
+    names = {"fp8": _label(declared.block_format, declared.block[1], 0)}
+    formats = {group: {names.get(name, name): n for name, n in found.items()} for group, found in size.formats.items()}
+    return dataclasses.replace(size, formats=formats)
 
 
 def _copies(expected: Expected) -> set[str]:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deepzig.checkpoint.convert import Options, convert
@@ -27,6 +29,7 @@ from deepzig.errors import CheckpointError
 
 TESTS = Path(__file__).resolve().parent.parent
 GOLDEN, PUBLISHED = TESTS / "golden", TESTS / "published"
+Edit = Callable[[Path, Path, dict[str, np.ndarray | None]], Path]
 V3_FILES = 688_586_727_753  # bytes of the 163 files of deepseek-ai/DeepSeek-V3
 V2_LITE_TENSORS = 31_412_968_448  # total_size in the index of deepseek-ai/DeepSeek-V2-Lite
 
@@ -124,6 +127,16 @@ def test_config_alone_tells_what_is_stored(folder: str) -> None:
     declared = declared_size(config)
     assert declared.bytes_per_token == stored.bytes_per_token
     assert without_mtp(declared) == without_mtp(stored)
+
+
+def test_int8_in_blocks_has_its_name(tmp_path: Path, edited: Edit) -> None:
+    source = open_checkpoint(GOLDEN / "v3_fp8")
+    codes = {name: source.array(name).view(np.int8) for name, info in source.infos.items() if info.dtype == "F8_E4M3"}
+    folder = edited(GOLDEN / "v3_fp8", tmp_path / "int8", dict(codes))
+    config = dataclasses.replace(golden("v3_fp8"), quantization_config={"quant_method": "blockwise_int8"})
+    stored, declared = stored_size(config, load_weights(folder, config)), declared_size(config)
+    assert without_mtp(declared) == without_mtp(stored)
+    assert declared.main_format == "int8" and "fp8" not in declared.by_format
 
 
 @pytest.mark.parametrize("wanted", ["int8", "int4", "fp8", "fp16"])
