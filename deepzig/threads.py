@@ -10,6 +10,7 @@ from pathlib import Path
 from deepzig.cgroup import cpu_quota
 from deepzig.errors import RequestError
 
+MAX_THREADS = 1024  # that a user may ask for: a slip of the finger must not ask the system for millions
 _CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -17,13 +18,16 @@ def available_threads() -> int:
     """DEEPZIG_THREADS if set, else the physical cores that this process may use, and no more than OMP_NUM_THREADS.
 
     Cores are counted within the affinity mask and the CPU quota of control groups: a thread without a core of its own
-    makes the others wait for it. Raises RequestError if DEEPZIG_THREADS is no positive number.
+    makes the others wait for it. Raises RequestError if DEEPZIG_THREADS is no number from 1 to MAX_THREADS.
     """
     wanted = os.environ.get("DEEPZIG_THREADS", "")
     if wanted:
-        if not wanted.isascii() or not wanted.isdigit() or int(wanted) < 1:
-            raise RequestError(f"DEEPZIG_THREADS={wanted[:40]!r} is no number of threads: use 1 or more, or unset it")
-        return int(wanted)
+        n_threads = _number(wanted)
+        if not 1 <= n_threads <= MAX_THREADS:
+            raise RequestError(
+                f"DEEPZIG_THREADS={wanted[:40]!r} is no number of threads: use 1 to {MAX_THREADS}, or unset it"
+            )
+        return n_threads
     limits = [_physical_cores(os.sched_getaffinity(0)), _cgroup_cores(), _openmp_threads()]
     return max(1, min(limit for limit in limits if limit is not None))
 
@@ -54,4 +58,9 @@ def _cgroup_cores() -> int | None:
 def _openmp_threads() -> int | None:
     """OMP_NUM_THREADS, whose form "4,2" sets nested levels; what is no number is ignored, as OpenMP does."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
+    return _number(first) or None
+
+
+def _number(text: str) -> int:
+    """0 for what is no number, or one of more digits than any number of threads has."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0

@@ -54,7 +54,10 @@ def test_quota_of_control_groups_is_rounded_up(
     assert threads.available_threads() == expected
 
 
-@pytest.mark.parametrize(("value", "expected"), [("2", 2), ("3,1", 3), ("64", 4), ("", 4), ("many", 4), ("0", 4)])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("2", 2), ("3,1", 3), ("64", 4), ("", 4), ("many", 4), ("0", 4), pytest.param("9" * 5000, 4, id="digits")],
+)
 def test_omp_num_threads_is_an_upper_limit(monkeypatch: pytest.MonkeyPatch, value: str, expected: int) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert threads.available_threads() == expected
@@ -66,7 +69,9 @@ def test_deepzig_threads_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads.available_threads() == 7
 
 
-@pytest.mark.parametrize("value", ["0", "-2", "two", "1.5", "²"])
+@pytest.mark.parametrize(
+    "value", ["0", "-2", "two", "1.5", "²", "1025", "2147483648", pytest.param("9" * 5000, id="digits")]
+)
 def test_deepzig_threads_must_be_a_number(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("DEEPZIG_THREADS", value)
     with pytest.raises(RequestError, match="DEEPZIG_THREADS="):

@@ -15,6 +15,7 @@ import click
 from deepzig.cli.completion import complete_model
 from deepzig.cli.messages import note
 from deepzig.cli.naming import EVERYWHERE, Decorator, in_order, shared_option
+from deepzig.threads import MAX_THREADS
 
 if TYPE_CHECKING:
     from deepzig.checkpoint.hub import Download
@@ -122,7 +123,7 @@ def fetch_asking(download: "Download") -> Path:
 threads_option = shared_option(
     "--threads",
     "n_threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_THREADS),
     metavar="N",
     heading=COMPUTING,
     help="Threads that compute. Without it: one per physical core.",

@@ -162,6 +162,7 @@ def test_options_from_the_environment(run: Run) -> None:
         ("--max-tokens", "many"),
         ("--precision", "sloppy"),
         ("--threads", "0"),
+        ("--threads", "5000000000"),
     ],
 )
 def test_bad_values_are_usage_errors(run: Run, arguments: tuple[str, ...]) -> None:
