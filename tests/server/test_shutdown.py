@@ -184,3 +184,11 @@ def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
     path.write_bytes(b"caf\xe9-caf\xe9\n")
     result = CliRunner().invoke(main, ["serve", "-m", "stories", "--port", "0", "--api-key-file", str(path)])
     assert result.exit_code == 2 and "keys is not UTF-8 at byte 3" in result.stderr
+
+
+@pytest.mark.parametrize("content", ["", "# of the team\n\n", "  # not-a-key-either\n"])
+def test_a_file_without_a_key_leaves_no_server_open(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(content)
+    result = CliRunner().invoke(main, ["serve", "-m", "/nowhere", "--port", "0", "--api-key-file", str(path)])
+    assert result.exit_code == 2 and f"{path} has no key; write one on a line" in result.stderr
