@@ -77,7 +77,7 @@ class Engine:
             tokens = shift.cut(tokens)
         if len(tokens) >= self.n_context:
             raise ContextLengthError(
-                f"the prompt has {len(tokens)} tokens, but there is room for {self.n_context}; shorten it"
+                f"the prompt is too long: it has {len(tokens)} tokens, but there is room for {self.n_context}; cut it"
             )
         self._speculator.check(params.speculation)
         for name, number in (("n", params.n), ("num_beams", params.num_beams)):

@@ -225,7 +225,9 @@ class LLM:
         token_ids = self._encode(prompt, self.prompt_room)
         if len(token_ids) >= self.config.max_position_embeddings and not self._thread.engine.shifts_context:
             room = self.config.max_position_embeddings
-            raise ContextLengthError(f"the prompt has {len(token_ids)} tokens, but the context holds {room}; cut it")
+            raise ContextLengthError(
+                f"the prompt is too long: it has {len(token_ids)} tokens, but the context holds {room}; cut it"
+            )
         return token_ids
 
     def logits(

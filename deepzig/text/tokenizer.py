@@ -147,7 +147,7 @@ class Tokenizer:
         most = room * self._longest * SHRINKS_TO
         if n_bytes > most:
             raise ContextLengthError(
-                f"the prompt has {n_bytes} bytes; more than {most} cannot fit {room} tokens; shorten it"
+                f"the prompt is too long: it has {n_bytes} bytes, but {room} tokens have at most {most}; cut it"
             )
 
     @cached_property

@@ -290,15 +290,19 @@ def test_unknown_model_is_not_found(client: openai.OpenAI) -> None:
 
 
 def test_too_long_a_prompt(client: openai.OpenAI) -> None:
+    """LiteLLM and LangChain know such an error by the words "prompt is too long" alone."""
     with pytest.raises(openai.BadRequestError) as caught:
         complete(client, prompt="cat " * 2000)
     assert caught.value.code == "context_length_exceeded" and caught.value.param == "prompt"
+    assert "the prompt is too long: it has " in caught.value.message
     with pytest.raises(openai.BadRequestError) as caught:
         client.responses.create(model="", input="cat " * 2000)
     assert caught.value.code == "context_length_exceeded" and caught.value.param == "input"
+    assert "the prompt is too long: it has " in caught.value.message
     with pytest.raises(openai.BadRequestError) as caught:
         chat(client, messages=[{"role": "user", "content": "cat " * 2000}])
     assert caught.value.code == "context_length_exceeded" and caught.value.param == "messages"
+    assert "the prompt is too long: it has " in caught.value.message
 
 
 def test_max_tokens_is_clamped_to_the_context(client: openai.OpenAI, stories: LLM) -> None:
