@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router, WebSocketRoute
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from deepzig.server.answer import Answer
@@ -45,6 +46,8 @@ CSP = "; ".join((
     "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self' data:", "font-src 'self'",
     "connect-src 'self'", "manifest-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
 ))  # fmt: skip
+# Part of a path of OpenAI's API -> why it is not here.
+_ABSENT = {"/embeddings": "this server makes no embeddings", "/responses/": "responses are not stored"}
 
 T = TypeVar("T")
 Generates = TypeVar("Generates", ChatRequest, CompletionRequest, ResponsesRequest)
@@ -54,8 +57,15 @@ Endpoint = Callable[[Request], Awaitable[Response | Reply]]
 
 def make_app(service: Service) -> Guard:
     """The ASGI application of a server."""
-    router = Router(Routes(service).listed())
+    router = Router(Routes(service).listed(), redirect_slashes=False, default=_no_route)
     return Guard(router, service.settings, service.metrics)
+
+
+async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
+    """Raises ApiError 404 that says what is not there."""
+    hint = next((hint for part, hint in _ABSENT.items() if part in scope["path"]), "/openapi.json lists what does")
+    message = f"nothing answers {scope.get('method', 'WebSocket')} {scope['path']!r:.200}; {hint}"
+    raise ApiError(404, message, code="not_found")
 
 
 class Routes:

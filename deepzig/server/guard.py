@@ -42,6 +42,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        scope["path"] = scope["path"].removesuffix("/") or "/"  # no redirect: behind a proxy with TLS it names http
         scope["app"] = self  # lets Starlette's routes raise for what they do not have
         reply = _GuardedSend(scope, send, self._settings)
         started = time.perf_counter()

@@ -206,11 +206,26 @@ def test_depth_of_nesting(body: bytes, is_too_deep: bool) -> None:
 
 
 def test_unknown_routes_and_methods(http: httpx2.Client) -> None:
-    check_error(http.get("/v1/nothing"), 404, "not_found")
+    for method, path, hint in (
+        ("GET", "/v1/nothing", "/openapi.json lists what does"),
+        ("POST", "/v1/v1/chat/completions", "/openapi.json lists what does"),
+        ("POST", "/v1/embeddings", "this server makes no embeddings"),
+        ("GET", "/v1/responses/resp_1", "responses are not stored"),
+    ):
+        reply = http.request(method, path, json={})
+        check_error(reply, 404, "not_found")
+        assert reply.json()["error"]["message"] == f"nothing answers {method} '{path}'; {hint}"
     reply = http.get("/v1/chat/completions")
     check_error(reply, 405, "method_not_allowed")
     assert reply.headers["allow"] == "POST"
     check_error(http.delete("/v1/models"), 405)
+
+
+def test_a_slash_at_the_end_changes_nothing(http: httpx2.Client) -> None:
+    assert http.post("/v1/completions/", json=COMPLETION).status_code == 200
+    assert http.get("/v1/models/").json() == http.get("/v1/models").json()
+    assert http.get("/models/stories/").json() == http.get("/models/stories").json()
+    check_error(http.get("/static/"), 404, "not_found")
 
 
 def test_tokens_there_and_back(http: httpx2.Client, stories: LLM) -> None:

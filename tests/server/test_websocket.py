@@ -65,6 +65,12 @@ def test_frames_are_the_chunks_of_a_stream(socket: ClientConnection, server: Run
     assert frames[:-1] == chunks
 
 
+def test_other_paths_are_not_found(server: RunningServer) -> None:
+    with pytest.raises(InvalidStatus) as caught, connect(f"ws://127.0.0.1:{server.port}/ws"):
+        pass
+    assert caught.value.response.status_code == 404 and b"nothing answers WebSocket '/ws'" in caught.value.response.body
+
+
 def test_a_socket_outlives_the_deadline_of_requests(stories: LLM) -> None:
     with serving(stories, receive_timeout=0.3) as running, open_socket(running) as socket:
         assert receive(socket) == {"type": "ready"}
