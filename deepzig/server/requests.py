@@ -51,7 +51,7 @@ Content = str | list[ContentPart]
 class FunctionCall(Struct, kw_only=True):
     """What an assistant called."""
 
-    name: FunctionName
+    name: str  # any: a model may invent one, and the client sends back what it got
     arguments: str  # JSON
 
 

@@ -37,7 +37,7 @@ class InputItem(Struct, kw_only=True):
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: str | list[InputText] | None = None
     call_id: str | None = None
-    name: FunctionName | None = None
+    name: str | None = None  # of a call, whatever the model wrote
     arguments: str | None = None
     output: str | list[InputText] | None = None
 

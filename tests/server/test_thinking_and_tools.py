@@ -75,6 +75,24 @@ def test_calls_are_parsed(talker: RunningServer, family: str, script: Script) ->
     assert (getattr(message, "reasoning_content", None) == "I should look.") is (family == "R1")
 
 
+@pytest.mark.parametrize("name", ["web:search", "get weather", "", "x" * 70])
+def test_calls_come_back_under_the_names_that_the_model_invented(
+    talker: RunningServer, family: str, script: Script, name: str
+) -> None:
+    script(talker, CALLS[family].replace("get_weather", name))
+    message = create(talker, tools=[WEATHER]).choices[0].message
+    assert message.tool_calls[0].function.name == name
+    results = [{"role": "tool", "tool_call_id": c.id, "content": "no such tool"} for c in message.tool_calls]
+    create(talker, messages=[*USER, message.model_dump(exclude_none=True), *results], tools=[WEATHER], max_tokens=1)
+    tool = {"type": "function", "name": "get_time", "parameters": {}, "strict": False}
+    script(talker, CALLS[family].replace("get_weather", name))
+    with talker.openai() as client:
+        output = client.responses.create(model="", input="One", tools=[tool]).output
+        assert name in [item.name for item in output if item.type == "function_call"]
+        items = [*USER, *(item.model_dump(exclude_none=True) for item in output)]
+        client.responses.create(model="", input=items, max_output_tokens=1)
+
+
 def test_calls_stream(talker: RunningServer, family: str, script: Script) -> None:
     script(talker, CALLS[family])
     chunks = create(talker, tools=[WEATHER, TIME], stream=True)
