@@ -74,7 +74,7 @@ def _as_chat(request: ResponsesRequest) -> ChatRequest:
         max_tokens=request.max_output_tokens,
         temperature=request.temperature,
         top_p=request.top_p,
-        tools=[_tool(tool) for tool in request.tools or []],
+        tools=[_tool(tool) for tool in _functions(request)],
         tool_choice=_tool_choice(request),
         parallel_tool_calls=request.parallel_tool_calls,
         response_format=None if text_format is None else _response_format(text_format),
@@ -82,7 +82,14 @@ def _as_chat(request: ResponsesRequest) -> ChatRequest:
     )
 
 
+def _functions(request: ResponsesRequest) -> list[ResponsesTool]:
+    """The tools but those of other types, such as web_search: clients list them unasked."""
+    return [tool for tool in request.tools or [] if tool.type == "function"]
+
+
 def _tool(tool: ResponsesTool) -> Tool:
+    if tool.name is None:
+        raise ApiError(400, "a function needs a name", param="tools", code="invalid_value")
     return Tool(
         function=FunctionDefinition(
             name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict
@@ -106,6 +113,9 @@ def _messages(items: Sequence[InputItem]) -> list[Message]:
     messages: list[Message] = []
     reasoning: str | None = None
     for item in items:
+        if item.type == "item_reference":
+            message = "items are not stored; send them whole (store=false in the AI SDK)"
+            raise ApiError(400, message, param="input", code="unsupported_value")
         if item.type == "reasoning":
             reasoning = _text(item.content)
         elif item.type == "function_call":
@@ -156,7 +166,7 @@ class ResponseAnswer:
             status="in_progress",
             parallel_tool_calls=request.parallel_tool_calls is not False,
             tool_choice=request.tool_choice or "auto",
-            tools=request.tools or [],
+            tools=_functions(request),
             instructions=request.instructions,
             temperature=request.temperature,
             top_p=request.top_p,

@@ -31,9 +31,12 @@ class InputText(Struct, kw_only=True):
 
 
 class InputItem(Struct, kw_only=True):
-    """A message, or a call, its result or reasoning of the past; which fields count depends on the type."""
+    """A message, or a call, its result or reasoning of the past; which fields count depends on the type.
 
-    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    A reference is refused: nothing is stored.
+    """
+
+    type: Literal["message", "function_call", "function_call_output", "reasoning", "item_reference"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: str | list[InputText] | None = None
     call_id: str | None = None
@@ -43,10 +46,10 @@ class InputItem(Struct, kw_only=True):
 
 
 class ResponsesTool(Struct, kw_only=True):
-    """A function, without the nesting that chats have."""
+    """A function, without the nesting that chats have; tools of other types are left out."""
 
-    name: FunctionName
-    type: Literal["function"] = "function"
+    type: str = "function"
+    name: FunctionName | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

@@ -125,3 +125,30 @@ def test_schema_and_what_is_refused(talker: RunningServer) -> None:
             with pytest.raises(openai.BadRequestError, match="not stored") as caught:
                 client.responses.create(model="", input=STORY, **given)
             assert caught.value.param in given
+
+
+def test_references_to_items_are_refused_in_words(talker: RunningServer) -> None:
+    items = [{"role": "user", "content": STORY}, {"type": "item_reference", "id": "msg_1"}]
+    with talker.openai() as client, pytest.raises(openai.BadRequestError, match="send them whole") as caught:
+        client.responses.create(model="", input=items)
+    assert caught.value.code == "unsupported_value" and caught.value.param == "input"
+
+
+def test_tools_that_are_no_functions_are_left_out(talker: RunningServer) -> None:
+    namespace = {"type": "namespace", "name": "agents", "description": "Agents", "tools": [TIME]}
+    foreign = [namespace, {"type": "web_search", "external_web_access": False}]
+    options = {"model": "", "input": STORY, "max_output_tokens": 1}
+    with talker.openai() as client:
+        alone = client.responses.create(**options, tools=[TIME])
+        reply = client.responses.create(**options, tools=[*foreign, TIME])
+        assert reply.usage.input_tokens == alone.usage.input_tokens
+        assert [tool.name for tool in reply.tools] == ["get_time"]
+        assert client.responses.create(**options, tools=foreign).tools == []
+        for bad in (
+            {"tools": [*foreign, TIME], "tool_choice": {"type": "web_search"}},
+            {"tools": foreign, "tool_choice": "required"},
+            {"tools": [{**TIME, "name": None}]},
+        ):
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.responses.create(**options, **bad)
+            assert (caught.value.param or "").startswith("tool"), caught.value
