@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--cors-origin", "allowed_origins", multiple=True, metavar="ORIGIN",
-    help="Web pages from there may call, as in https://chat.example.",
+    help="Web pages and apps from there may call, as in https://chat.example or app://name.",
 )  # fmt: skip
 @click.option(
     "--shutdown-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True, metavar="SECONDS",

@@ -1,14 +1,17 @@
 """ServerSettings: where the server listens, whom it serves, and its limits. Made by `cli.serve`."""
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from deepzig.errors import ServerError
 
 MIN_KEY_LENGTH = 8
 # deepseek: into reasoning_content; none: they stay in the content, marks and all; both: into both.
 REASONING_FORMATS = ("deepseek", "none", "both")
+# Of pages and of apps, as in app://obsidian.md.
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class ServerSettings:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     insecure: bool = False  # other machines may come without a key
     allowed_hosts: tuple[str, ...] = ()  # further names in the Host header
-    allowed_origins: tuple[str, ...] = ()  # web pages from elsewhere that may call, as in "https://chat.example"
+    allowed_origins: tuple[str, ...] = ()  # web pages and apps that may call, as in "https://chat.example"
     shutdown_timeout: float = 30.0  # seconds for running requests after SIGTERM
     max_body_bytes: int = 8 << 20
     max_connections: int = 1000
@@ -41,9 +44,7 @@ class ServerSettings:
             raise ServerError(
                 f"reasoning format {self.reasoning_format!r} is unknown; use {', '.join(REASONING_FORMATS)}"
             )
-        for origin in self.allowed_origins:
-            if not _is_origin(origin):
-                raise ServerError(f"origin {origin!r} is not of the form https://name[:port]; write it so")
+        object.__setattr__(self, "allowed_origins", tuple(map(_as_browsers_write, self.allowed_origins)))
 
     @property
     def is_loopback(self) -> bool:
@@ -51,13 +52,16 @@ class ServerSettings:
         return is_loopback_host(self.host)
 
 
-def _is_origin(text: str) -> bool:
-    """As a browser writes it into the header of that name."""
-    try:
-        parts = urlsplit(text)
-    except ValueError:  # brackets without an IPv6 address
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.netloc) and text == f"{parts.scheme}://{parts.netloc}"
+def _as_browsers_write(origin: str) -> str:
+    """The origin as it stands in the header of that name. Raises ServerError if it is none."""
+    written = origin.lower()
+    if written == "null":
+        return written
+    found = _ORIGIN.fullmatch(written)
+    if found is None:
+        raise ServerError(f"origin {origin!r} is neither of the form https://name[:port] nor null; write it so")
+    scheme, port = found.groups()
+    return written.removesuffix(port) if port and port == _DEFAULT_PORTS.get(scheme) else written
 
 
 def is_loopback_host(host: str) -> bool:

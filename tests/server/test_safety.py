@@ -121,7 +121,8 @@ def test_what_a_page_may_post_without_asking_is_refused(server: RunningServer, k
 
 def test_admitted_origins_and_hosts(stories: LLM) -> None:
     origin = "https://chat.example"
-    with serving(stories, allowed_origins=(origin,), allowed_hosts=("box.example",)) as running, running.http() as http:
+    admitted = {"allowed_origins": (f"{origin}:443",), "allowed_hosts": ("box.example",)}
+    with serving(stories, **admitted) as running, running.http() as http:
         reply = http.get("/v1/models", headers={"origin": origin, "host": "box.example"})
         assert reply.status_code == 200 and reply.headers["access-control-allow-origin"] == origin
         preflight = http.options("/v1/chat/completions", headers={"origin": origin})
@@ -137,6 +138,24 @@ def test_admitted_origins_and_hosts(stories: LLM) -> None:
         assert http.get("/v1/models", headers={"origin": "https://other.example"}).status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("https://Chat.Example", "https://chat.example"),
+        ("https://chat.example:443", "https://chat.example"),
+        ("http://chat.example:80", "http://chat.example"),
+        ("http://chat.example:443", "http://chat.example:443"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+        ("app://obsidian.md", "app://obsidian.md"),
+        ("chrome-extension://abcdefghijklmnop", "chrome-extension://abcdefghijklmnop"),
+        ("tauri://localhost", "tauri://localhost"),
+        ("null", "null"),
+    ],
+)
+def test_origins_are_compared_as_browsers_and_apps_send_them(given: str, sent: str) -> None:
+    assert ServerSettings(allowed_origins=(given,)).allowed_origins == (sent,)
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "box.example"])
 def test_other_machines_need_a_key(host: str) -> None:
     with pytest.raises(ServerError, match="--insecure"):
@@ -149,7 +168,8 @@ def test_other_machines_need_a_key(host: str) -> None:
     "settings",
     [
         {"api_keys": ("short",)}, {"api_keys": ("schlüssel-schlüssel",)}, {"allowed_origins": ("chat.example",)},
-        {"allowed_origins": ("http://[",)},
+        {"allowed_origins": ("http://[",)}, {"allowed_origins": ("*",)}, {"allowed_origins": ("https://chat.example/",)},
+        {"allowed_origins": ("https://chat.example:",)}, {"allowed_origins": ("https://bücher.example",)},
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_meant(settings: dict[str, Any]) -> None:
