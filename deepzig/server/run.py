@@ -20,7 +20,7 @@ from deepzig.server.answer import Answer
 from deepzig.server.failures import ApiError, as_api_error, blaming
 from deepzig.server.metrics import Metrics
 
-MAX_BACKLOG = 4096  # events that may wait for a client that does not read
+MAX_BACKLOG = 4096  # events of each sequence that may wait for a client that does not read
 MAX_PREPARING = 4  # requests whose `Ask.preparation` is done at a time
 
 IsOver = Callable[[], bool]
@@ -81,6 +81,7 @@ class Run:
         self._generations: list[Generation] = []
         self._updated = asyncio.Event()
         self._n_unread = 0
+        self._max_unread = 0  # from `submit`
         self._preparing: asyncio.Task[None] | None = None
         self._is_ready = True  # chunks may be given out
         self._failure: ApiError | None = None
@@ -91,6 +92,7 @@ class Run:
 
     def submit(self, llm: LLM, ask: Ask) -> None:
         """Hand the request to the engine; may block: not for the event loop. Raises as `LLM.submit`, or ApiError."""
+        self._max_unread = MAX_BACKLOG * len(ask.prompts) * ask.params.n
         for index, prompt in enumerate(ask.prompts):
             last = index == len(ask.prompts) - 1
             constraint = ask.constraint if ask.constraint is None or last else ask.constraint.copy()
@@ -199,7 +201,7 @@ class Run:
     def on_update(self) -> None:
         """Something can be taken. Called in the event loop."""
         self._n_unread += self._is_ready
-        if self._n_unread > MAX_BACKLOG:
+        if self._n_unread > self._max_unread:
             self.abort(ApiError(503, "the client did not read its stream", code="slow_reader"))
         self._updated.set()
 

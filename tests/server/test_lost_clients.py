@@ -1,5 +1,6 @@
 """Clients that leave or do not read, and failures of the model while they wait."""
 
+import asyncio
 import json
 import socket
 import time
@@ -10,7 +11,11 @@ import openai
 import pytest
 
 from deepzig.engine.llm import LLM
-from deepzig.engine.sampling import TokenLogprob
+from deepzig.engine.sampling import SamplingParams, TokenLogprob
+from deepzig.server.failures import ApiError
+from deepzig.server.run import MAX_BACKLOG, Ask
+from deepzig.server.service import Service
+from deepzig.server.settings import ServerSettings
 from tests.server.conftest import RunningServer, serving, wait_for
 from tests.server.raw_http import post_head, raw, read_all
 
@@ -83,6 +88,24 @@ def test_a_client_that_does_not_read_is_cut_off(strict: RunningServer) -> None:
     strict.wait_until_idle(60)
     content = read_all(connection)
     assert content.startswith(b"HTTP/1.1 200") and not content.endswith(b"0\r\n\r\n"), "the stream is broken off"
+
+
+@pytest.mark.parametrize(("n_prompts", "n", "is_cut"), [(1, 1, True), (1, 3, False), (3, 1, False)])
+def test_what_may_be_left_unread_grows_with_the_answers(stories: LLM, n_prompts: int, n: int, is_cut: bool) -> None:
+    async def failure() -> str | None:
+        ask = Ask(prompts=[[5]] * n_prompts, params=SamplingParams(max_tokens=1, n=n))
+        run = await Service(ServerSettings()).runs.start(stories, ask)
+        try:
+            for _ in range(2 * MAX_BACKLOG):
+                run.on_update()
+            await run.next(60)
+        except ApiError as error:
+            return error.code
+        finally:
+            run.close("stop")
+        return None
+
+    assert asyncio.run(failure()) == ("slow_reader" if is_cut else None)
 
 
 # ---- failures of the model
