@@ -48,7 +48,8 @@ def decode(body: bytes | str, kind: type[T]) -> T:
         message = f"{reason[:MAX_REASON_CHARS]}{at}{place}"
         raise ApiError(400, message, code="invalid_value", param=param or None) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None
+        reason = _half_character(body) or f"the body is no JSON: {error}"
+        raise ApiError(400, reason, code="invalid_json") from None
 
 
 # One pass, whatever the bytes are: possessive, and a string may lack its end, as in no JSON it can.
@@ -59,11 +60,31 @@ _OTHERS = bytes(set(range(256)) - set(b"[{]}"))
 
 def _nesting_exceeds(body: bytes | str, limit: int) -> bool:
     """Whether brackets outside of strings are nested deeper than `limit`."""
-    content = body.encode(errors="surrogatepass") if isinstance(body, str) else body
+    content = _as_bytes(body)
     if content.count(b"{") + content.count(b"[") <= limit:
         return False
     steps = np.frombuffer(_STRING.sub(b"", content).translate(_STEPS, _OTHERS), np.int8)
     return bool(np.cumsum(steps, dtype=np.int32).max(initial=0) > limit)
+
+
+# What may stand before a surrogate without its other half: other characters, escapes, and whole pairs.
+_LONE_SURROGATE = re.compile(
+    rb"(?:[^\\]++|\\(?!u[dD][89a-fA-F]).|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})*+\\u[dD]",
+    re.DOTALL,
+)
+
+
+def _half_character(body: bytes | str) -> str | None:
+    """What is wrong with a body that has a lone surrogate, which msgspec takes for a text without its end."""
+    found = _LONE_SURROGATE.match(_as_bytes(body))
+    if found is None:
+        return None
+    at = found.end() - len(rb"\ud")
+    return f"the body has half of a surrogate pair at byte {at}, which is no character; send both halves, or \\ufffd"
+
+
+def _as_bytes(body: bytes | str) -> bytes:
+    return body.encode(errors="surrogatepass") if isinstance(body, str) else body
 
 
 def _too_large(max_bytes: int) -> ApiError:

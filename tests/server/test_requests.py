@@ -51,6 +51,21 @@ def test_bodies_that_are_no_json_object(http: httpx2.Client, path: str, body: by
     check_error(http.post(path, content=body, headers={"content-type": "application/json"}), 400)
 
 
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        (r"a\ud83d b", 3), (r"a\ud83d", 3), (r"\udc00 b", 2), (r"\ud83d\u0041bcdefgh", 2), (r"\\\ud83d", 4),
+        (r"\ud83d\ude80\uD83D\ud83d\ude80", 14), (r"\\ud83d \u00zz", None), (r"\ud83d\ude80 \u00zz", None),
+        (r"\ud7ff \ue000 \q", None),
+    ],
+)  # fmt: skip
+def test_half_a_surrogate_pair_is_told_from_other_malformed_json(text: str, at: int | None) -> None:
+    told = "the body is no JSON: " if at is None else f"half of a surrogate pair at byte {at}, "
+    for body in (f'["{text}"]', f'["{text}"]'.encode()):
+        with pytest.raises(ApiError, match=told):
+            decode(body, list)
+
+
 BAD_FIELDS = [
     ("max_tokens", True), ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", "5"), ("max_tokens", 1.5),
     ("temperature", -1), ("temperature", "hot"), ("temperature", 1e300), ("top_p", 1.5), ("top_k", -2), ("min_p", 2),
