@@ -108,7 +108,10 @@ class StreamedReply(Reply):
 
 
 class WholeReply(Reply):
-    """One JSON object. When it takes long, spaces before it keep the connection alive; the status is 200 by then."""
+    """One JSON object. When it takes long, spaces before it keep the connection alive; the status is 200 by then.
+
+    An error after them is sent and the connection cut: clients look at the status alone, but not at half a reply.
+    """
 
     async def _send(self, run: Run, sender: "_Sender") -> None:
         sender.headers = [(b"content-type", b"application/json")]
@@ -126,7 +129,7 @@ class WholeReply(Reply):
         except Exception as error:
             if not sender.has_begun:
                 raise
-            await sender.send(msgspec.json.encode(as_api_error(error).body), is_last=True)
+            await sender.break_off(msgspec.json.encode(as_api_error(error).body))
             raise ReportedError from error
         await sender.send(msgspec.json.encode(self._answer.whole()), is_last=True)
 
@@ -150,9 +153,17 @@ class _Sender:
                     await self._send({"type": "http.response.start", "status": 200, "headers": self.headers})
                 await self._send({"type": "http.response.body", "body": content, "more_body": not is_last})
         except TimeoutError:
-            if self._abort is not None:
-                self._abort()
+            self._cut()
             raise ClientGoneError from None
+
+    async def break_off(self, content: bytes) -> None:
+        """Send the last words and close the connection before the body's end. Raises as `send`."""
+        await self.send(content)
+        self._cut()
+
+    def _cut(self) -> None:
+        if self._abort is not None:
+            self._abort()
 
 
 async def _disconnected(receive: Receive) -> None:

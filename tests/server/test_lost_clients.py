@@ -11,9 +11,10 @@ import openai
 import pytest
 
 from deepzig.engine.llm import LLM
+from deepzig.engine.results import StreamChunk
 from deepzig.engine.sampling import SamplingParams, TokenLogprob
 from deepzig.server.failures import ApiError
-from deepzig.server.run import MAX_BACKLOG, Ask
+from deepzig.server.run import MAX_BACKLOG, Ask, Run
 from deepzig.server.service import Service
 from deepzig.server.settings import ServerSettings
 from tests.server.conftest import RunningServer, serving, wait_for
@@ -150,8 +151,6 @@ def test_waiting_clients_get_signs_of_life(stories: LLM, monkeypatch: pytest.Mon
     """Nothing comes from the engine for a while: a stream has comments, a whole reply spaces before it."""
     monkeypatch.setattr("deepzig.server.http_reply.FIRST_SIGN_S", 0.1)
     monkeypatch.setattr("deepzig.server.http_reply.PADDING_AFTER_S", 0.1)
-    from deepzig.server.run import Run
-
     taken, began = Run._taken, time.monotonic()
     monkeypatch.setattr(Run, "_taken", lambda self: [] if self.elapsed_s < 0.5 else taken(self))
     with serving(stories, ping_interval=0.1) as running, running.http() as http:
@@ -161,3 +160,28 @@ def test_waiting_clients_get_signs_of_life(stories: LLM, monkeypatch: pytest.Mon
     assert time.monotonic() - began >= 1
     assert events.startswith(": keep-alive\n\n")
     assert whole.text.startswith(" ") and whole.json()["choices"][0]["text"]
+
+
+def test_a_whole_reply_that_fails_late_is_broken_off(
+    stories: LLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its status is 200 already: a client must not take the error for an answer."""
+    begun: set[Run] = set()
+
+    async def fail_at_the_second_time(self: Run, timeout: float) -> list[tuple[int, StreamChunk]]:
+        if self in begun:
+            raise ApiError(503, "no more", code="overloaded")
+        begun.add(self)
+        return []
+
+    monkeypatch.setattr("deepzig.server.http_reply.PADDING_AFTER_S", 0.0)
+    monkeypatch.setattr(Run, "next", fail_at_the_second_time)
+    body = json.dumps(LONG).encode()
+    with serving(stories) as running, running.openai() as client:
+        content = read_all(raw(running, post_head(len(body)), body))
+        with pytest.raises(openai.APIConnectionError):
+            client.completions.create(model="", prompt="One")
+        running.wait_until_idle()
+    assert content.startswith(b"HTTP/1.1 200") and not content.endswith(b"0\r\n\r\n")
+    assert b'"message":"no more"' in content
+    assert not caplog.records
