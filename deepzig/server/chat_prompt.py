@@ -12,7 +12,7 @@ import msgspec
 from deepzig.server.failures import ApiError
 from deepzig.server.requests import ChatRequest, Content, Message, Tool
 from deepzig.server.served_model import ServedModel
-from deepzig.text.chat import thinking_variables
+from deepzig.text.chat import ChatTemplate, thinking_variables
 
 _RESERVED = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
 
@@ -58,11 +58,10 @@ def chat_prompt(
         raise ApiError(400, "only an assistant's message can be a prefix", param="messages", code="invalid_value")
     if any(message.prefix for message in messages[:-1]):
         raise ApiError(400, "only the last message can be a prefix", param="messages", code="invalid_value")
-    shown = [as_template_sees(message) for message in (messages if prefix is None else messages[:-1])]
     listed = [msgspec.to_builtins(tool) for tool in tools] if tools else None
-    template = model.tool_template if tools else None
-    ids = (template or model.chat_template).render_tokens(
-        shown,
+    template = (model.tool_template if tools else None) or model.chat_template
+    ids = template.render_tokens(
+        _conversation(messages if prefix is None else messages[:-1], template),
         model.tokenizer,
         model.llm.prompt_room,
         add_generation_prompt=begins_answer,
@@ -101,12 +100,22 @@ def _check_names(variables: Mapping[str, Any]) -> None:
         raise ApiError(400, f"chat_template_kwargs has {bad!r:.80}, which is no name", param="chat_template_kwargs")
 
 
+def _conversation(messages: Sequence[Message], template: ChatTemplate) -> list[dict[str, Any]]:
+    """The messages in the form in which `template` shows them all."""
+    shown = [as_template_sees(message) for message in messages]
+    silent = [message for message in shown if message.get("tool_calls") and not message["content"]]
+    if silent and template.drops_calls_beside_content:
+        for message in silent:
+            message["content"] = None
+    return shown
+
+
 def as_template_sees(message: Message) -> dict[str, Any]:
     """A message as templates expect it: content a text, names of roles that they know."""
     role = "system" if message.role == "developer" else message.role
     shown: dict[str, Any] = {"role": role, "content": plain_text(message.content)}
     if shown["content"] is None and message.role == "assistant":
-        shown["content"] = ""  # not null: R1's template looks into it
+        shown["content"] = ""  # not null: R1-0528's template looks into it
     if message.tool_calls:
         if message.role != "assistant":
             raise ApiError(400, "only an assistant's message has tool_calls", param="messages", code="invalid_value")

@@ -6,6 +6,7 @@ model's message format: that is the template's business.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,20 @@ class ChatTemplate:
         question = [{"role": "user", "content": "a"}]
         texts = [self.render_text(question, **thinking_variables(is_on)) for is_on in (True, False)]
         return texts[0] != texts[1]
+
+    @cached_property
+    def drops_calls_beside_content(self) -> bool:
+        """Whether it writes an assistant's calls only where the content is null: not even beside an empty text."""
+        return self._shows_calls_beside(None) and not self._shows_calls_beside("")
+
+    def _shows_calls_beside(self, content: str | None) -> bool:
+        name = "look_for_this_name"
+        call = {"id": f"functions.{name}:0", "type": "function", "function": {"name": name, "arguments": "{}"}}
+        answer = {"role": "assistant", "content": content, "tool_calls": [call]}
+        try:
+            return name in self.render_text([{"role": "user", "content": "a"}, answer])
+        except (RequestError, TokenizerError):  # it looks into the content, or knows no calls
+            return False
 
     def render_text(
         self,

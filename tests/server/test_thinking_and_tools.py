@@ -4,13 +4,16 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
+from deepzig.engine.loading import load
 from tests.server.conftest import RunningServer, serving
+from tests.talkers import make_talker
 
 Script = Callable[[RunningServer, str], None]
 USER = [{"role": "user", "content": "Once upon a time"}]
@@ -166,6 +169,19 @@ def test_history_with_calls_is_accepted(talker: RunningServer) -> None:
         {"role": "tool", "tool_call_id": "call_1", "content": "noon"},
     ]
     assert create(talker, messages=messages, tools=[TIME], max_tokens=4).usage.completion_tokens > 0
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_calls_of_the_past_are_shown_by_a_template_that_wants_null(tmp_path: Path, content: str | None) -> None:
+    template = (
+        "{% for m in messages %}{% if m.content is none %}{% for c in m.tool_calls %}<｜tool▁calls▁begin｜>"
+        "{{ c.function.name }}{{ c.function.arguments }}{% endfor %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    call = {"type": "function", "function": {"name": "get_time", "arguments": '{"zone": 1}'}}
+    messages = [*USER, {"role": "assistant", "content": content, "tool_calls": [call]}]
+    with load(make_talker(tmp_path, template)) as llm, serving(llm) as running, running.http() as http:
+        prompt = http.post("/apply-template", json={"messages": messages}).json()["prompt"]
+    assert prompt == 'Once upon a time<｜tool▁calls▁begin｜>get_time{"zone": 1}'
 
 
 @pytest.mark.parametrize("family", ["K2"], indirect=True, scope="module")

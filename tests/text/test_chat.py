@@ -323,3 +323,18 @@ def test_bundled_model_has_a_template(stories_tokenizer: Tokenizer) -> None:
 def test_what_a_template_can_do(template: str, tells: bool, switches: bool) -> None:
     found = ChatTemplate(template, {})
     assert (found.tells_roles(), found.switches_thinking()) == (tells, switches)
+
+
+@pytest.mark.parametrize(
+    ("condition", "drops"),
+    [
+        ("m.content is none", True),
+        ("m.tool_calls and '</think>' not in m.content", False),
+        ("m.tool_calls", False),
+        ("false", False),
+    ],
+)
+def test_templates_that_drop_calls_beside_content(condition: str, drops: bool) -> None:
+    each = "{% for m in messages if m.role == 'assistant' and " + condition + " %}"
+    template = ChatTemplate(each + "{% for c in m.tool_calls %}{{ c.function.name }}{% endfor %}{% endfor %}", {})
+    assert template.drops_calls_beside_content is drops
