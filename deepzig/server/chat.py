@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from msgspec import UNSET, UnsetType
 
 from deepzig.engine.results import GenerationResult, Progress, StreamChunk
-from deepzig.server.chat_prompt import chat_prompt, template_variables
+from deepzig.server.chat_prompt import chat_prompt, is_thinking_off, template_variables
 from deepzig.server.constraints import chat_constraint
 from deepzig.server.failures import ApiError, ErrorBody
 from deepzig.server.logprobs import chat_logprob
@@ -71,7 +71,9 @@ def plan_chat(model: ServedModel, request: ChatRequest, tenant: str) -> ChatPlan
     if not with_tools and request.tool_choice not in (None, "none", "auto"):
         raise ApiError(400, "tool_choice asks for a call, but there are no tools", param="tool_choice")
     tools = request.tools if with_tools else None
-    prompt = chat_prompt(model, request.messages, tools, template_variables(request))
+    variables = template_variables(request)
+    prompt = chat_prompt(model, request.messages, tools, variables)
+    budget = 0 if is_thinking_off(variables) else request.thinking_token_budget  # some templates have no switch
     params = sampling_params(
         request,
         model.llm.config.vocab_size,
@@ -81,7 +83,7 @@ def plan_chat(model: ServedModel, request: ChatRequest, tenant: str) -> ChatPlan
     ask = Ask(
         prompts=[prompt.token_ids],
         params=params,
-        constraint=chat_constraint(model, request, in_reasoning=prompt.in_reasoning),
+        constraint=chat_constraint(model, request, prompt.in_reasoning, budget),
         tenant=tenant,
         priority=request.priority or 0,
     )

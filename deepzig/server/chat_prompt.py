@@ -93,6 +93,11 @@ def template_variables(request: ChatRequest) -> dict[str, Any]:
     return variables
 
 
+def is_thinking_off(variables: Mapping[str, Any]) -> bool:
+    """Whether `template_variables` ask for an answer without thoughts."""
+    return variables.get("thinking") is False
+
+
 def _check_names(variables: Mapping[str, Any]) -> None:
     if taken := _RESERVED & variables.keys():
         raise ApiError(400, f"chat_template_kwargs may not set {sorted(taken)[0]}", param="chat_template_kwargs")

@@ -30,10 +30,14 @@ def completion_constraint(model: ServedModel, request: CompletionRequest) -> Tok
     return _compiled(model, _own_grammar(request, request.response_format))
 
 
-def chat_constraint(model: ServedModel, request: ChatRequest, *, in_reasoning: bool) -> TokenConstraint | None:
-    """What a chat's answer must look like, after reasoning if the prompt opens it. Raises as above."""
+def chat_constraint(
+    model: ServedModel, request: ChatRequest, in_reasoning: bool, budget: int | None
+) -> TokenConstraint | None:
+    """What a chat's answer must look like, after at most `budget` tokens of reasoning if the prompt opens it.
+
+    Raises as above.
+    """
     inner = _compiled(model, _tool_grammar(model, request) or _own_grammar(request, request.response_format))
-    budget = request.thinking_token_budget
     if not in_reasoning or model.think_ids is None or (inner is None and budget is None):
         return inner
     vocab_size = model.llm.config.vocab_size

@@ -266,6 +266,18 @@ def test_budget_ends_thoughts_and_the_schema_holds_after_them(talker: RunningSer
     assert json.loads(reply.choices[0].message.content)["n"] in (1, 2)
 
 
+@pytest.mark.parametrize("family", ["R1"], indirect=True, scope="module")
+@pytest.mark.parametrize(
+    "switch", [{"reasoning_effort": "none"}, {"enable_thinking": False}, {"thinking": {"type": "disabled"}}]
+)
+def test_thoughts_of_a_template_without_a_switch_are_closed_at_once(
+    talker: RunningServer, switch: dict[str, Any]
+) -> None:
+    reply = create(talker, extra_body=switch, max_tokens=6)
+    assert reply.usage.completion_tokens_details.reasoning_tokens == 1, "the mark"
+    assert reply.choices[0].message.content
+
+
 @pytest.mark.parametrize("family", ["V3.1"], indirect=True, scope="module")
 def test_prefix_is_continued(talker: RunningServer) -> None:
     """The prompt is the conversation without the prefix, and behind it the prefix as plain text."""
