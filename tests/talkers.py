@@ -40,6 +40,9 @@ TEMPLATES = {
     ),
     "K2": _TOOLS_K2 + _TEMPLATE.replace("CALLS", _CALLS_K2).replace("GENERATION", ""),
 }
+# These leave <think> to the model.
+TEMPLATES["R1-0528"] = TEMPLATES["V2.5"] + "{# </think> #}"
+TEMPLATES["K2-Thinking"] = TEMPLATES["K2"] + "{# </think> #}"
 
 
 def make_talker(directory: Path, template: str | None) -> Path:

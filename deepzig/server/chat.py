@@ -83,7 +83,7 @@ def plan_chat(model: ServedModel, request: ChatRequest, tenant: str) -> ChatPlan
     ask = Ask(
         prompts=[prompt.token_ids],
         params=params,
-        constraint=chat_constraint(model, request, prompt.in_reasoning, budget),
+        constraint=chat_constraint(model, request, prompt, budget),
         tenant=tenant,
         priority=request.priority or 0,
     )

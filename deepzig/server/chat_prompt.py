@@ -19,10 +19,11 @@ _RESERVED = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_tok
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """Token ids, and whether they end within an open <think>."""
+    """Token ids, whether they end within an open <think>, and whether the answer may open one itself."""
 
     token_ids: list[int]
     in_reasoning: bool
+    may_open_reasoning: bool
 
 
 def chat_prompt(
@@ -69,9 +70,11 @@ def chat_prompt(
         **variables,
     )
     in_reasoning = model.answer_format.ends_in_reasoning(ids, model.tokenizer)
+    may_open = not in_reasoning and model.answer_format.may_open_reasoning(ids, model.tokenizer)
     if prefix is not None:
         in_reasoning = _continue(model, ids, prefix, in_reasoning)
-    return ChatPrompt(ids, in_reasoning)
+        may_open = may_open and not prefix.content
+    return ChatPrompt(ids, in_reasoning, may_open)
 
 
 def template_variables(request: ChatRequest) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import msgspec
 
 from deepzig.engine.sampling import TokenConstraint
 from deepzig.errors import RequestError
+from deepzig.server.chat_prompt import ChatPrompt
 from deepzig.server.failures import ApiError
 from deepzig.server.requests import (
     MAX_SCHEMA_BYTES,
@@ -31,17 +32,33 @@ def completion_constraint(model: ServedModel, request: CompletionRequest) -> Tok
 
 
 def chat_constraint(
-    model: ServedModel, request: ChatRequest, in_reasoning: bool, budget: int | None
+    model: ServedModel, request: ChatRequest, prompt: ChatPrompt, budget: int | None
 ) -> TokenConstraint | None:
-    """What a chat's answer must look like, after at most `budget` tokens of reasoning if the prompt opens it.
+    """What a chat's answer must look like, after at most `budget` tokens of reasoning where there is any.
 
     Raises as above.
     """
     inner = _compiled(model, _tool_grammar(model, request) or _own_grammar(request, request.response_format))
-    if not in_reasoning or model.think_ids is None or (inner is None and budget is None):
+    may_reason = prompt.in_reasoning or prompt.may_open_reasoning
+    if not may_reason or model.think_ids is None or (inner is None and budget is None):
         return inner
-    vocab_size = model.llm.config.vocab_size
-    return grammar.AfterReasoning(model.think_ids.closed, model.llm.defaults.eos_token_ids, vocab_size, inner, budget)
+    return grammar.AfterReasoning(
+        model.think_ids,
+        model.llm.defaults.eos_token_ids,
+        model.llm.config.vocab_size,
+        inner,
+        budget,
+        is_open=prompt.in_reasoning,
+        section_id=_section_id(model, request),
+    )
+
+
+def _section_id(model: ServedModel, request: ChatRequest) -> int | None:
+    """The token that opens a section of tool calls, if the answer may have one."""
+    tools = model.answer_format.tools
+    if not request.tools or request.tool_choice == "none" or tools is None or model.tokenizer is None:
+        return None
+    return model.tokenizer.control_tokens.ids.get(tools.section_open)
 
 
 @dataclass(frozen=True)

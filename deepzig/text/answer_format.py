@@ -88,6 +88,13 @@ class AnswerFormat:
         marks = ThinkIds.of_tokenizer(tokenizer) if self.has_thinking else None
         return marks is not None and next((token == marks.opened for token in reversed(ids) if token in marks), False)
 
+    def may_open_reasoning(self, ids: Sequence[int], tokenizer: Tokenizer) -> bool:
+        """Whether an answer to a prompt may begin with <think>: no mark stands at the prompt's very end."""
+        marks = ThinkIds.of_tokenizer(tokenizer) if self.has_thinking else None
+        if marks is None:
+            return False
+        return next((token not in marks for token in reversed(ids) if tokenizer.token_bytes(token).strip()), True)
+
 
 class ThinkIds(NamedTuple):
     """Token ids of the marks around reasoning."""

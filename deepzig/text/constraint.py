@@ -8,6 +8,8 @@ strangers: their cost is bounded by llguidance's own limits.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from enum import Enum, auto
 from functools import cached_property
 from typing import Any, Self
 
@@ -16,7 +18,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from deepzig.errors import RequestError
-from deepzig.text.answer_format import ToolFormat
+from deepzig.text.answer_format import ThinkIds, ToolFormat
 from deepzig.text.tokenizer import Tokenizer
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -81,53 +83,84 @@ class GrammarConstraint:
         return type(self)(self._matcher.deep_copy(), self._vocab_size)
 
 
+class _Phase(Enum):
+    BEFORE = auto()  # no token yet: reasoning may begin
+    REASONING = auto()
+    AFTER = auto()
+
+
 class AfterReasoning:
-    """Free until the reasoning is closed, at the latest after `budget` tokens; then as the inner constraint says."""
+    """Free until the reasoning is closed, at the latest after `budget` tokens; then as the inner constraint says.
+
+    A section of tool calls ends reasoning too, as Kimi-K2-Thinking has it, if the inner constraint allows one.
+    """
 
     def __init__(
         self,
-        close_id: int,
+        think_ids: ThinkIds,
         eos_token_ids: Iterable[int],
         vocab_size: int,
         inner: GrammarConstraint | None,
         budget: int | None,
+        *,
+        is_open: bool,
+        section_id: int | None,
     ) -> None:
-        """close_id: the token </think>; inner None: free afterwards too."""
-        self._close_id, self._eos_token_ids = close_id, list(eos_token_ids)
-        self._inner, self._left = inner, budget
+        """inner None: free afterwards too. is_open: in the prompt; if not, the answer may begin with <think>.
+
+        section_id: the token that opens a section of tool calls; None: there are none.
+        """
+        self._think_ids, self._eos_token_ids = think_ids, list(eos_token_ids)
         self._vocab_size = vocab_size
-        self._is_open = True
+        self._inner, self._left = inner, budget
+        self._section_id = section_id
+        self._phase = _Phase.REASONING if is_open else _Phase.BEFORE
 
     @property
     def is_complete(self) -> bool:
         """Nothing may follow."""
-        return not self._is_open and self._inner is not None and self._inner.is_complete
+        return self._phase is not _Phase.REASONING and self._inner is not None and self._inner.is_complete
 
     def allowed(self) -> np.ndarray:
         """bool (vocab_size,)."""
-        if not self._is_open:
-            return np.ones(self._vocab_size, bool) if self._inner is None else self._inner.allowed()
+        if self._phase is _Phase.REASONING:
+            return self._allowed_in_reasoning()
+        allowed = np.ones(self._vocab_size, bool) if self._inner is None else self._inner.allowed()
+        if self._phase is _Phase.BEFORE:
+            allowed[self._think_ids.opened] = True
+        return allowed
+
+    def _allowed_in_reasoning(self) -> np.ndarray:
         if self._left is not None and self._left <= 0:  # the reasoning must end now
-            return np.arange(self._vocab_size) == self._close_id
+            return np.arange(self._vocab_size) == self._think_ids.closed
         allowed = np.ones(self._vocab_size, bool)
         allowed[self._eos_token_ids] = False
+        if self._section_id is not None:
+            allowed[self._section_id] = self._may_begin_with_calls
         return allowed
+
+    @cached_property
+    def _may_begin_with_calls(self) -> bool:
+        return self._inner is None or bool(self._inner.allowed()[self._section_id])
 
     def accept(self, token: int) -> None:
         """Take the chosen token."""
-        if not self._is_open:
+        before = self._phase
+        if before is _Phase.REASONING and self._left is not None:
+            self._left -= 1
+        if before is _Phase.BEFORE and token == self._think_ids.opened:
+            self._phase = _Phase.REASONING
+        elif before is _Phase.REASONING and token == self._think_ids.closed:
+            self._phase = _Phase.AFTER
+        elif before is not _Phase.REASONING or token == self._section_id:
+            self._phase = _Phase.AFTER
             if self._inner is not None:
                 self._inner.accept(token)
-            return
-        self._is_open = token != self._close_id
-        if self._left is not None:
-            self._left -= 1
 
     def copy(self) -> Self:
         """An independent one in the same state."""
-        inner = None if self._inner is None else self._inner.copy()
-        other = type(self)(self._close_id, self._eos_token_ids, self._vocab_size, inner, self._left)
-        other._is_open = self._is_open
+        other = copy(self)
+        other._inner = None if self._inner is None else self._inner.copy()
         return other
 
 

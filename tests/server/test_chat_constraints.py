@@ -1,0 +1,86 @@
+"""Which answers the constraint of a chat allows, token by token, whatever the model would like to say."""
+
+# ruff: noqa: RUF001
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from deepzig.server.chat import plan_chat
+from deepzig.server.requests import ChatRequest
+from tests.server.conftest import RunningServer
+
+USER = [{"role": "user", "content": "Hi"}]
+TIME = {"type": "function", "function": {"name": "get_time", "strict": True}}
+CALL_V3 = (
+    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_time\n```json\n{}\n```<｜tool▁call▁end｜>"
+    "<｜tool▁calls▁end｜>"
+)
+CALL_K2 = (
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_time:0<|tool_call_argument_begin|>{}"
+    "<|tool_call_end|><|tool_calls_section_end|>"
+)
+JSON_OBJECT = {"response_format": {"type": "json_object"}}
+
+
+def fits(talker: RunningServer, text: str, **body: Any) -> bool:
+    """Whether the answer to a chat may be `text`; marks in it are control tokens."""
+    model = talker.service.model
+    assert model.tokenizer is not None
+    request = msgspec.convert({"messages": USER, **body}, ChatRequest)
+    constraint = plan_chat(model, request, "").ask.constraint
+    if constraint is None:
+        return True
+    for token in model.tokenizer.encode(text, add_bos=False):
+        if constraint.is_complete or not constraint.allowed()[token]:
+            return False
+        constraint.accept(token)
+        constraint = constraint.copy()
+    return constraint.is_complete or bool(constraint.allowed()[list(model.llm.defaults.eos_token_ids)].any())
+
+
+@pytest.mark.parametrize("family", ["R1-0528"], indirect=True, scope="module")
+def test_a_model_that_opens_thoughts_itself_may_think_before_a_form(talker: RunningServer) -> None:
+    for form, good, bad in (
+        (JSON_OBJECT, "{}", "Yes."),
+        ({"tools": [TIME]}, f"Look.{CALL_V3}", "Look.<｜tool▁calls▁begin｜>"),
+        ({"tools": [TIME], "tool_choice": "required"}, CALL_V3, "Yes."),
+    ):
+        for thoughts in ("", "<think>\nHm.\n</think>"):
+            assert fits(talker, thoughts + good, **form)
+            assert not fits(talker, thoughts + bad, **form)
+        assert not fits(talker, "<think>Hm", **form), "thoughts must end"
+        assert not fits(talker, good + "<think></think>", **form)
+
+
+@pytest.mark.parametrize("family", ["R1-0528"], indirect=True, scope="module")
+def test_the_budget_holds_for_thoughts_that_the_model_opens(talker: RunningServer) -> None:
+    for switch in ({"thinking_token_budget": 0}, {"enable_thinking": False}):
+        assert fits(talker, "<think></think>Yes.", **switch)
+        assert fits(talker, "Yes.", **switch)
+        assert not fits(talker, "<think>Hm</think>Yes.", **switch)
+
+
+@pytest.mark.parametrize("family", ["K2-Thinking"], indirect=True, scope="module")
+def test_calls_may_end_thoughts_if_the_form_allows_calls(talker: RunningServer) -> None:
+    broken = CALL_K2.replace("get_time", "get_tide")
+    for form in ({"tools": [TIME]}, {"tools": [TIME], "tool_choice": "required"}):
+        assert fits(talker, f"<think>Hm{CALL_K2}", **form)
+        assert not fits(talker, f"<think>Hm{broken}", **form)
+    loose = {"type": "function", "function": {"name": "get_time"}}
+    assert fits(talker, "<think>Hm</think>Yes", tools=[loose], regex="Yes")
+    assert not fits(talker, f"<think>Hm{CALL_K2}", tools=[loose], regex="Yes"), "the form has no calls"
+
+
+@pytest.mark.parametrize("family", ["V3.1"], indirect=True, scope="module")
+def test_thoughts_that_the_prompt_closes_are_not_opened_again(talker: RunningServer) -> None:
+    assert fits(talker, "{}", **JSON_OBJECT)
+    assert not fits(talker, "<think></think>{}", **JSON_OBJECT)
+
+
+@pytest.mark.parametrize("family", ["K2-Thinking"], indirect=True, scope="module")
+def test_an_answer_that_has_begun_opens_no_thoughts(talker: RunningServer) -> None:
+    begun = [*USER, {"role": "assistant", "content": "{", "prefix": True}]
+    assert fits(talker, "{}", **{**JSON_OBJECT, "messages": begun})
+    assert not fits(talker, "<think></think>{}", **{**JSON_OBJECT, "messages": begun})
