@@ -59,7 +59,7 @@ def chat_prompt(
         raise ApiError(400, "only an assistant's message can be a prefix", param="messages", code="invalid_value")
     if any(message.prefix for message in messages[:-1]):
         raise ApiError(400, "only the last message can be a prefix", param="messages", code="invalid_value")
-    listed = [msgspec.to_builtins(tool) for tool in tools] if tools else None
+    listed = [_as_defined(tool) for tool in tools] if tools else None
     template = (model.tool_template if tools else None) or model.chat_template
     ids = template.render_tokens(
         _conversation(messages if prefix is None else messages[:-1], template),
@@ -137,6 +137,12 @@ def as_template_sees(message: Message) -> dict[str, Any]:
     if reasoning := message.reasoning_content or message.reasoning:
         shown["reasoning_content"] = reasoning  # whether a later turn sees it is for the template to say
     return shown
+
+
+def _as_defined(tool: Tool) -> dict[str, Any]:
+    """A tool in OpenAI's order, which models have learned, without the fields that the client left out."""
+    function = {name: value for name, value in msgspec.to_builtins(tool.function).items() if value is not None}
+    return {"type": tool.type, "function": function}
 
 
 def plain_text(content: Content | None) -> str | None:

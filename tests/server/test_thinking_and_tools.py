@@ -161,6 +161,13 @@ def test_tools_are_told_as_text_that_cannot_command(talker: RunningServer, famil
     assert told is (family != "K2"), "the format, in control tokens, but Kimi-K2's template tells of tools itself"
 
 
+@pytest.mark.parametrize("family", ["K2"], indirect=True, scope="module")
+def test_tools_are_listed_as_the_client_defined_them(talker: RunningServer) -> None:
+    with talker.http() as http:
+        prompt = http.post("/apply-template", json={"messages": USER, "tools": [WEATHER, TIME]}).json()["prompt"]
+    assert prompt.startswith(json.dumps([WEATHER, TIME]))
+
+
 def test_history_with_calls_is_accepted(talker: RunningServer) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
     messages = [
