@@ -196,7 +196,18 @@ class _Choice:
             self.finish_reason = "length" if chunk.finish_reason == "length" else "stop"
             if self.finish_reason == "stop" and self._parser.n_calls and not self._parser.is_in_arguments:
                 self.finish_reason = "tool_calls"
-        return [self._delta(part) for part in parts], entries
+        deltas: list[Delta] = []
+        for part in parts:
+            if isinstance(part, CallStart):
+                deltas += self._close_mark()
+            deltas.append(self._delta(part))
+        if self.finish_reason is not None and not self._parser.is_reasoning:
+            deltas += self._close_mark()
+        return deltas, entries
+
+    def _close_mark(self) -> list[Delta]:
+        """</think> in the content, where no content comes to bring it."""
+        return [self._delta(Content(""))] if self._is_in_mark else []
 
     def _delta(self, part: Part) -> Delta:
         if isinstance(part, CallStart):

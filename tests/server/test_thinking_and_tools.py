@@ -242,6 +242,28 @@ def test_thoughts_may_stay_in_the_content(
     assert joined(chunks, "reasoning_content") == (thoughts or "")
 
 
+@pytest.mark.parametrize("family", ["R1"], indirect=True, scope="module")
+@pytest.mark.parametrize(
+    ("written", "content"),
+    [
+        ("Hm.</think>\n\n" + CALLS["V2.5"].removeprefix("Look."), "<think>\nHm.\n</think>\n\n"),
+        ("Hm.</think>", "<think>\nHm.\n</think>\n\n"),
+        ("Hm.", "<think>\nHm."),
+    ],
+    ids=["calls", "nothing", "never closed"],
+)
+def test_thoughts_in_the_content_are_closed_as_the_model_closed_them(
+    talker: RunningServer, script: Script, written: str, content: str
+) -> None:
+    with serving(talker.llm, reasoning_format="both") as running:
+        script(running, written)
+        message = create(running, tools=[WEATHER, TIME]).choices[0].message
+        chunks = create(running, tools=[WEATHER, TIME], stream=True)
+    assert message.content == joined(chunks, "content") == content
+    assert message.reasoning_content == "Hm."
+    assert len(message.tool_calls or []) == (2 if "get_time" in written else 0)
+
+
 @pytest.mark.parametrize("family", ["V3.1"], indirect=True, scope="module")
 @pytest.mark.parametrize(
     ("options", "thinks"),
