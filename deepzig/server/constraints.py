@@ -80,26 +80,27 @@ def _compiled(model: ServedModel, source: _Source | None) -> grammar.GrammarCons
 
 def _own_grammar(request: SamplingFields, response_format: ResponseFormat | None) -> _Source | None:
     """The grammar of response_format, grammar or regex, of which at most one may be given."""
-    schema = _schema(response_format)
-    if sum(given is not None for given in (schema, request.grammar, request.regex)) > 1:
+    rule = _json_rule(response_format)
+    if sum(given is not None for given in (rule, request.grammar, request.regex)) > 1:
         raise ApiError(400, "give one of response_format, grammar and regex", param="grammar", code="invalid_value")
     if request.grammar is not None:
         return _Source(grammar.from_text(request.grammar), "grammar")
     if request.regex is not None:
         return _Source(grammar.from_regex(request.regex), "regex")
-    return None if schema is None else _Source(grammar.from_rules(grammar.json_rule(schema)), "response_format")
+    return None if rule is None else _Source(grammar.from_rules(rule), "response_format")
 
 
-def _schema(response_format: ResponseFormat | None) -> Mapping[str, Any] | None:
+def _json_rule(response_format: ResponseFormat | None) -> str | None:
+    """The Lark expression of a response_format; None: free text."""
     if response_format is None or response_format.type == "text":
         return None
     if response_format.type == "json_object":
-        return grammar.ANY_OBJECT
+        return grammar.json_rule(grammar.ANY_OBJECT, strict=True)
     given = response_format.json_schema
     if given is None or given.schema is None:
         raise ApiError(400, "json_schema lacks its schema", param="response_format.json_schema", code="invalid_value")
     _check_size(given.schema, "response_format.json_schema.schema")
-    return given.schema
+    return grammar.json_rule(given.schema, strict=given.strict is True)
 
 
 def _tool_grammar(model: ServedModel, request: ChatRequest) -> _Source | None:
@@ -108,7 +109,8 @@ def _tool_grammar(model: ServedModel, request: ChatRequest) -> _Source | None:
     if not tools or choice == "none" or model.answer_format.tools is None:
         return None
     is_free = choice == "auto"
-    must_fit = any(tool.function.strict for tool in tools) or _schema(request.response_format) is not None
+    rule = _json_rule(request.response_format)
+    must_fit = any(tool.function.strict for tool in tools) or rule is not None
     if is_free and not must_fit:
         return None
     if request.grammar is not None or request.regex is not None:
@@ -118,25 +120,21 @@ def _tool_grammar(model: ServedModel, request: ChatRequest) -> _Source | None:
         if not tools:
             raise ApiError(400, f"there is no tool {choice.function.name!r}", param="tool_choice", code="invalid_value")
     several = request.parallel_tool_calls is not False and not isinstance(choice, NamedToolChoice)
-    grammars = _grammars(model)
-    calls, rules = grammar.call_rules(model.answer_format.tools, _schemas(tools), grammars, several=several)
+    functions = [(tool.function.name, _arguments_rule(tool)) for tool in tools]
+    calls, rules = grammar.call_rules(model.answer_format.tools, functions, _grammars(model), several=several)
     if not is_free:
         return _Source(grammar.from_rules(calls, rules), "tools")
-    schema = _schema(request.response_format)
     rules["calls"] = calls
-    rules["answer"] = grammar.json_rule(schema) if schema is not None else "TEXT"
+    rules["answer"] = "TEXT" if rule is None else rule
     rules["TEXT"] = r"/(.|\n)*/"
-    start = "answer | calls" if schema is not None else "TEXT | TEXT calls"
+    start = "TEXT | TEXT calls" if rule is None else "answer | calls"
     return _Source(grammar.from_rules(start, rules), "tools")
 
 
-def _schemas(tools: list[Tool]) -> list[tuple[str, Mapping[str, Any]]]:
-    schemas: list[tuple[str, Mapping[str, Any]]] = []
-    for tool in tools:
-        parameters = tool.function.parameters or grammar.ANY_OBJECT
-        _check_size(parameters, "tools")
-        schemas.append((tool.function.name, parameters))
-    return schemas
+def _arguments_rule(tool: Tool) -> str:
+    parameters = tool.function.parameters or grammar.ANY_OBJECT
+    _check_size(parameters, "tools")
+    return grammar.json_rule(parameters, strict=tool.function.strict is True)
 
 
 def _check_size(schema: Mapping[str, Any], param: str) -> None:

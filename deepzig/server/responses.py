@@ -98,7 +98,8 @@ def _tool(tool: ResponsesTool) -> Tool:
 
 
 def _response_format(given: TextFormat) -> ResponseFormat:
-    return ResponseFormat(type=given.type, json_schema=JsonSchema(schema=given.schema, name=given.name))
+    schema = JsonSchema(schema=given.schema, name=given.name, strict=given.strict)
+    return ResponseFormat(type=given.type, json_schema=schema)
 
 
 def _tool_choice(request: ResponsesRequest) -> ToolChoice | None:

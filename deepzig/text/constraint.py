@@ -19,6 +19,7 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from deepzig.errors import RequestError
 from deepzig.text.answer_format import ThinkIds, ToolFormat
+from deepzig.text.json_schema import simplified
 from deepzig.text.tokenizer import Tokenizer
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -164,10 +165,14 @@ class AfterReasoning:
         return other
 
 
-def json_rule(schema: Mapping[str, Any]) -> str:
-    """A Lark expression for JSON that fits `schema`. Raises RequestError if that is no JSON."""
+def json_rule(schema: Mapping[str, Any], *, strict: bool) -> str:
+    """A Lark expression for JSON that fits `schema`. Raises RequestError if that is no JSON.
+
+    strict: to the letter, or compiling fails; if not, what llguidance does not support is left out.
+    """
     try:
-        return "%json " + json.dumps({**schema, "x-guidance": _WHITESPACE})
+        guidance = {**_WHITESPACE, "lenient": not strict}
+        return "%json " + json.dumps({**simplified(schema, strict=strict), "x-guidance": guidance})
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(f"the JSON schema cannot be read: {error}") from error
 
@@ -194,14 +199,14 @@ def from_text(grammar: str) -> str:
 
 
 def call_rules(
-    tools: ToolFormat, schemas: Sequence[tuple[str, Mapping[str, Any]]], grammars: Grammars, *, several: bool
+    tools: ToolFormat, functions: Sequence[tuple[str, str]], grammars: Grammars, *, several: bool
 ) -> tuple[str, dict[str, str]]:
-    """(expression, rules) for a section with calls of the functions `schemas`: (name, schema of the arguments)."""
+    """(expression, rules) for a section with calls of `functions`: (name, expression for the arguments)."""
     marks = grammars.marks
     choices = []
     rules = {}
-    for index, (name, schema) in enumerate(schemas):
-        rules[f"arguments_{index}"] = json_rule(schema)
+    for index, (name, arguments) in enumerate(functions):
+        rules[f"arguments_{index}"] = arguments
         number = '":" /[0-9]{1,4}/ ' if tools.is_numbered else ""
         choices.append(f"{json.dumps(name)} {number}{marks(tools.name_close)} arguments_{index}")
     head = marks(tools.call_open + tools.head)

@@ -8,7 +8,10 @@ import msgspec
 import pytest
 
 from deepzig.server.chat import plan_chat
+from deepzig.server.failures import ApiError
 from deepzig.server.requests import ChatRequest
+from deepzig.server.responses import prepare_response
+from deepzig.server.responses_protocol import ResponsesRequest
 from tests.server.conftest import RunningServer
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -84,3 +87,26 @@ def test_an_answer_that_has_begun_opens_no_thoughts(talker: RunningServer) -> No
     begun = [*USER, {"role": "assistant", "content": "{", "prefix": True}]
     assert fits(talker, "{}", **{**JSON_OBJECT, "messages": begun})
     assert not fits(talker, "<think></think>{}", **{**JSON_OBJECT, "messages": begun})
+
+
+@pytest.mark.parametrize("family", ["V2.5"], indirect=True, scope="module")
+def test_schemas_are_taken_to_the_letter_only_if_they_are_strict(talker: RunningServer) -> None:
+    schema = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
+    model = talker.service.model
+    for strict in (None, False, True):
+        function = {"name": "get_time", "parameters": {"type": "object", "properties": {"a": schema}}, "strict": strict}
+        bodies: list[dict[str, Any]] = [
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": schema, "strict": strict}}},
+            {"tools": [{"type": "function", "function": function}], "tool_choice": "required"},
+        ]
+        form: Any = {"type": "json_schema", "name": "a", "schema": schema, "strict": strict}
+        if strict:
+            for body in bodies:
+                with pytest.raises(ApiError, match="uniqueItems"):
+                    fits(talker, "", **body)
+            with pytest.raises(ApiError, match="uniqueItems"):
+                prepare_response(model, msgspec.convert({"input": "a", "text": {"format": form}}, ResponsesRequest), "")
+        else:
+            assert fits(talker, "[1,2]", **bodies[0]) and not fits(talker, '["a"]', **bodies[0])
+            assert fits(talker, CALL_V3.replace("{}", '{"a":[1]}'), **bodies[1])
+            assert not fits(talker, CALL_V3.replace("{}", '{"a":["a"]}'), **bodies[1])

@@ -1,0 +1,60 @@
+"""Schemas as llguidance takes them: everyday ones pass, and nothing is dropped that stands for itself."""
+
+import json
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher
+
+from deepzig.text.constraint import from_rules, json_rule
+from deepzig.text.json_schema import FORMATS, simplified
+
+UNIQUE = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+NAMES = {"type": "object", "propertyNames": {"type": "string", "maxLength": 3}}
+LOOKING = {"type": "string", "pattern": r"^(?!\.)[a-z.]+$", "format": "email"}
+
+
+def is_supported(schema: dict[str, Any], strict: bool) -> bool:
+    return not LLMatcher.validate_grammar(from_rules(json_rule(schema, strict=strict)))
+
+
+@pytest.mark.parametrize(
+    ("schema", "strict_too"),
+    [
+        ({"type": "string", "format": "cuid"}, True),
+        ({"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "integer"}}, True),
+        ({"$defs": {"a": {"anyOf": [{"type": "string", "format": "x"}]}}, "items": {"$ref": "#/$defs/a"}}, True),
+        ({"properties": {"a": {"additionalProperties": {"type": "string", "format": "x"}}}}, True),
+        (UNIQUE, False),
+        (NAMES, False),
+        (LOOKING, False),
+        ({"properties": {"a": LOOKING}}, False),
+        ({"oneOf": [{"type": "string"}, {"type": "string", "minLength": 1}]}, False),
+    ],
+)
+def test_what_is_no_constraint_is_accepted_and_what_is_one_only_if_not_strict(
+    schema: dict[str, Any], strict_too: bool
+) -> None:
+    assert is_supported(schema, strict=False)
+    assert is_supported(schema, strict=True) is strict_too
+
+
+def test_formats_that_llguidance_knows() -> None:
+    """One that it does not know would be refused; one that it knows must not be left out."""
+    candidates = FORMATS | {"idn-email", "iri", "uri-reference", "regex", "json-pointer", "byte", "url", "cuid"}
+    grammars = {name: from_rules("%json " + json.dumps({"type": "string", "format": name})) for name in candidates}
+    assert {name for name, written in grammars.items() if not LLMatcher.validate_grammar(written)} == FORMATS
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"format": {"type": "string"}, "pattern": {"const": "(?=a)"}, "propertyNames": True}},
+        {"type": "string", "pattern": r"\(?=[a-z]", "format": "date"},
+        {"enum": [{"format": "cuid"}], "default": {"format": "cuid"}},
+        {"format": 1, "pattern": 2, "items": True, "properties": [], "anyOf": {}},
+    ],
+)
+def test_nothing_else_is_left_out(schema: dict[str, Any], strict: bool) -> None:
+    assert simplified(schema, strict=strict) == schema
