@@ -104,23 +104,27 @@ def _json_rule(response_format: ResponseFormat | None) -> str | None:
 
 
 def _tool_grammar(model: ServedModel, request: ChatRequest) -> _Source | None:
-    """The grammar of an answer that must call, or whose calls must fit their schemas; None: nothing must."""
+    """The grammar of an answer that must call, whose calls must fit their schemas, or that may call only once.
+
+    None: it may call as it likes.
+    """
     tools, choice = request.tools or [], request.tool_choice or "auto"
     if not tools or choice == "none" or model.answer_format.tools is None:
         return None
     is_free = choice == "auto"
     rule = _json_rule(request.response_format)
-    must_fit = any(tool.function.strict for tool in tools) or rule is not None
-    if is_free and not must_fit:
+    must_fit = not is_free or any(tool.function.strict for tool in tools) or rule is not None
+    has_own_grammar = request.grammar is not None or request.regex is not None
+    if not must_fit and (has_own_grammar or request.parallel_tool_calls is not False):
         return None
-    if request.grammar is not None or request.regex is not None:
+    if has_own_grammar:
         raise ApiError(400, "a grammar cannot be combined with tools", param="grammar", code="invalid_value")
     if isinstance(choice, NamedToolChoice):
         tools = [tool for tool in tools if tool.function.name == choice.function.name]
         if not tools:
             raise ApiError(400, f"there is no tool {choice.function.name!r}", param="tool_choice", code="invalid_value")
     several = request.parallel_tool_calls is not False and not isinstance(choice, NamedToolChoice)
-    functions = [(tool.function.name, _arguments_rule(tool)) for tool in tools]
+    functions = [(tool.function.name, _arguments_rule(tool, must_fit)) for tool in tools]
     calls, rules = grammar.call_rules(model.answer_format.tools, functions, _grammars(model), several=several)
     if not is_free:
         return _Source(grammar.from_rules(calls, rules), "tools")
@@ -131,8 +135,8 @@ def _tool_grammar(model: ServedModel, request: ChatRequest) -> _Source | None:
     return _Source(grammar.from_rules(start, rules), "tools")
 
 
-def _arguments_rule(tool: Tool) -> str:
-    parameters = tool.function.parameters or grammar.ANY_OBJECT
+def _arguments_rule(tool: Tool, must_fit: bool) -> str:
+    parameters = (tool.function.parameters if must_fit else None) or grammar.ANY_OBJECT
     _check_size(parameters, "tools")
     return grammar.json_rule(parameters, strict=tool.function.strict is True)
 

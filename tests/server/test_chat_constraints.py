@@ -90,6 +90,20 @@ def test_an_answer_that_has_begun_opens_no_thoughts(talker: RunningServer) -> No
 
 
 @pytest.mark.parametrize("family", ["V2.5"], indirect=True, scope="module")
+def test_an_answer_without_parallel_calls_has_one_call(talker: RunningServer) -> None:
+    """Of any arguments: only those of strict tools fit their schemas."""
+    parameters = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?<=a)b"}}, "required": ["a"]}
+    loose = {"type": "function", "function": {"name": "get_time", "parameters": parameters}}
+    call = CALL_V3.removeprefix("<｜tool▁calls▁begin｜>").removesuffix("<｜tool▁calls▁end｜>")
+    for n_calls in (0, 1, 2):
+        calls = "\n".join([call] * n_calls)
+        answer = "Look." + (f"<｜tool▁calls▁begin｜>{calls}<｜tool▁calls▁end｜>" if calls else "")
+        assert fits(talker, answer, tools=[loose])
+        assert fits(talker, answer, tools=[loose], parallel_tool_calls=False) is (n_calls < 2)
+    assert fits(talker, "Yes", tools=[loose], parallel_tool_calls=False, regex="Yes"), "no calls at all"
+
+
+@pytest.mark.parametrize("family", ["V2.5"], indirect=True, scope="module")
 def test_schemas_are_taken_to_the_letter_only_if_they_are_strict(talker: RunningServer) -> None:
     schema = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
     model = talker.service.model
