@@ -1,5 +1,6 @@
 """Generation: a submitted request as text. Turns the engine's tokens into chunks, in the thread of whoever reads them.
 
+Stop strings are looked for in the engine's thread, so that an answer ends where it should even if nobody reads it yet.
 Made by `LLM.submit`; calls `engine_thread` and `text`.
 """
 
@@ -7,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from deepzig.engine.engine_thread import EngineThread
 from deepzig.engine.request import Request, TokenEvent
@@ -44,7 +46,10 @@ class Generation:
         self._thread, self._request, self._submitted = thread, request, submitted
         self._owner: object | None = owner
         last = request.branches[0].tokens[-1]  # of the prompt
-        self._answers = [_Answer(index, tokenizer, request.params, last) for index in range(request.params.n)]
+        self._answers = [_Answer(index, request.params) for index in range(request.params.n)]
+        self._texts = [_Text(tokenizer, request.params, last) for _ in self._answers]
+        self._pieces: deque[_Piece] = deque()  # of all answers, to be given out
+        self._has_stops = bool(request.params.stop)
         self._is_ended = False  # the last chunk, or the error, has been given out
         self._result: GenerationResult | None = None
         self._updated = threading.Event()
@@ -101,18 +106,14 @@ class Generation:
             RequestError: the model was closed, the request's constraint cannot be satisfied, or this is a fork of the
                 process that computes the rest.
         """
-        is_last = self._request.is_finished  # before the events are taken: all of them are there then
+        is_last = self._is_over  # before the pieces are taken: all of them are there then
         if not is_last:
             self._thread.check_process()
+        if not self._has_stops:
+            self._take_events()
         chunks = []
-        while self._request.events and not self._is_ended:
-            events = [self._request.events.popleft()]
-            if self._awaits_end:  # an answer's tokens in one chunk, which nobody sees
-                while self._request.events and self._request.events[0].index == events[0].index:
-                    events.append(self._request.events.popleft())
-            answer = self._answers[events[0].index]
-            if not answer.is_ended:
-                chunks.append(self._chunk(answer, events))
+        while self._pieces:
+            chunks.append(self._chunk(self._pieces.popleft()))
         if is_last and not self._is_ended:
             self._end()
             if self._request.error is not None:
@@ -125,7 +126,7 @@ class Generation:
 
     def result(self) -> GenerationResult:
         """Wait for the end. Raises as `poll`, and RequestError if the request is cancelled."""
-        self._awaits_end = not self._request.params.stop  # stop strings are found here
+        self._awaits_end = True
         for _ in self:
             pass
         if self._result is None:
@@ -143,29 +144,72 @@ class Generation:
         self._updated.clear()
         self._woken = time.perf_counter()
 
+    @property
+    def _is_over(self) -> bool:
+        """Nothing more will be computed, and all there is can be read."""
+        return self._request.is_finished and not (self._has_stops and self._request.events)
+
     def _on_update(self) -> None:
         """Called by the engine's thread when there is something to read."""
-        if (self._request.is_finished or not self._awaits_end) and not self._updated.is_set():
+        if self._has_stops:
+            self._try(self._find_stops)
+        if self._has_news and not self._updated.is_set():
             self._updated.set()
         if self._on_event is not None:
-            try:
-                self._on_event()
-            except BaseException as error:  # ends this request, no other, nor the thread
-                self._on_event = None
-                self._thread.engine.fail(self._request, error)
-                self._updated.set()
+            self._try(self._on_event)
         if self._request.is_finished:
             self._request.on_update = None  # nor should it hold this, which holds the model
+
+    def _try(self, step: Callable[[], None]) -> None:
+        """In the engine's thread: an error ends this request, no other, nor the thread."""
+        try:
+            step()
+        except BaseException as error:
+            self._thread.engine.fail(self._request, error)
+            if self._has_stops:
+                self._request.events.clear()  # what `_find_stops` has left
+            self._updated.set()
+
+    @property
+    def _has_news(self) -> bool:
+        """The reader wants to know what has come."""
+        return not self._awaits_end or self._request.is_finished or all(text.is_ended for text in self._texts)
+
+    def _find_stops(self) -> None:
+        """In the engine's thread: make pieces of the events. Each stays until its piece is there, see `_is_over`."""
+        events = self._request.events
+        while events:
+            self._take([events[0]])
+            events.popleft()
+
+    def _take_events(self) -> None:
+        """In the reader's thread, if there are no stop strings: the same."""
+        events = self._request.events
+        while events:
+            together = [events.popleft()]
+            if self._awaits_end:  # an answer's tokens in one chunk, which nobody sees
+                while events and events[0].index == together[0].index:
+                    together.append(events.popleft())
+            self._take(together)
+
+    def _take(self, events: list[TokenEvent]) -> None:
+        """Make a piece of events of one answer, unless that has ended; one event if there are stop strings."""
+        text, last = self._texts[events[0].index], events[-1]
+        if text.is_ended:
+            return
+        self._pieces.append(text.take(events))
+        if text.is_ended and last.finish_reason is None:  # by a stop string
+            self._thread.cancel(self._request, last.index, "stop")
 
     def _end(self) -> None:
         self._is_ended = True
         self._owner = None
 
-    def _chunk(self, answer: "_Answer", events: list[TokenEvent]) -> StreamChunk:
-        text = answer.take(events)
-        if answer.is_stopped and events[-1].finish_reason is None:
-            self._thread.cancel(self._request, answer.index, "stop")
-        if answer.is_ended and all(each.is_ended for each in self._answers):
+    def _chunk(self, piece: "_Piece") -> StreamChunk:
+        events = piece.events
+        answer = self._answers[events[0].index]
+        answer.add(piece)
+        if all(each.is_ended for each in self._answers):
             self._end()
             choices = [each.choice() for each in self._answers]
             timings = self.timings
@@ -173,7 +217,7 @@ class Generation:
             self._result = GenerationResult(choices, timings, self.n_shifted)
         logprobs = [event.logprob for event in events if event.logprob is not None] or None
         return StreamChunk(
-            text, [event.token for event in events], answer.index, answer.finish_reason, logprobs, self._result
+            piece.text, [event.token for event in events], answer.index, piece.finish_reason, logprobs, self._result
         )
 
 
@@ -209,55 +253,42 @@ class _Chunks(Iterator[StreamChunk]):
         self.close()
 
 
-class _Answer:
-    """A choice so far: tokens, text that is certain, and how it ended."""
+@dataclass(slots=True)
+class _Piece:
+    """Tokens of an answer and the text that became certain with them."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer | None, params: SamplingParams, before: int) -> None:
+    events: list[TokenEvent]
+    text: str
+    finish_reason: str | None  # these were the answer's last tokens
+
+
+class _Text:
+    """The text of an answer as it comes, decoded and cut at the first stop string."""
+
+    def __init__(self, tokenizer: Tokenizer | None, params: SamplingParams, before: int) -> None:
         """before: the token that it follows."""
-        self.index = index
-        self.token_ids: list[int] = []
-        self.last_token = 0.0  # when it was sampled
-        self.finish_reason: str | None = None
-        self._score: float | None = None
-        self._text: list[str] = []
-        self._logprobs: list[TokenLogprob] | None = [] if params.logprobs is not None else None
+        self.is_ended = False
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer, before=before) if tokenizer is not None else None
         self._stops = StopMatcher(params.stop) if params.stop else None
 
-    @property
-    def is_ended(self) -> bool:
-        """It has its last token."""
-        return self.finish_reason is not None
-
-    @property
-    def is_stopped(self) -> bool:
-        """A stop string has ended it."""
-        return self._stops is not None and self._stops.hit
-
-    def take(self, events: list[TokenEvent]) -> str:
-        """Add tokens, one at a time if there are stop strings. Returns the text that became certain; with the last
-        token, all that was held back."""
-        tokens = [event.token for event in events]
-        event = events[-1]
-        self.token_ids += tokens
-        self.last_token, self._score = event.time, event.score
-        if self._logprobs is not None:
-            self._logprobs += [each.logprob for each in events if each.logprob is not None]
-        text = self._certain(self._decoded(tokens))
-        if event.finish_reason is not None and not self.is_stopped:
+    def take(self, events: list[TokenEvent]) -> _Piece:
+        """Add tokens, one at a time if there are stop strings. With the last token comes all that was held back."""
+        reason = events[-1].finish_reason
+        text = self._certain(self._decoded([event.token for event in events]))
+        if reason is not None and not self._is_stopped:
             text += self._certain(self._decoder.finish() if self._decoder else "")
             if self._stops is not None:
                 text += self._stops.flush()
-        self.finish_reason = "stop" if self.is_stopped else event.finish_reason
-        if text:
-            self._text.append(text)
-        return text
+        if self._is_stopped:
+            reason = "stop"
+        self.is_ended = reason is not None
+        return _Piece(events, text, reason)
 
-    def choice(self) -> Choice:
-        """What is given back; the answer must have ended."""
-        assert self.finish_reason is not None
-        return Choice(self.index, "".join(self._text), self.token_ids, self.finish_reason, self._logprobs, self._score)
+    @property
+    def _is_stopped(self) -> bool:
+        """A stop string has ended it."""
+        return self._stops is not None and self._stops.hit
 
     def _certain(self, decoded: str) -> str:
         """Text that begins no stop string and was not given out, now that `decoded` has come."""
@@ -268,3 +299,37 @@ class _Answer:
         if self._tokenizer is None or self._decoder is None:
             return ""
         return self._decoder.push(*filter(self._tokenizer.has_token, tokens))
+
+
+class _Answer:
+    """A choice as far as it has been read: tokens, text, and how it ended."""
+
+    def __init__(self, index: int, params: SamplingParams) -> None:
+        self.index = index
+        self.token_ids: list[int] = []
+        self.last_token = 0.0  # when it was sampled
+        self._finish_reason: str | None = None
+        self._score: float | None = None
+        self._text: list[str] = []
+        self._logprobs: list[TokenLogprob] | None = [] if params.logprobs is not None else None
+
+    @property
+    def is_ended(self) -> bool:
+        """It has its last token."""
+        return self._finish_reason is not None
+
+    def add(self, piece: _Piece) -> None:
+        """What comes next of it."""
+        event = piece.events[-1]
+        self.token_ids += [each.token for each in piece.events]
+        self.last_token, self._score = event.time, event.score
+        if self._logprobs is not None:
+            self._logprobs += [each.logprob for each in piece.events if each.logprob is not None]
+        self._finish_reason = piece.finish_reason
+        if piece.text:
+            self._text.append(piece.text)
+
+    def choice(self) -> Choice:
+        """What is given back; the answer must have ended."""
+        assert self._finish_reason is not None
+        return Choice(self.index, "".join(self._text), self.token_ids, self._finish_reason, self._logprobs, self._score)

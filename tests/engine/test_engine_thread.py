@@ -5,6 +5,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from deepzig import SamplingParams
 from deepzig.engine import engine_thread
 from deepzig.engine.generation import Generation
 from deepzig.errors import QueueFullError, RequestError, ResourceError
+from deepzig.text.stop_strings import StopMatcher
 
 LONG = SamplingParams(max_tokens=900, temperature=0.0, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
@@ -149,6 +151,43 @@ def test_a_stop_string_ends_its_choice_only(llm: deepzig.LLM) -> None:
         assert choice.finish_reason == ("stop" if is_stopped else "length")
         assert "".join(chunk.text for chunk in chunks if chunk.index == choice.index) == choice.text
     assert result.text == result.choices[0].text
+
+
+def test_stop_strings_end_answers_that_nobody_reads_yet(llm: deepzig.LLM) -> None:
+    first = llm.submit("Tom had a red ball.", replace(LONG, speculation="off"))
+    stopped = [
+        llm.submit("Once upon a time", replace(LONG, temperature=1.0, seed=seed, stop=".", n=2, speculation="off"))
+        for seed in range(3)
+    ]
+    results = [generation.result() for generation in (first, *stopped)]
+    choices = [choice for result in results for choice in result.choices]
+    assert {choice.finish_reason for choice in choices[1:]} == {"stop"}
+    stats = llm.stats()
+    assert stats.tokens_decoded == sum(len(choice.token_ids) for choice in choices)
+    assert stats.finished == {"length": 1, "stop": 3}
+
+
+def test_an_error_in_looking_for_stop_strings_ends_its_request_alone(
+    llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_matcher: StopMatcher, text: str) -> str:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(StopMatcher, "push", fail)
+    news = threading.Event()
+    other = llm.submit("Once upon a time", SHORT)
+    bad = llm.submit("Once upon a time", replace(LONG, stop="x"), on_event=news.set)
+    while not bad.is_finished:
+        assert news.wait(60)
+        news.clear()
+        try:
+            assert bad.poll() == []
+        except MemoryError:
+            assert bad.is_finished
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="no memory"):
+            bad.result()
+    assert len(other.result().token_ids) == 20
 
 
 def test_threads_are_served_together(llm: deepzig.LLM) -> None:
