@@ -134,7 +134,10 @@ class Generation:
         return self._result
 
     def wait(self, timeout: float | None = None) -> None:
-        """Sleep until there may be chunks, at most `timeout` seconds; when some came just now, let more gather."""
+        """Sleep until there may be chunks, at most `timeout` seconds; when some came just now, let more gather. Returns
+        at once when no more will come."""
+        if self._is_ended or self._is_over:
+            return
         if self._thread.is_forked:  # where nobody notifies: `poll` has what had come, or refuses
             return
         pause = self._woken + WAKE_INTERVAL_S - time.perf_counter()

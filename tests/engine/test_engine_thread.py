@@ -132,6 +132,18 @@ def test_answers_that_are_complete_keep_no_model() -> None:
     assert is_alive() is None and read.is_finished
 
 
+@pytest.mark.parametrize("params", [SHORT, replace(SHORT, stop="no such text")])
+def test_nobody_waits_for_what_has_ended(llm: deepzig.LLM, params: SamplingParams) -> None:
+    generation = llm.submit("Once upon a time", params)
+    n_chunks = 0
+    while not generation.is_finished:
+        generation.wait()
+        generation.wait(0)  # nothing has been read, but the news is taken
+        n_chunks += len(generation.poll())
+    generation.wait()
+    assert generation.poll() == [] and n_chunks == 20
+
+
 def test_a_result_can_be_had_again(llm: deepzig.LLM) -> None:
     generation = llm.submit("Once upon a time", SHORT)
     assert len(list(generation)) > 0
