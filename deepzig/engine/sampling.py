@@ -86,6 +86,9 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             _check_integer("a token of logit_bias", token, least=0)
             _check_number("a value of logit_bias", bias, -MAX_BIAS, MAX_BIAS)
+        # copies: requests read them again, when the caller may have changed its own
+        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
 
 def _check_number(name: str, value: float, least: float, greatest: float) -> None:

@@ -189,3 +189,11 @@ def test_branches_of_a_seed_draw_what_no_other_seed_does() -> None:
 
 def test_a_single_stop_string_may_stand_alone() -> None:
     assert SamplingParams(stop="end").stop == ("end",)
+
+
+def test_what_the_caller_changes_later_does_not_count() -> None:
+    stop, bias = ["end"], {5: 1.0}
+    params = SamplingParams(stop=stop, logit_bias=bias)
+    stop.append("")
+    bias[10**9] = math.nan
+    assert (params.stop, params.logit_bias) == (("end",), {5: 1.0})
