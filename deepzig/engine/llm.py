@@ -10,7 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import NoReturn, Self, TypeVar
 
 import numpy as np
 
@@ -23,11 +23,10 @@ from deepzig.engine.generation import Generation
 from deepzig.engine.prompt_cache import PromptCache
 from deepzig.engine.prompt_ids import Prompt, encode_prompt
 from deepzig.engine.results import EngineStats, GenerationResult, StreamChunk
-from deepzig.engine.rows import sequence_rows
 from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
 from deepzig.engine.scheduler import PREFILL_CHUNK
 from deepzig.engine.trace import Trace, trace_sequence
-from deepzig.engine.whole_sequence import forward_chunks, score_sequence
+from deepzig.engine.whole_sequence import forward_chunks, mtp_chunks, score_sequence
 from deepzig.errors import ContextLengthError, RequestError
 from deepzig.model.deepseek import DeepseekModel
 from deepzig.text.chat import ChatTemplate
@@ -35,6 +34,8 @@ from deepzig.text.tokenizer import Tokenizer
 
 BATCH_AHEAD = 512  # of a batch's requests are begun before the first is awaited: half of what may wait
 SHIFTED_CONTEXTS = 16  # prompts may be as many contexts long where context_shift cuts them
+
+T = TypeVar("T")
 
 
 class LLM:
@@ -233,7 +234,7 @@ class LLM:
     def logits(
         self, token_ids: Prompt, *, chunk_size: int = PREFILL_CHUNK, attention: str | None = None
     ) -> np.ndarray:
-        """Full forward: f32 (T, vocab_size), row t predicting token t + 1.
+        """Full forward: f32 (T, vocab_size), row t predicting token t + 1. Other requests go on between its chunks.
 
         Args:
             token_ids: T of them; a text or messages stand for theirs, as in `encode`.
@@ -249,13 +250,10 @@ class LLM:
         if chunk_size < 1:
             raise RequestError(f"chunk_size {chunk_size} is below 1")
         ids = self._encode(token_ids)
-        cache = self.model.make_cache(len(ids))
-
-        def compute() -> np.ndarray:
-            chunks = forward_chunks(self.model, ids, cache, chunk_size=chunk_size, form=attention)
-            return np.concatenate([self.model.logits(hidden) for hidden in chunks])
-
-        return self._thread.call(compute)
+        chunks = forward_chunks(
+            self.model, ids, self.model.make_cache(len(ids)), chunk_size=chunk_size, form=attention
+        )
+        return np.concatenate(list(self._one_by_one(self.model.logits(hidden) for hidden in chunks)))
 
     def prompt_logprobs(self, token_ids: Sequence[int], n_top: int = 0) -> list[TokenLogprob]:
         """Log-probabilities of the tokens of a sequence after the first, each given those before it, and of the n_top
@@ -272,12 +270,11 @@ class LLM:
         if n_top < 0:
             raise RequestError(f"n_top {n_top} is below 0")
         ids = self._encode(token_ids)
-        scored = score_sequence(self.model, ids, self.model.make_cache(len(ids)), n_top)
-        while chunk := self._thread.call(lambda: next(scored, None)):
-            yield chunk
+        yield from self._one_by_one(score_sequence(self.model, ids, self.model.make_cache(len(ids)), n_top))
 
     def mtp_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """First MTP layer over a whole sequence of T tokens: f32 (T - 1, vocab_size), row t predicting token t + 2.
+        Other requests go on between its chunks.
 
         Raises:
             RequestError: the checkpoint has no MTP layer, there are no token ids, or they are outside the vocabulary.
@@ -285,19 +282,12 @@ class LLM:
         if not self.model.mtp_layers:
             raise RequestError("this checkpoint has no MTP layer")
         ids = self._encode(token_ids)
-        cache = self.model.make_cache(len(ids))
-
-        def compute() -> np.ndarray:
-            if len(ids) == 1:
-                return np.empty((0, self.config.vocab_size), np.float32)
-            hidden = np.concatenate(list(forward_chunks(self.model, ids, cache)))
-            rows = sequence_rows(0, len(ids) - 1, cache)
-            return self.model.mtp_logits(0, self.model.mtp_forward(0, ids[1:], hidden[:-1], rows, cache))
-
-        return self._thread.call(compute)
+        chunks = self._one_by_one(mtp_chunks(self.model, ids, self.model.make_cache(len(ids))))
+        return np.concatenate([np.empty((0, self.config.vocab_size), np.float32), *chunks])
 
     def trace(self, prompt: Prompt) -> Trace:
-        """What every layer does with a text, in one chunk: hidden states and norms, router choices, expert load.
+        """What every layer does with a text, in one chunk: hidden states and norms, router choices, expert load. Other
+        requests wait until it is done, and Ctrl-C does not end it.
 
         Raises:
             RequestError: as `encode`; some layers are on other machines.
@@ -305,6 +295,12 @@ class LLM:
         self._check_layers()
         ids = self._encode(prompt)
         return self._thread.call(lambda: trace_sequence(self.model, ids))
+
+    def _one_by_one(self, items: Iterator[T]) -> Iterator[T]:
+        """Items that the engine's thread computes, each when it is asked for: between them it does what others want,
+        and who is interrupted asks for no more."""
+        while (item := self._thread.call(lambda: next(items, None))) is not None:
+            yield item
 
     def _check_layers(self) -> None:
         if not self.model.has_all_layers:

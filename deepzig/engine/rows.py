@@ -1,7 +1,6 @@
 """Rows of a step: which positions of which sequences the model computes, on which pages.
 
-Called by whoever runs the model: `engine`, `drafting`, `llm`, `whole_sequence` and `evaluate`; calls the cache's `Rows`
-only.
+Called by whoever runs the model: `engine`, `drafting`, `whole_sequence` and `evaluate`; calls the cache's `Rows` only.
 """
 
 from collections.abc import Sequence

@@ -30,6 +30,16 @@ def score_sequence(
         first += len(hidden)
 
 
+def mtp_chunks(model: DeepseekModel, token_ids: np.ndarray, cache: LatentCache) -> Iterator[np.ndarray]:
+    """The first MTP layer over token_ids i32 (S,) in chunks; yields f32 (T, vocab_size), of S - 1 rows in all."""
+    first = 0
+    for hidden in forward_chunks(model, token_ids[:-1], cache):
+        last = first + len(hidden)
+        rows = sequence_rows(first, last, cache)
+        yield model.mtp_logits(0, model.mtp_forward(0, token_ids[first + 1 : last + 1], hidden, rows, cache))
+        first = last
+
+
 def forward_chunks(
     model: DeepseekModel,
     token_ids: np.ndarray,

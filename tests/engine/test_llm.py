@@ -17,6 +17,7 @@ from deepzig import SamplingParams
 from deepzig._kernels import BuildReport
 from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.engine import llm as llm_module
+from deepzig.engine.request import Request
 from deepzig.errors import (
     CheckpointError,
     ConfigError,
@@ -306,6 +307,31 @@ def test_the_context_is_that_of_a_small_cache(stories: deepzig.LLM) -> None:
 
 def test_one_token_has_no_second_behind_it(stories: deepzig.LLM) -> None:
     assert stories.mtp_logits([5]).shape == (0, stories.config.vocab_size)
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda llm: llm.logits([5] * 40, chunk_size=10), lambda llm: llm.mtp_logits([5] * 1500)]
+)
+def test_others_are_served_between_chunks(
+    stories: deepzig.LLM, ask: Callable[[deepzig.LLM], np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    forward, submit = stories.model.forward, stories._thread.engine.submit
+
+    def compute(*args: Any, **more: Any) -> np.ndarray:
+        if not order:
+            stories.submit([5], SamplingParams(max_tokens=1))
+        order.append("chunk")
+        return forward(*args, **more)
+
+    def arrive(request: Request) -> None:
+        order.append("other")
+        submit(request)
+
+    monkeypatch.setattr(stories.model, "forward", compute)
+    monkeypatch.setattr(stories._thread.engine, "submit", arrive)
+    ask(stories)
+    assert order[:3] == ["chunk", "other", "chunk"]
 
 
 def test_arguments_that_mean_nothing_are_refused(stories: deepzig.LLM) -> None:
