@@ -12,6 +12,7 @@ from deepzig.engine.beams import new_search
 from deepzig.engine.context_shift import KEPT_PAGES, ContextShift
 from deepzig.engine.ledger import Ledger
 from deepzig.engine.logit_rows import LogitRows
+from deepzig.engine.number_checks import as_integer
 from deepzig.engine.prompt_cache import PromptCache
 from deepzig.engine.request import Branch, Request
 from deepzig.engine.results import EngineStats
@@ -69,8 +70,7 @@ class Engine:
         """
         if not isinstance(tenant, str):
             raise RequestError(f"tenant {tenant!r} is no text")
-        if isinstance(priority, bool) or not isinstance(priority, int):
-            raise RequestError(f"priority {priority!r} is no integer")
+        priority = as_integer("priority", priority)
         tokens = prompt_ids.tolist()
         shift = self._shift if params.num_beams == 1 else None
         if shift is not None:

@@ -20,6 +20,7 @@ from deepzig.engine.engine import Engine
 from deepzig.engine.engine_thread import EngineThread
 from deepzig.engine.expert_load import ExpertLoad
 from deepzig.engine.generation import Generation
+from deepzig.engine.number_checks import as_integer
 from deepzig.engine.prompt_cache import PromptCache
 from deepzig.engine.prompt_ids import Prompt, encode_prompt
 from deepzig.engine.results import EngineStats, GenerationResult, StreamChunk
@@ -247,8 +248,7 @@ class LLM:
         """
         if attention not in (None, "absorbed", "expanded"):
             raise RequestError(f"attention {attention!r} is unknown; use absorbed or expanded")
-        if chunk_size < 1:
-            raise RequestError(f"chunk_size {chunk_size} is below 1")
+        chunk_size = as_integer("chunk_size", chunk_size, least=1)
         ids = self._encode(token_ids)
         chunks = forward_chunks(
             self.model, ids, self.model.make_cache(len(ids)), chunk_size=chunk_size, form=attention
@@ -267,8 +267,7 @@ class LLM:
 
     def stream_prompt_logprobs(self, token_ids: Sequence[int], n_top: int = 0) -> Iterator[list[TokenLogprob]]:
         """The same, chunk by chunk, each computed when it is asked for. Raises as `prompt_logprobs`."""
-        if n_top < 0:
-            raise RequestError(f"n_top {n_top} is below 0")
+        n_top = as_integer("n_top", n_top, least=0)
         ids = self._encode(token_ids)
         yield from self._one_by_one(score_sequence(self.model, ids, self.model.make_cache(len(ids)), n_top))
 

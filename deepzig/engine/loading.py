@@ -6,6 +6,7 @@ Called by users, `cli` and `llm_plugin`, and by `distributed`, whose network is 
 """
 
 import logging
+import os
 import time
 import warnings
 from collections import Counter
@@ -23,6 +24,7 @@ from deepzig.engine.defaults import GenerationDefaults
 from deepzig.engine.engine import Engine
 from deepzig.engine.llm import LLM
 from deepzig.engine.memory_need import cache_tokens, whole_model
+from deepzig.engine.number_checks import as_integer
 from deepzig.engine.prompt_cache import PromptCache, hash_of_model
 from deepzig.errors import RequestError
 from deepzig.model.cache import CACHE_DTYPES
@@ -50,10 +52,13 @@ class LoadOptions:
     def __post_init__(self) -> None:
         if self.precision not in ("exact", "fast"):
             raise RequestError(f"precision {self.precision!r} is unknown; use exact or fast")
-        if self.cache_dtype not in CACHE_DTYPES:
+        if self.cache_dtype not in tuple(CACHE_DTYPES):
             raise RequestError(f"cache_dtype {self.cache_dtype!r} is unknown; use {' or '.join(CACHE_DTYPES)}")
-        if self.n_threads is not None and self.n_threads < 1:
-            raise RequestError(f"n_threads {self.n_threads} is below 1")
+        for name in ("n_threads", "cache_bytes"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, as_integer(name, getattr(self, name), least=1))
+        if not isinstance(self.prompt_cache, str | os.PathLike | None):
+            raise RequestError(f"prompt_cache {self.prompt_cache!r} is no path; give a folder")
 
     @property
     def computing(self) -> dict[str, Any]:
@@ -117,6 +122,8 @@ def load(
 def build_llm(model: str | Path, options: LoadOptions, make_network: MakeNetwork) -> LLM:
     """Read a model's folder and put an LLM together around the network that `make_network` makes. Raises as `load`."""
     started = time.perf_counter()
+    if not isinstance(model, str | os.PathLike):
+        raise RequestError(f"model {model!r} is no path and no name; give a folder, stories, or org/name")
     directory = find_model(model)
     config = ModelConfig.from_directory(directory)
     defaults = GenerationDefaults.from_directory(directory, config)

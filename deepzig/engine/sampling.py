@@ -6,7 +6,6 @@ ids, nothing of text or of the model.
 
 import functools
 import math
-import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +14,24 @@ from typing import Protocol, Self
 import numpy as np
 
 from deepzig import _kernels
+from deepzig.engine.number_checks import as_integer, as_number
 from deepzig.errors import NonFiniteLogitsError, RequestError
 
 SPECULATIONS = ("auto", "off", "mtp", "ngram")
 MAX_DRAFT_TOKENS = 8
 MAX_TEMPERATURE = 1e6
 MAX_BIAS = 1e12  # what may be added to a logit: float32 holds it, even divided by the least temperature
+_LEAST = {"top_k": 0, "seed": 0, "logprobs": 0, "max_tokens": 1, "n": 1, "draft_tokens": 1, "num_beams": 1}
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, MAX_TEMPERATURE),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+    "presence_penalty": (-MAX_BIAS, MAX_BIAS),
+    "frequency_penalty": (-MAX_BIAS, MAX_BIAS),
+    "length_penalty": (-20, 20),
+}
+_OPTIONAL = {"temperature", "top_p", "top_k", "seed", "logprobs"}  # may be None
 
 
 @dataclass(frozen=True)
@@ -57,20 +68,13 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        for name, most in (("temperature", MAX_TEMPERATURE), ("top_p", 1)):
-            if getattr(self, name) is not None:
-                _check_number(name, getattr(self, name), 0, most)
-        for name in ("top_k", "seed", "logprobs"):
-            if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), least=0)
-        for name in ("max_tokens", "n", "draft_tokens", "num_beams"):
-            _check_integer(name, getattr(self, name), least=1)
-        _check_number("min_p", self.min_p, 0, 1)
-        _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
-        _check_number("presence_penalty", self.presence_penalty, -MAX_BIAS, MAX_BIAS)
-        _check_number("frequency_penalty", self.frequency_penalty, -MAX_BIAS, MAX_BIAS)
-        _check_number("length_penalty", self.length_penalty, -20, 20)
+            self._set("stop", (self.stop,))
+        for name, fewest in _LEAST.items():
+            if self._is_given(name):
+                self._set(name, as_integer(name, getattr(self, name), least=fewest))
+        for name, (least, greatest) in _RANGES.items():
+            if self._is_given(name):
+                self._set(name, as_number(name, getattr(self, name), least, greatest))
         if self.draft_tokens > MAX_DRAFT_TOKENS:
             raise RequestError(f"draft_tokens {self.draft_tokens} is above {MAX_DRAFT_TOKENS}")
         if self.speculation not in SPECULATIONS:
@@ -83,28 +87,22 @@ class SamplingParams:
             raise RequestError("stop must be non-empty strings")
         if not isinstance(self.logit_bias, Mapping):
             raise RequestError("logit_bias must have a number for each token id")
-        for token, bias in self.logit_bias.items():
-            _check_integer("a token of logit_bias", token, least=0)
-            _check_number("a value of logit_bias", bias, -MAX_BIAS, MAX_BIAS)
+        bias = {
+            as_integer("a token of logit_bias", token, least=0): as_number(
+                "a value of logit_bias", number, -MAX_BIAS, MAX_BIAS
+            )
+            for token, number in self.logit_bias.items()
+        }
         # copies: requests read them again, when the caller may have changed its own
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+        self._set("stop", tuple(self.stop))
+        self._set("logit_bias", bias)
 
+    def _is_given(self, name: str) -> bool:
+        """False: it is None, and may be."""
+        return getattr(self, name) is not None or name not in _OPTIONAL
 
-def _check_number(name: str, value: float, least: float, greatest: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise RequestError(f"{name} {value!r} is no finite number")
-    if value < least:
-        raise RequestError(f"{name} {value} is below {least}")
-    if value > greatest:
-        raise RequestError(f"{name} {value} is above {greatest}")
-
-
-def _check_integer(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{name} {value!r} is no integer")
-    if value < least:
-        raise RequestError(f"{name} {value} is below {least}")
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)

@@ -252,8 +252,25 @@ def test_loading_refuses_what_is_no_model(tmp_path: Path) -> None:
         deepzig.load(tmp_path)
     with pytest.raises(RequestError, match="precision"):
         deepzig.load("stories", precision="double")
-    with pytest.raises(RequestError, match="n_threads"):
-        deepzig.load("stories", n_threads=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_threads": 0}, {"n_threads": "2"}, {"n_threads": 1.5}, {"cache_bytes": 1e9}, {"cache_bytes": "1G"},
+        {"cache_bytes": True}, {"cache_dtype": ["f32"]}, {"prompt_cache": 5}, {"model": None},
+    ],
+)  # fmt: skip
+def test_arguments_of_load_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(RequestError, match=name):
+        deepzig.load(**{"model": "stories", **options})
+
+
+def test_numbers_of_load_may_be_those_of_numpy() -> None:
+    with deepzig.load("stories", n_threads=np.int64(1), cache_bytes=np.int32(1_000_000)) as llm:
+        assert llm.stats().n_pages > 0
+        assert len(llm.submit([1, 2], SamplingParams(max_tokens=1), priority=np.int64(1)).result().token_ids) == 1
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors"])
@@ -337,6 +354,7 @@ def test_others_are_served_between_chunks(
 def test_arguments_that_mean_nothing_are_refused(stories: deepzig.LLM) -> None:
     for call in (
         lambda: stories.logits([1, 2], chunk_size=0),
+        lambda: stories.logits([1, 2], chunk_size=1.5),  # type: ignore[arg-type]
         lambda: stories.prompt_logprobs([1, 2], n_top=-1),
         lambda: stories.submit([1, 2], {"max_tokens": 3}),  # type: ignore[arg-type]
         lambda: stories.submit([1, 2], priority="high"),  # type: ignore[arg-type]

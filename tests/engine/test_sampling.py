@@ -154,6 +154,7 @@ def test_logits_that_are_not_finite_fail_the_request(bad: float) -> None:
         {"max_tokens": None}, {"min_p": None}, {"repetition_penalty": None}, {"num_beams": None}, {"stop": 5},
         {"logit_bias": None}, {"logit_bias": {5: 1e39}}, {"presence_penalty": -1e39}, {"repetition_penalty": 1e-38},
         {"length_penalty": 1000.0}, {"early_stopping": 1}, {"early_stopping": "always"},
+        {"n": np.bool_(True)}, {"top_p": np.bool_(True)}, {"n": np.float64(2)}, {"temperature": np.float16("nan")},
     ],
 )  # fmt: skip
 def test_parameters_that_mean_nothing_are_refused(params: dict[str, Any]) -> None:
@@ -197,3 +198,11 @@ def test_what_the_caller_changes_later_does_not_count() -> None:
     stop.append("")
     bias[10**9] = math.nan
     assert (params.stop, params.logit_bias) == (("end",), {5: 1.0})
+
+
+def test_numbers_may_be_those_of_numpy() -> None:
+    params = SamplingParams(
+        max_tokens=np.int32(3), temperature=np.float16(0.5), seed=np.uint64(7), logit_bias={np.int64(5): np.float32(2)}
+    )
+    assert params == SamplingParams(max_tokens=3, temperature=0.5, seed=7, logit_bias={5: 2.0})
+    assert "np." not in repr(params)
