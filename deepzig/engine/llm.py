@@ -8,7 +8,7 @@ import atexit
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, Self, TypeVar
 
@@ -255,9 +255,13 @@ class LLM:
         )
         return np.concatenate(list(self._one_by_one(self.model.logits(hidden) for hidden in chunks)))
 
-    def prompt_logprobs(self, token_ids: Sequence[int], n_top: int = 0) -> list[TokenLogprob]:
+    def prompt_logprobs(self, token_ids: Prompt, n_top: int = 0) -> list[TokenLogprob]:
         """Log-probabilities of the tokens of a sequence after the first, each given those before it, and of the n_top
         likeliest in their places. Other requests go on between its chunks.
+
+        Args:
+            token_ids: as in `logits`.
+            n_top: from 0.
 
         Raises:
             RequestError: there are no token ids, or they are outside the vocabulary.
@@ -265,15 +269,15 @@ class LLM:
         """
         return [entry for chunk in self.stream_prompt_logprobs(token_ids, n_top) for entry in chunk]
 
-    def stream_prompt_logprobs(self, token_ids: Sequence[int], n_top: int = 0) -> Iterator[list[TokenLogprob]]:
+    def stream_prompt_logprobs(self, token_ids: Prompt, n_top: int = 0) -> Iterator[list[TokenLogprob]]:
         """The same, chunk by chunk, each computed when it is asked for. Raises as `prompt_logprobs`."""
         n_top = as_integer("n_top", n_top, least=0)
         ids = self._encode(token_ids)
         yield from self._one_by_one(score_sequence(self.model, ids, self.model.make_cache(len(ids)), n_top))
 
-    def mtp_logits(self, token_ids: Sequence[int]) -> np.ndarray:
+    def mtp_logits(self, token_ids: Prompt) -> np.ndarray:
         """First MTP layer over a whole sequence of T tokens: f32 (T - 1, vocab_size), row t predicting token t + 2.
-        Other requests go on between its chunks.
+        Other requests go on between its chunks. token_ids as in `logits`.
 
         Raises:
             RequestError: the checkpoint has no MTP layer, there are no token ids, or they are outside the vocabulary.

@@ -12,7 +12,7 @@ from deepzig.errors import RequestError, TokenizerError
 from deepzig.text.chat import ChatTemplate
 from deepzig.text.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or chat messages
+Prompt = str | Sequence[int] | np.ndarray | Sequence[Mapping[str, Any]]  # text, token ids, or chat messages
 
 
 def encode_prompt(
@@ -43,7 +43,7 @@ def encode_prompt(
         messages = cast(Sequence[Mapping[str, Any]], prompt)
         ids = _known_ids(chat_template.render_tokens(messages, tokenizer, room), vocab_size)
     else:
-        ids = _given_ids(cast(Sequence[int], prompt))
+        ids = _given_ids(cast(Sequence[int] | np.ndarray, prompt))
     if not len(ids):
         raise RequestError("the prompt has no tokens; give at least one")
     if ids.min() < 0 or ids.max() >= vocab_size:
@@ -61,7 +61,7 @@ def _known_ids(encoded: list[int], vocab_size: int) -> np.ndarray:
     return np.array(encoded, np.int64)
 
 
-def _given_ids(prompt: Sequence[int]) -> np.ndarray:
+def _given_ids(prompt: Sequence[int] | np.ndarray) -> np.ndarray:
     """Ids i64 (S,) as they were given. Raises RequestError if they are none."""
     try:
         ids = np.asarray(prompt)

@@ -5,9 +5,10 @@ import json
 import os
 import pickle
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from deepzig import SamplingParams
 from deepzig._kernels import BuildReport
 from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.engine import llm as llm_module
+from deepzig.engine.prompt_ids import Prompt
 from deepzig.engine.request import Request
 from deepzig.errors import (
     CheckpointError,
@@ -28,6 +30,7 @@ from deepzig.errors import (
     TokenizerError,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden"
 GREEDY = SamplingParams(max_tokens=40, temperature=0.0)
 
@@ -88,6 +91,15 @@ def test_a_continued_text_keeps_its_spaces(stories: deepzig.LLM, monkeypatch: py
 def test_logits_of_a_text_are_those_of_its_tokens(stories: deepzig.LLM) -> None:
     text = "Once upon a time"
     np.testing.assert_array_equal(stories.logits(text), stories.logits(stories.encode(text)))
+    np.testing.assert_array_equal(stories.mtp_logits(text), stories.mtp_logits(stories.encode(text)))
+    assert stories.prompt_logprobs(text) == stories.prompt_logprobs(stories.encode(text))
+
+
+def test_type_checkers_of_users_see_the_types() -> None:
+    """A wheel has the mark of typed packages, and what `encode` gives is a prompt."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert "py.typed" in settings["package-data"]["deepzig"] and (ROOT / "deepzig" / "py.typed").is_file()
+    assert np.ndarray in get_args(Prompt)
 
 
 def test_numba_is_announced_before_it_compiles_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
