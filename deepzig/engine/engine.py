@@ -59,6 +59,7 @@ class Engine:
         Args:
             prompt_ids: i32 (S,), at least one, all in the vocabulary.
             params: resolved, see `Request`.
+            eos_token_ids: end an answer, as params.stop_token_ids do.
             tenant: requests share prefixes only with requests of the same tenant.
             priority: higher ones are served first; equal ones in order of arrival.
             constraint: which tokens may follow; used by this request alone.
@@ -87,7 +88,7 @@ class Engine:
         request = Request(
             n_prompt=len(tokens),
             params=params,
-            eos_token_ids=eos_token_ids,
+            eos_token_ids=eos_token_ids.union(params.stop_token_ids),
             max_length=min(longest, self.n_context) if shift is None else longest,
             n_cut=len(prompt_ids) - len(tokens),
             tenant=tenant,

@@ -7,7 +7,7 @@ ids, nothing of text or of the model.
 import functools
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -56,6 +56,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> what is added to its logit
     seed: int | None = None  # from 0; the same seed gives the same answer. None: another one each time
     stop: Sequence[str] = ()  # the answer ends before the first of these texts
+    stop_token_ids: Collection[int] = ()  # the answer ends with the first of these tokens, ignore_eos or not
     ignore_eos: bool = False  # go on past the end-of-sequence token
     logprobs: int | None = None  # report log-probabilities, with this number of likeliest tokens. None: do not
     speculation: str = "auto"  # speculative decoding, which changes speed alone: auto, off, mtp or ngram
@@ -85,6 +86,9 @@ class SamplingParams:
             raise RequestError(f"n {self.n} is above num_beams {self.num_beams}, which finds no more answers than that")
         if not isinstance(self.stop, Sequence) or not all(isinstance(stop, str) and stop for stop in self.stop):
             raise RequestError("stop must be non-empty strings")
+        if not isinstance(self.stop_token_ids, Collection):
+            raise RequestError(f"stop_token_ids {self.stop_token_ids!r} are no list of token ids")
+        stop_ids = tuple(as_integer("a token of stop_token_ids", token, least=0) for token in self.stop_token_ids)
         if not isinstance(self.logit_bias, Mapping):
             raise RequestError("logit_bias must have a number for each token id")
         bias = {
@@ -95,6 +99,7 @@ class SamplingParams:
         }
         # copies: requests read them again, when the caller may have changed its own
         self._set("stop", tuple(self.stop))
+        self._set("stop_token_ids", stop_ids)
         self._set("logit_bias", bias)
 
     def _is_given(self, name: str) -> bool:
@@ -155,11 +160,13 @@ class Sampler:
         constraint: TokenConstraint | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
     ) -> None:
-        """params.temperature, top_k and top_p must be numbers by now."""
+        """params.temperature, top_k and top_p must be numbers by now. eos_token_ids: those that end the answer, without
+        params.stop_token_ids."""
         self._params = params
         self._vocab_size = vocab_size
         self._constraint = constraint
         self._eos_token_ids = eos_token_ids
+        self._end_token_ids = eos_token_ids.union(params.stop_token_ids)
         self._seed = np.random.SeedSequence(params.seed)
         self._uniforms: deque[float] = deque()  # drawn ahead: the next tokens' random numbers, one a token
         self._counts = self._seen = np.empty(0, np.int32)  # without penalties nothing is counted
@@ -172,9 +179,10 @@ class Sampler:
         n_drawn = 0 if params.temperature == 0 else vocab_size
         self._candidates = np.empty(n_drawn, np.int32)
         self._probs = np.empty(n_drawn, np.float32)
-        for token in params.logit_bias:
-            if token >= vocab_size:
-                raise RequestError(f"logit_bias names token {token}, but the vocabulary has {vocab_size}")
+        for field_name, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            for token in tokens:
+                if token >= vocab_size:
+                    raise RequestError(f"{field_name} names token {token}, but the vocabulary has {vocab_size}")
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)
         # `sample` would take the argmax of the logits as they are: the engine may take that of all sequences at once
@@ -236,7 +244,7 @@ class Sampler:
         if self._has_penalties:
             self._counts[token] += 1
             self._seen[token] = True
-        if self._constraint is not None and token not in self._eos_token_ids:
+        if self._constraint is not None and token not in self._end_token_ids:
             self._constraint.accept(token)
 
     def draft(self, logits: np.ndarray, depth: int) -> int:
@@ -262,7 +270,14 @@ class Sampler:
         allowed = self._constraint.allowed()
         if not allowed.any():
             raise RequestError("the constraint allows no token here; the schema or grammar cannot be satisfied")
+        if self._params.stop_token_ids and self._may_end(allowed):
+            allowed = allowed.copy()  # the answer may end here, so it may by any token that ends it
+            allowed[list(self._params.stop_token_ids)] = True
         return np.where(allowed, logits, np.float32(-np.inf))
+
+    def _may_end(self, allowed: np.ndarray) -> bool:
+        """Of allowed bool (vocab_size,): an end-of-sequence token is."""
+        return any(token < self._vocab_size and allowed[token] for token in self._eos_token_ids)
 
     def _adjusted(self, logits: np.ndarray) -> np.ndarray:
         """Logits after penalties and bias: the same array when there are none."""

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 MAX_MESSAGES = 2048
 MAX_TOOLS = 128
 MAX_STOPS = 16
+MAX_STOP_TOKENS = 128
 MAX_CHOICES = 8
 MAX_LOGIT_BIAS = 1024
 MAX_GRAMMAR_CHARS = 64 << 10
@@ -24,6 +25,7 @@ Count = Annotated[int, Meta(ge=1, description="Clamped to what fits the context.
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 StopText = Annotated[str, Meta(min_length=1, max_length=1024)]
 Stop = str | Annotated[list[StopText], Meta(max_length=MAX_STOPS)]
+StopTokens = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(max_length=MAX_STOP_TOKENS)]
 TokenText = Annotated[str, Meta(pattern=r"^[0-9]{1,9}$")]  # JSON objects have only strings for keys
 LogitBias = Annotated[dict[TokenText, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_LOGIT_BIAS)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
@@ -145,6 +147,7 @@ class SamplingFields(Struct, kw_only=True):
     logit_bias: LogitBias | None = None
     seed: Seed | None = None
     stop: Stop | None = None
+    stop_token_ids: StopTokens | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None

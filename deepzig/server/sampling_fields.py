@@ -7,6 +7,7 @@ from deepzig.server.requests import SamplingFields
 
 _SAME_NAMES = (
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "n", "ignore_eos",
+    "stop_token_ids",
 )  # fmt: skip
 
 

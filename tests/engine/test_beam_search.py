@@ -121,6 +121,16 @@ def test_a_stop_string_cuts_the_answers() -> None:
     assert result.text == whole[: whole.index(stop)] and result.finish_reason == "stop"
 
 
+def test_a_stop_token_ends_beams() -> None:
+    llm = deepzig.load("stories")
+    params = SamplingParams(max_tokens=30, num_beams=3, n=3, ignore_eos=True)
+    stop = llm.generate("Once upon a time", params).token_ids[12]
+    choices = llm.generate("Once upon a time", dataclasses.replace(params, stop_token_ids=[stop])).choices
+    assert all(stop not in choice.token_ids[:-1] for choice in choices)
+    assert all((choice.token_ids[-1] == stop) == (choice.finish_reason == "stop") for choice in choices)
+    assert choices[0].finish_reason == "stop"
+
+
 def test_company_threads_and_pages_do_not_change_answers(model: DeepseekModel) -> None:
     """Beams across a page's end, alone, beside other requests, with one thread."""
     prompt, params = some_ids(50), beams(4, 40)

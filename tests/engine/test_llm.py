@@ -7,6 +7,7 @@ import pickle
 import shutil
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -143,6 +144,17 @@ def test_end_of_sequence_stops_unless_ignored(stories: deepzig.LLM) -> None:
     n = len(ended.token_ids)
     longer = stories.generate("Once upon a time", SamplingParams(max_tokens=n + 3, temperature=0.0, ignore_eos=True))
     assert longer.token_ids[:n] == ended.token_ids and len(longer.token_ids) == n + 3
+
+
+@pytest.mark.parametrize("speculation", ["off", "auto"])
+def test_a_stop_token_ends_the_answer(stories: deepzig.LLM, speculation: str) -> None:
+    params = replace(GREEDY, speculation=speculation)
+    whole = stories.generate("Once upon a time", params).token_ids
+    stop = whole[7]
+    ended = stories.generate("Once upon a time", replace(params, stop_token_ids=np.array([stop, 5]), ignore_eos=True))
+    assert ended.token_ids == whole[: whole.index(stop) + 1] and ended.finish_reason == "stop"
+    with pytest.raises(RequestError, match="stop_token_ids"):
+        stories.submit("Once", SamplingParams(stop_token_ids=[stories.config.vocab_size]))
 
 
 def test_a_list_of_end_tokens_counts(tmp_path: Path) -> None:

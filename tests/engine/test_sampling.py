@@ -104,9 +104,37 @@ def test_logit_bias_moves_a_token() -> None:
     )
 
 
-def test_logit_bias_outside_the_vocabulary_is_refused() -> None:
-    with pytest.raises(RequestError, match="vocabulary"):
-        sampler(logit_bias={VOCAB: 1.0})
+@pytest.mark.parametrize("params", [{"logit_bias": {VOCAB: 1.0}}, {"stop_token_ids": [VOCAB]}])
+def test_tokens_outside_the_vocabulary_are_refused(params: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=f"{next(iter(params))}.*vocabulary"):
+        sampler(**params)
+
+
+class TwoOrMore:
+    """Token 3, at least twice; then token 1 may end the answer."""
+
+    is_complete = False
+
+    def __init__(self) -> None:
+        self.n_taken = 0
+
+    def allowed(self) -> np.ndarray:
+        return np.isin(np.arange(VOCAB), [3, 1] if self.n_taken >= 2 else [3])
+
+    def accept(self, token: int) -> None:
+        assert token == 3
+        self.n_taken += 1
+
+    def copy(self) -> "TwoOrMore":
+        raise NotImplementedError
+
+
+def test_a_stop_token_may_come_where_the_constraint_may_end() -> None:
+    params = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, stop_token_ids=[9])
+    chooser = Sampler(params, (), VOCAB, TwoOrMore(), frozenset([1]))
+    logits = np.zeros(VOCAB, np.float32)
+    logits[9] = 5
+    assert [chooser.sample(logits) for _ in range(3)] == [3, 3, 9]
 
 
 def test_the_same_seed_gives_the_same_tokens() -> None:
@@ -154,6 +182,7 @@ def test_logits_that_are_not_finite_fail_the_request(bad: float) -> None:
         {"max_tokens": None}, {"min_p": None}, {"repetition_penalty": None}, {"num_beams": None}, {"stop": 5},
         {"logit_bias": None}, {"logit_bias": {5: 1e39}}, {"presence_penalty": -1e39}, {"repetition_penalty": 1e-38},
         {"length_penalty": 1000.0}, {"early_stopping": 1}, {"early_stopping": "always"},
+        {"stop_token_ids": 5}, {"stop_token_ids": (-1,)}, {"stop_token_ids": "x"},
         {"n": np.bool_(True)}, {"top_p": np.bool_(True)}, {"n": np.float64(2)}, {"temperature": np.float16("nan")},
     ],
 )  # fmt: skip

@@ -121,6 +121,14 @@ def test_stop_strings_are_cut_off_and_never_streamed(client: openai.OpenAI) -> N
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
+def test_a_stop_token_ends_the_answer(client: openai.OpenAI, stories: LLM) -> None:
+    assert stories.tokenizer is not None
+    ids = stories.generate("Once upon a time", SamplingParams(max_tokens=16, temperature=0.0)).token_ids
+    reply = complete(client, temperature=0, max_tokens=16, extra_body={"stop_token_ids": [ids[5]], "ignore_eos": True})
+    assert reply.choices[0].text == stories.tokenizer.decode(ids[: ids.index(ids[5]) + 1])
+    assert reply.choices[0].finish_reason == "stop"
+
+
 def test_logit_bias_and_penalties_reach_the_sampler(client: openai.OpenAI, stories: LLM) -> None:
     assert stories.tokenizer is not None
     (token,) = stories.tokenizer.encode(" dog", add_bos=False)

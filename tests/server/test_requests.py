@@ -71,6 +71,7 @@ BAD_FIELDS = [
     ("temperature", -1), ("temperature", "hot"), ("temperature", 1e300), ("top_p", 1.5), ("top_k", -2), ("min_p", 2),
     ("repetition_penalty", 0), ("presence_penalty", 3), ("frequency_penalty", -3), ("seed", 1 << 64), ("seed", 1.5),
     ("n", 0), ("n", 10**6), ("stop", 5), ("stop", [""]), ("stop", ["x"] * 17), ("logit_bias", {"a": 1}),
+    ("stop_token_ids", [-1]), ("stop_token_ids", [1] * 129), ("stop_token_ids", 5),
     ("logit_bias", {"5": 101}), ("logit_bias", {str(i): 1 for i in range(2000)}), ("stream", "yes"),
     ("stream_options", []), ("cache_salt", ""), ("priority", 1000), ("grammar", ""),
     ("response_format", {"type": "xml"}),
