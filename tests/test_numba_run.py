@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from deepzig._kernels import REGISTRY
+from deepzig._kernels import REGISTRY, _numba_rows
 from deepzig._kernels._numba_jit import jit
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -59,3 +60,13 @@ def test_nothing_is_kept_where_no_folder_can_be_written(monkeypatch: pytest.Monk
         return a / b
 
     assert quotient(1.0, 0.0) == float("inf")
+
+
+def test_all_rows_are_computed_when_the_main_thread_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Executors take nothing any more, but a thread of the program may still generate."""
+    closed = ThreadPoolExecutor(1)
+    closed.shutdown()
+    monkeypatch.setattr(_numba_rows, "_executor", lambda _n_threads: closed)
+    found: list[range] = []
+    _numba_rows.run_rows(lambda first, stop: found.append(range(first, stop)), 10, 4)
+    assert sorted(row for rows in found for row in rows) == list(range(10))

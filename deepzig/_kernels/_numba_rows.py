@@ -7,7 +7,7 @@ Called by the `*_numba` modules. Not `prange`: its thread layers either abort wh
 import functools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 # LLVM must keep infinities and NaN: never `fastmath=True`. With "reassoc" it reorders sums, in another way for each
@@ -32,10 +32,15 @@ def run_rows(function: Callable[..., None], n_rows: int, n_threads: int, *argume
         function(0, n_rows, *arguments)
         return
     bounds = [n_rows * part // n_parts for part in range(n_parts + 1)]
-    others = [
-        _executor(n_threads - 1).submit(function, bounds[part], bounds[part + 1], *arguments)
-        for part in range(1, n_parts)
-    ]
+    others: list[Future[None]] = []
+    for part in range(1, n_parts):
+        try:
+            others.append(_executor(n_threads - 1).submit(function, bounds[part], bounds[part + 1], *arguments))
+        except RuntimeError as error:
+            if "shutdown" not in str(error):
+                raise
+            # At the end of the main thread executors close before other threads, which may still compute, are joined.
+            function(bounds[part], bounds[part + 1], *arguments)
     function(bounds[0], bounds[1], *arguments)
     for other in others:
         other.result()
