@@ -157,10 +157,8 @@ def test_the_systemd_unit_is_sound_and_its_command_serves(tmp_path: Path) -> Non
     (command,) = re.findall("^ExecStart=(.*)$", unit, re.MULTILINE)
     command = command.replace("/srv/models/v2-lite-int8", "model").replace("%d/keys", "keys")
     variables = dict(re.findall("^Environment=(.*?)=(.*)$", unit, re.MULTILINE))
-    variables = {name: value.replace("%S", str(tmp_path)) for name, value in variables.items()}
     with Walk(tmp_path, path_with(Path(sys.executable).parent) | variables, any_port=True) as walk:
         walk.command(Command(1, command))
-    assert (tmp_path / "deepzig").is_dir()  # what DEEPZIG_SERVE_PROMPT_CACHE names
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed: the command was run, the rest of the unit was not checked")
     (tmp_path / "deepzig.service").write_text(unit, encoding="utf-8")

@@ -184,7 +184,7 @@ cache_options = in_order(
     ),
     shared_option(
         "--prompt-cache", heading=COMPUTING, metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
-        help="Keep what was computed of prompts in this folder, for later runs.",
+        help="Keep what was computed of prompts in this folder, for later runs; not if a server has API keys.",
     ),
 )  # fmt: skip
 _LOADING = (

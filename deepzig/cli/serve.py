@@ -96,6 +96,9 @@ def serve(
         expert_load=expert_load,
         reasoning_format=reasoning_format,
     )
+    if settings.api_keys and loading["prompt_cache"] is not None:
+        warn("--prompt-cache keeps nothing here, since prompts of API keys stay apart; leave out either")
+        loading["prompt_cache"] = None  # prefixes that no key may find would take half of the cache
     model_folder(model)  # asks and downloads before there is a server
     if loading["n_machines"] > 1:
         from deepzig.distributed.ray_cluster import RayCluster

@@ -37,6 +37,7 @@ from deepzig.server.run import Ask
 from deepzig.server.served_model import ServedModel
 from deepzig.server.service import Service
 from deepzig.server.status import Status
+from deepzig.server.tenant import tenant_of
 from deepzig.server.tokens import apply_template, detokenize, tokenize
 from deepzig.server.websocket import chat_socket
 
@@ -123,7 +124,7 @@ class Routes:
             settings = service.settings
             body = decode(await read_body(request, settings.max_body_bytes, settings.receive_timeout), kind)
             model = service.model_named(body.model)
-            tenant = f"{request.state.tenant}\0{body.cache_salt or ''}"
+            tenant = tenant_of(request.state.tenant, body.cache_salt)
             ask, answer = await asyncio.to_thread(prepare, model, body, tenant)
             reply = StreamedReply if body.stream else WholeReply
             return reply(

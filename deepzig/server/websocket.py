@@ -18,6 +18,7 @@ from deepzig.server.http_reply import PROGRESS_INTERVAL_S
 from deepzig.server.requests import ChatRequest
 from deepzig.server.run import Run
 from deepzig.server.service import Service
+from deepzig.server.tenant import tenant_of
 
 AUTH_TIMEOUT_S = 10.0
 MAX_AUTH_CHARS = 4096  # of the message with the key: nobody knows yet who sends it
@@ -167,7 +168,7 @@ class _Connection:
         service = self._service
         request = decode(text, ChatRequest)
         model = service.model_named(request.model)
-        tenant = f"{self._socket.state.tenant}\0{request.cache_salt or ''}"
+        tenant = tenant_of(self._socket.state.tenant, request.cache_salt)
         ask, answer = await asyncio.to_thread(prepare_chat, model, request, tenant)
         async with service.runs.running(model.llm, ask, answer, WebSocketDisconnect) as run:
             await self._send(*answer.start())

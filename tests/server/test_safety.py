@@ -1,6 +1,7 @@
 """Keys on every route, foreign hosts and pages, and what the page may do."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -8,6 +9,7 @@ import pytest
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from deepzig.engine.llm import LLM
+from deepzig.engine.loading import load
 from deepzig.errors import ServerError
 from deepzig.server.app import Routes
 from deepzig.server.settings import ServerSettings
@@ -79,6 +81,18 @@ def test_prefixes_are_not_shared_between_keys(locked: RunningServer) -> None:
             assert usage is not None
             cached.append(usage.prompt_cache_hit_tokens)
     assert max(cached[:2]) <= 1 < cached[2]  # 1: the token that begins all texts, from requests of other tests
+
+
+def test_a_server_finds_the_prompts_of_one_before_it(tmp_path: Path) -> None:
+    """Those without a key and a salt: others are not for everybody."""
+    cached = []
+    for salt in (None, "salt"):
+        with load("stories", prompt_cache=tmp_path) as llm, serving(llm) as running, running.http() as http:
+            body = {"prompt": "A fox and a hen sat by the river. " * 8, "max_tokens": 1}
+            for given in (body, body | {"cache_salt": salt}):
+                usage = http.post("/v1/completions", json=given).json()["usage"]
+                cached.append(usage["prompt_tokens_details"]["cached_tokens"])
+    assert cached[0] == cached[3] == 0 and cached[2] > 64
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,13 @@ def test_port_that_is_taken() -> None:
     assert result.exit_code == 2 and "--port" in result.stderr
 
 
+def test_no_prompts_are_kept_where_there_are_keys(tmp_path: Path) -> None:
+    with bind("127.0.0.1", 0) as taken:
+        options = ["--api-key", "key-of-the-tests", "--prompt-cache", str(tmp_path / "prompts")]
+        result = CliRunner().invoke(main, ["serve", "-m", "stories", "--port", str(taken.getsockname()[1]), *options])
+    assert "Warning: --prompt-cache keeps nothing here" in result.stderr
+
+
 def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# of the team\nfirst-key-of-all\n\n short \n")
