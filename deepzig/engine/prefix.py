@@ -101,19 +101,20 @@ class PrefixTree:
             nodes.append(self._child(nodes[parent] if parent >= 0 else self._root(tenant), tokens, page))
 
     def saved_pages(self, tenant: str, most: int) -> list[SavedPage]:
-        """A tenant's pages, each behind its parent: the whole sequences that were used last, at most `most` pages."""
+        """A tenant's pages, each behind its parent: the sequences that were used last, at most `most` pages. Of a
+        sequence that has no room the beginning."""
         places: dict[int, int] = {}  # id of a node -> its place in the list
         saved: list[SavedPage] = []
         root = self._roots.get(tenant)
         leaves = [node for node in self._below([root] if root else []) if not node.children]
         for leaf in sorted(leaves, key=lambda node: -node.last_used):
+            if len(saved) == most:
+                break
             path = [leaf]
             while path[-1].parent is not None and path[-1].parent is not root:
                 path.append(path[-1].parent)
             new = [node for node in reversed(path) if id(node) not in places]
-            if len(saved) + len(new) > most:
-                break
-            for node in new:
+            for node in new[: most - len(saved)]:
                 places[id(node)] = len(saved)
                 saved.append(SavedPage(node.tokens, node.page, places.get(id(node.parent), -1)))
         return saved

@@ -137,6 +137,16 @@ def test_saved_pages_come_back() -> None:
     assert again.n_pages == 4
 
 
+def test_of_a_sequence_without_room_the_beginning_is_saved() -> None:
+    pool = PagePool(8)
+    tree = PrefixTree(pool)
+    kept(tree, pool, [*A, *A])
+    long = kept(tree, pool, [*B, *A, *C, *B, 7])
+    saved = tree.saved_pages("", 3)
+    assert [each.page for each in saved] == long[:3] and [each.parent for each in saved] == [-1, 0, 1]
+    assert tree.saved_pages("", 6)[5].tokens == tuple(A) and tree.saved_pages("", 0) == []
+
+
 def test_tenants_without_pages_are_forgotten() -> None:
     pool = PagePool(2)
     tree = PrefixTree(pool)
