@@ -61,7 +61,7 @@ class Engine:
             params: resolved, see `Request`.
             eos_token_ids: end an answer, as params.stop_token_ids do.
             tenant: requests share prefixes only with requests of the same tenant.
-            priority: higher ones are served first; equal ones in order of arrival.
+            priority: higher ones are served first, and make running ones wait; equal ones in order of arrival.
             constraint: which tokens may follow; used by this request alone.
 
         Raises:

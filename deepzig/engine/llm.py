@@ -155,7 +155,7 @@ class LLM:
         Args:
             prompt, params: as `generate`.
             tenant: requests find prefixes of requests of the same tenant only.
-            priority: higher ones are served first; equal ones in order of arrival.
+            priority: higher ones are served first, and make running ones wait; equal ones in order of arrival.
             constraint: which tokens may follow; belongs to this request from now on.
             on_event: called from the engine's thread after new tokens, progress or the end; must not block.
 

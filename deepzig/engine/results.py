@@ -97,5 +97,5 @@ class EngineStats:
     tokens_decoded: int  # of answers
     tokens_drafted: int  # proposed by speculative decoding
     tokens_accepted: int  # of them, accepted by the model
-    preemptions: int  # times that a branch, or a search's beams together, gave up pages to be recomputed
+    preemptions: int  # times that a branch, or a search's beams together, went back to the queue
     finished: dict[str, int]  # requests by reason: stop, length, cancelled, error

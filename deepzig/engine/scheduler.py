@@ -1,8 +1,9 @@
 """Scheduler: which branches compute in the next step, and on which pages of the cache.
 
 First in, first out within a priority. When pages run out, cached prefixes are evicted first, then the least urgent
-running branch is preempted: it goes back to the queue and is recomputed later. Called by `engine`, `step_sampling` and
-`ledger`; calls `pages`, `prefix` and the cache's `copy_page`. Knows nothing of the model's arithmetic nor of sampling.
+running branch is preempted: it goes back to the queue, and what is lost of it is recomputed later. A branch that waits
+for pages or a place preempts those of a lower priority. Called by `engine`, `step_sampling` and `ledger`; calls
+`pages`, `prefix` and the cache's `copy_page`. Knows nothing of the model's arithmetic nor of sampling.
 """
 
 import time
@@ -131,25 +132,36 @@ class Scheduler:
     # ---- who runs
 
     def _admit(self) -> None:
-        """Move waiting branches to the running ones, most urgent first, while there are pages for their tokens."""
+        """Move waiting branches to the running ones, most urgent first, while there are places, and pages for their
+        tokens. Those of a lower priority give way."""
         while self.waiting:
             branch = self.waiting[0]
             group = self._group(branch)
             n_branches = len(group) if len(branch.request.branches) > 1 else branch.request.max_branches
-            if self.running and self._n_to_run() + n_branches > MAX_RUNNING:
-                return
+            while self.running and self._n_to_run() + n_branches > MAX_RUNNING:
+                if not self._displace_for(branch):
+                    return
             for each in group:
                 self._reuse_prefix(each)
             n_new = sum(len(each.tokens) // PAGE_SIZE + 1 - len(each.pages) for each in group)
-            if self.running and not self._free_pages(n_new):
-                for each in group:
-                    self._drop_pages(each)
-                return
+            while self.running and not self._free_pages(n_new):
+                if not self._displace_for(branch):
+                    for each in group:
+                        self._drop_pages(each)
+                    return
             for each in group:
                 self.waiting.remove(each)
                 insort(self.running, each, key=_urgency)
             if branch.request.started is None:
                 branch.request.started = time.perf_counter()
+
+    def _displace_for(self, branch: Branch) -> bool:
+        """Preempt the least urgent running branch. False: its priority is not lower than that of the one that waits."""
+        last = self.running[-1]
+        if last.request.priority >= branch.request.priority:
+            return False
+        self._preempt(last)
+        return True
 
     def _n_to_run(self) -> int:
         """Branches that run, and those into which running requests have yet to fork."""
@@ -181,10 +193,11 @@ class Scheduler:
         branch.form = self._prompt_form(len(branch.tokens) - branch.n_computed, len(branch.tokens))
 
     def _preempt(self, branch: Branch) -> None:
-        """Back to the queue; its tokens are kept and will be recomputed."""
+        """Back to the queue; its tokens are kept, and what the prefix tree then no longer has of them is recomputed."""
         self.n_preemptions += 1
         for each in self._group(branch):
             self.running.remove(each)
+            self.cache_sequence(each)
             self._drop_pages(each)
             each.logits = None
             self.add(each)

@@ -76,7 +76,7 @@ class _EngineCollector(Collector):
         yield _gauge("cache_pages_prefix", "Pages of cached prefixes", stats.n_prefix_pages)
         yield _count("drafted_tokens", "Tokens drafted by speculative decoding", stats.tokens_drafted)
         yield _count("accepted_tokens", "Drafted tokens that the model accepted", stats.tokens_accepted)
-        yield _count("preemptions", "Requests put back for lack of pages", stats.preemptions)
+        yield _count("preemptions", "Requests put back for pages, or for more urgent ones", stats.preemptions)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -13,6 +13,7 @@ import pytest
 
 import deepzig
 from deepzig import SamplingParams
+from deepzig.engine import scheduler
 from deepzig.engine.beam_search import BeamSearch, Continuation
 from deepzig.engine.engine import Engine
 from deepzig.engine.request import Request
@@ -45,8 +46,8 @@ def model() -> DeepseekModel:
     return deepzig.load("stories").model
 
 
-def submit(engine: Engine, prompt: np.ndarray, params: SamplingParams) -> Request:
-    request = engine.make_request(prompt, params, NO_EOS)
+def submit(engine: Engine, prompt: np.ndarray, params: SamplingParams, priority: int = 0) -> Request:
+    request = engine.make_request(prompt, params, NO_EOS, priority=priority)
     engine.submit(request)
     return request
 
@@ -196,11 +197,25 @@ def test_an_urgent_search_does_not_wait_for_half_of_another(model: DeepseekModel
     first = submit(engine, some_ids(60), beams(2, 100))
     for _ in range(20):
         engine.step()
-    urgent = engine.make_request(some_ids(60, 1), beams(2, 100), NO_EOS, priority=1)
-    engine.submit(urgent)
+    urgent = submit(engine, some_ids(60, 1), beams(2, 100), priority=1)
     for _ in range(1000):
         engine.step()
     assert urgent.is_finished and first.is_finished
+
+
+def test_a_search_gives_way_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "MAX_RUNNING", 3)
+    model = deepzig.load("stories", deterministic=True).model
+    alone, engine = Engine(model, 2048), Engine(model, 2048)
+    expected, search = (submit(each, some_ids(70), beams(3, 20)) for each in (alone, engine))
+    run_all(alone)
+    for _ in range(5):
+        engine.step()
+    submit(engine, some_ids(10), beams(1, 4), priority=1)
+    engine.step()
+    assert engine.n_waiting == 3 and engine.stats().preemptions == 1
+    run_all(engine)
+    assert answers(search) == answers(expected) and engine.stats().n_held_pages == engine.stats().n_prefix_pages
 
 
 def test_nan_fails_the_search(model: DeepseekModel) -> None:

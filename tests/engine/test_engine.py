@@ -139,6 +139,43 @@ def test_urgent_requests_are_served_first(model: DeepseekModel) -> None:
     assert urgent.is_finished and not late.is_finished
 
 
+def test_less_urgent_requests_give_up_their_places_and_resume_where_they_were(
+    exact_model: DeepseekModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MAX_RUNNING", 2)
+    engine = Engine(exact_model, 1024)
+    older, younger, waiting = (submit(engine, some_ids(50, seed), greedy(20)) for seed in range(3))
+    for _ in range(5):
+        engine.step()
+    urgent = submit(engine, some_ids(10, 3), greedy(1), priority=1)
+    engine.step()
+    assert [len(answer(request)) for request in (older, younger, waiting, urgent)] == [6, 5, 0, 1]
+    rows: list[int] = []
+    engine.observer = lambda layer, hidden, _: rows.append(len(hidden) if layer == 0 else 0)
+    engine.step()
+    assert sum(rows) == 2 and len(answer(younger)) == 6
+    run_all(engine)
+    for seed, request in enumerate((older, younger, waiting)):
+        assert answer(request) == answer_of(Engine(exact_model, 1024), some_ids(50, seed), 20)
+    assert engine.stats().preemptions == 1 and held_by_prefixes_alone(engine)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_less_urgent_requests_give_up_their_pages(exact_model: DeepseekModel, n: int) -> None:
+    engine = Engine(exact_model, 8 * PAGE_SIZE)
+    request = submit(engine, some_ids(330), greedy(60, n=n))
+    for _ in range(4):
+        engine.step()
+    urgent = submit(engine, some_ids(300, 1), greedy(60), priority=1)
+    engine.step()
+    assert len(answer(urgent)) == 1 and engine.stats().preemptions >= n
+    run_all(engine)
+    alone = answer_of(Engine(exact_model, 1024), some_ids(330), 60)
+    assert [answer(request, index) for index in range(n)] == [alone] * n
+    assert answer(urgent) == answer_of(Engine(exact_model, 1024), some_ids(300, 1), 60)
+    assert held_by_prefixes_alone(engine)
+
+
 def test_cancelling_frees_the_pages(model: DeepseekModel) -> None:
     engine = Engine(model, 1024)
     waiting, running = (submit(engine, some_ids(100, seed), greedy(50)) for seed in (0, 1))
