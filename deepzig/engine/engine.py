@@ -167,7 +167,7 @@ class Engine:
 
     def save_prompts(self, prompts: PromptCache) -> None:
         """Write the cached prefixes to a file."""
-        prompts.save(self._scheduler, self._cache)
+        prompts.save(self._scheduler, self._cache, self._model.config.vocab_size)
 
     def notify(self) -> None:
         """Call `on_update` of the requests that have changed since the last call."""

@@ -1,6 +1,6 @@
 """PagePool: which pages of the latent cache are free, and reference counts of the others.
 
-Called by `scheduler` and `prefix`. Knows page numbers only, not what is in a page.
+Called by `scheduler`, `prefix` and `prompt_cache`. Knows page numbers only, not what is in a page.
 """
 
 

@@ -94,11 +94,12 @@ class PrefixTree:
                 return
 
     def restore(self, tenant: str, saved: Sequence[SavedPage]) -> None:
-        """Remember what `saved_pages` gave, on pages that hold it again."""
-        self._clock += 1
+        """Remember what `saved_pages` gave, on pages that hold it again, as used in the same order."""
         nodes: list[_Node] = []
-        for tokens, page, parent in saved:
+        for index, (tokens, page, parent) in enumerate(saved):
             nodes.append(self._child(nodes[parent] if parent >= 0 else self._root(tenant), tokens, page))
+            nodes[-1].last_used += len(saved) - index
+        self._clock += len(saved)
 
     def saved_pages(self, tenant: str, most: int) -> list[SavedPage]:
         """A tenant's pages, each behind its parent: the sequences that were used last, at most `most` pages. Of a

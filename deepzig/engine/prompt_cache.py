@@ -1,16 +1,17 @@
 """PromptCache: cached prefixes in a file, so that a later run need not prefill the same prompts again.
 
-The file holds the pages of the prefix tree of requests without a tenant (those of a server's keys are not for others)
-and says for which model and way of computing they hold. It is made when the model is closed and read when it is loaded,
-strictly: whatever is not right about it is a warning and the file is ignored. Made by `loading`; calls `prefix`, the
-cache, and reader and writer of safetensors.
+The file holds the pages of the prefix tree of requests without a tenant (those of a server's keys are not for others).
+Each model and way of computing has a file of its own, which says for what it holds. It is made when the model is closed
+and read when it is loaded, strictly: whatever is not right about it is a warning and the file is ignored. Made by
+`loading`; calls `prefix`, `pages`, the cache, and reader and writer of safetensors.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,13 @@ from deepzig.checkpoint.reader import SafetensorsFile
 from deepzig.checkpoint.safe_files import room_errors
 from deepzig.checkpoint.writer import SafetensorsWriter
 from deepzig.config import MAX_CONFIG_BYTES
-from deepzig.engine.prefix import SavedPage
+from deepzig.engine.pages import PagePool
+from deepzig.engine.prefix import PrefixTree, SavedPage
 from deepzig.engine.scheduler import Scheduler
 from deepzig.errors import CheckpointError, ConfigError, DeepzigError, shown
 from deepzig.model.cache import PAGE_SIZE, LatentCache
 from deepzig.small_files import open_regular, read_small
 
-FILE = "deepzig-prompts.safetensors"
 VERSION = "1"
 SAMPLES, SAMPLE_BYTES = 16, 4096  # of each file of weights, that the model's hash looks at
 
@@ -34,7 +35,7 @@ _SPELLED = {"int32": "I32", "float32": "F32", "int8": "I8"}  # dtypes of the arr
 
 
 class PromptCache:
-    """The file of a folder, for one loaded model."""
+    """A file of a folder, for one loaded model."""
 
     def __init__(self, directory: Path, made_for: Mapping[str, str]) -> None:
         """made_for: all that the rows depend on, by name: `hash_of_model` and how the model computes.
@@ -44,8 +45,10 @@ class PromptCache:
         """
         with room_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory.absolute() / FILE  # it is written later, perhaps from another working directory
         self._made_for = dict(made_for)
+        digest = hashlib.sha256(json.dumps(self._made_for, sort_keys=True).encode()).hexdigest()
+        # absolute: it is written later, perhaps from another working directory
+        self.path = directory.absolute() / f"deepzig-prompts-{digest[:12]}.safetensors"
         self._n_inserted = 0  # of the tree, when file and tree were last the same
 
     def load(self, scheduler: Scheduler, cache: LatentCache, vocab_size: int) -> int:
@@ -62,26 +65,29 @@ class PromptCache:
         self._n_inserted = scheduler.prefixes.n_inserted
         return n_pages
 
-    def save(self, scheduler: Scheduler, cache: LatentCache) -> None:
-        """Write the tree, if it has changed, all or nothing. A disk that is full or read-only, and a machine that is
-        lost, is a RuntimeWarning."""
-        nodes = scheduler.prefixes.saved_pages("", scheduler.pool.n_pages // 2)
+    def save(self, scheduler: Scheduler, cache: LatentCache, vocab_size: int) -> None:
+        """Write the tree, if it has changed, and what the file has besides; all or nothing. A disk that is full or
+        read-only, and a machine that is lost, is a RuntimeWarning.
+
+        At most half of the cache, or as many pages as the file has: what was used last, that of this run first.
+        """
+        most = scheduler.pool.n_pages // 2
+        nodes = scheduler.prefixes.saved_pages("", most)
         if not nodes or scheduler.prefixes.n_inserted == self._n_inserted:
             return
-        tokens = np.zeros((len(nodes), PAGE_SIZE), np.int32)
-        for row, node in zip(tokens, nodes, strict=True):
-            row[: len(node.tokens)] = node.tokens
-        arrays = {
-            "n_tokens": np.array([len(node.tokens) for node in nodes], np.int32),
-            "parents": np.array([node.parent for node in nodes], np.int32),
-            "tokens": tokens,
-        }
         try:
-            self._write(arrays | cache.export_pages([node.page for node in nodes]))
+            self._write(_merged(self._stored(cache, vocab_size), nodes, most, cache))
         except DeepzigError as error:
             warnings.warn(f"prompt cache not saved: {error}", RuntimeWarning, stacklevel=3)
         else:
             self._n_inserted = scheduler.prefixes.n_inserted
+
+    def _stored(self, cache: LatentCache, vocab_size: int) -> dict[str, np.ndarray]:
+        """The file's arrays as they are now: others may have written it. Without pages where it cannot be used."""
+        if os.path.exists(self.path):
+            with contextlib.suppress(CheckpointError):  # of which `load` has warned; it is replaced
+                return self._read(cache, vocab_size)
+        return {name: np.empty(shape, dtype) for name, (dtype, shape) in _shapes(cache, 0).items()}
 
     def _write(self, arrays: dict[str, np.ndarray]) -> None:
         metadata = {"deepzig_prompts": VERSION, "sha256": _checksum(arrays), "made_for": json.dumps(self._made_for)}
@@ -128,12 +134,12 @@ class PromptCache:
     def _restore(self, arrays: dict[str, np.ndarray], scheduler: Scheduler, cache: LatentCache) -> int:
         pool = scheduler.pool
         saved: list[SavedPage] = []
-        for index, (parent, n_tokens) in enumerate(zip(arrays["parents"], arrays["n_tokens"], strict=True)):
+        for stored in _saved_pages(arrays):
             page = pool.take() if pool.n_free > pool.n_pages // 2 else None
             if page is None:
                 break
-            cache.import_page(page, arrays, index)
-            saved.append(SavedPage(tuple(arrays["tokens"][index, :n_tokens].tolist()), page, int(parent)))
+            cache.import_page(page, arrays, stored.page)
+            saved.append(stored._replace(page=page))
         scheduler.prefixes.restore("", saved)
         for each in saved:
             pool.release(each.page)  # the tree holds it now
@@ -155,6 +161,68 @@ def hash_of_model(directory: Path) -> str:
                 file.seek(sample * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
                 digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def _merged(
+    stored: Mapping[str, np.ndarray], nodes: Sequence[SavedPage], most: int, cache: LatentCache
+) -> dict[str, np.ndarray]:
+    """Arrays of a file with nodes of the tree, and behind them what `stored` has besides."""
+    n_stored = len(stored["parents"])
+    found = _exported(nodes, cache)
+    pool = PagePool(n_stored + len(nodes))  # a page is a place in stored, or behind it one in found
+    for _ in range(pool.n_pages):
+        pool.take()
+    tree = PrefixTree(pool)
+    tree.restore("", _saved_pages(stored))
+    tree.restore("", _finite(nodes, found, n_stored))
+    chosen = tree.saved_pages("", max(most, n_stored))
+    arrays = _shape_of(chosen)
+    for name, rows in found.items():
+        arrays[name] = np.empty((len(chosen), *rows.shape[1:]), rows.dtype)
+        for place, (_, page, _) in enumerate(chosen):
+            arrays[name][place] = stored[name][page] if page < n_stored else rows[page - n_stored]
+    return arrays
+
+
+def _exported(nodes: Sequence[SavedPage], cache: LatentCache) -> dict[str, np.ndarray]:
+    """The rows of nodes, 0 where no token is: a request that failed may have left NaN there."""
+    rows = cache.export_pages([node.page for node in nodes])
+    n_tokens = np.array([len(node.tokens) for node in nodes])
+    is_free = np.arange(PAGE_SIZE) >= n_tokens[:, None]  # (n, PAGE_SIZE)
+    for array in rows.values():  # (n, n_layers, PAGE_SIZE, ...)
+        array.swapaxes(1, 2)[is_free] = 0
+    return rows
+
+
+def _finite(nodes: Sequence[SavedPage], rows: Mapping[str, np.ndarray], first: int) -> list[SavedPage]:
+    """Nodes whose rows, and those before them, are finite, on pages from `first` on. Of a request that was cancelled in
+    its prompt nobody has seen whether they are."""
+    floats = [array for array in rows.values() if array.dtype == np.float32]
+    places = {-1: -1}  # among nodes -> among those that are finite
+    finite: list[SavedPage] = []
+    for index, node in enumerate(nodes):
+        if node.parent in places and all(np.isfinite(array[index]).all() for array in floats):
+            places[index] = len(finite)
+            finite.append(SavedPage(node.tokens, first + index, places[node.parent]))
+    return finite
+
+
+def _shape_of(nodes: Sequence[SavedPage]) -> dict[str, np.ndarray]:
+    """The arrays that say which tokens are where; `_saved_pages` reads them."""
+    tokens = np.zeros((len(nodes), PAGE_SIZE), np.int32)
+    for row, node in zip(tokens, nodes, strict=True):
+        row[: len(node.tokens)] = node.tokens
+    return {
+        "n_tokens": np.array([len(node.tokens) for node in nodes], np.int32),
+        "parents": np.array([node.parent for node in nodes], np.int32),
+        "tokens": tokens,
+    }
+
+
+def _saved_pages(arrays: Mapping[str, np.ndarray]) -> list[SavedPage]:
+    """The nodes of a file; a page is a place in its arrays."""
+    of_nodes = zip(arrays["tokens"].tolist(), arrays["n_tokens"].tolist(), arrays["parents"].tolist(), strict=True)
+    return [SavedPage(tuple(row[:n]), page, parent) for page, (row, n, parent) in enumerate(of_nodes)]
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:

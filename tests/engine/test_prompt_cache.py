@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 import deepzig
 from deepzig import SamplingParams
 from deepzig.checkpoint.reader import SafetensorsFile
-from deepzig.engine.prompt_cache import FILE, PromptCache, _checksum, hash_of_model
+from deepzig.engine.prompt_cache import PromptCache, _checksum, hash_of_model
 from deepzig.engine.scheduler import Scheduler
 from deepzig.model.cache import LatentCache
 
@@ -29,6 +29,12 @@ VOCABULARY = 200
 
 def some_ids(n: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(5, 4000, n).tolist()
+
+
+def only_file(directory: Path) -> Path:
+    (path,) = directory.iterdir()
+    assert path.match("deepzig-prompts-????????????.safetensors")
+    return path
 
 
 LEFT_OPEN = """
@@ -44,7 +50,7 @@ def test_the_end_of_the_program_writes_it_while_libraries_work(tmp_path: Path) -
     """The network may need them, as one on several machines needs Ray; even if there was a finalizer before."""
     command = [sys.executable, "-W", "ignore", "-c", LEFT_OPEN, str(tmp_path)]
     lines = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout.splitlines()
-    assert lines == [f"a library ends ['{FILE}']", "others are finalised"]
+    assert lines == [f"a library ends ['{only_file(tmp_path).name}']", "others are finalised"]
 
 
 @pytest.mark.parametrize("cache_dtype", ["f32", "int8"])
@@ -52,7 +58,7 @@ def test_a_later_run_finds_the_prompt(tmp_path: Path, cache_dtype: str) -> None:
     options: Any = {"deterministic": True, "cache_dtype": cache_dtype, "prompt_cache": tmp_path / "new" / "folder"}
     with deepzig.load("stories", **options) as llm:
         expected = [llm.generate(some_ids(200, seed), GREEDY).token_ids for seed in range(2)]
-    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == [FILE]
+    assert only_file(tmp_path / "new" / "folder").is_file()
     with deepzig.load("stories", **options) as llm:
         for seed in range(2):
             again = llm.generate(some_ids(200, seed), GREEDY)
@@ -68,7 +74,7 @@ def test_the_folder_is_that_of_the_beginning(tmp_path: Path, monkeypatch: pytest
     with deepzig.load("stories", prompt_cache="prompts") as llm:
         llm.generate("Once upon a time", SamplingParams(max_tokens=2))
         monkeypatch.chdir("/")
-    assert (tmp_path / "prompts" / FILE).exists()
+    assert only_file(tmp_path / "prompts").is_file()
 
 
 def test_only_requests_without_a_tenant_are_kept(tmp_path: Path) -> None:
@@ -81,21 +87,36 @@ def test_a_run_that_computes_nothing_new_leaves_the_file(tmp_path: Path) -> None
     for _ in range(2):
         with deepzig.load("stories", prompt_cache=tmp_path) as llm:
             llm.generate(some_ids(100), GREEDY)
-    before = (tmp_path / FILE).stat().st_ino
+    before = only_file(tmp_path).stat().st_ino
     with deepzig.load("stories", prompt_cache=tmp_path):
         pass
-    assert (tmp_path / FILE).stat().st_ino == before
+    assert only_file(tmp_path).stat().st_ino == before
 
 
 @pytest.mark.parametrize("other", [{"precision": "fast"}, {"deterministic": True}, {"cache_dtype": "int8"}])
-def test_rows_of_another_arithmetic_are_not_used(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_each_arithmetic_has_a_file_of_its_own(tmp_path: Path, other: dict[str, Any]) -> None:
+    cached = []
+    for options in ({}, other, {}, other):
+        with deepzig.load("stories", prompt_cache=tmp_path, **options) as llm:
+            cached.append(llm.generate(some_ids(70), GREEDY).timings.cached_tokens)
+    assert cached == [0, 0, 69, 69] and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_of_another_model_is_not_used(tmp_path: Path) -> None:
+    path = file_of(tmp_path)
+    path.rename(PromptCache(tmp_path, {"model": "another"}).path)
+    with pytest.warns(RuntimeWarning, match="made for another model, 'm'"):
+        assert PromptCache(tmp_path, {"model": "another"}).load(*small(), VOCABULARY) == 0
+
+
+def test_programs_at_the_same_time_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    programs = [deepzig.load("stories", prompt_cache=tmp_path) for _ in range(2)]
+    for seed, llm in enumerate(programs):
+        llm.generate(some_ids(200, seed), GREEDY)
+    for llm in programs:
+        llm.close()
     with deepzig.load("stories", prompt_cache=tmp_path) as llm:
-        llm.generate(some_ids(70), GREEDY)
-    with pytest.warns(RuntimeWarning, match=f"another {next(iter(other))}"):
-        llm = deepzig.load("stories", prompt_cache=tmp_path, **other)
-    assert llm.generate(some_ids(70), GREEDY).timings.cached_tokens == 0
-    llm.close()
-    deepzig.load("stories", prompt_cache=tmp_path, **other).close()  # replaced: no warning
+        assert [llm.generate(some_ids(200, seed), GREEDY).timings.cached_tokens for seed in range(2)] == [199, 199]
 
 
 def test_another_model_is_another_hash(tmp_path: Path) -> None:
@@ -122,8 +143,8 @@ def test_only_files_of_the_checkpoint_are_hashed(tmp_path: Path) -> None:
 # ---- the file alone, with a small cache
 
 
-def small() -> tuple[Scheduler, LatentCache]:
-    cache = LatentCache(2, 12, 6)
+def small(n_pages: int = 12) -> tuple[Scheduler, LatentCache]:
+    cache = LatentCache(2, n_pages, 6)
     return Scheduler(cache, lambda _new, _length: "absorbed", lambda _branch, _n: 0), cache
 
 
@@ -135,8 +156,8 @@ def file_of(directory: Path) -> Path:
     pages = [scheduler.pool.take() for _ in range(4)]
     scheduler.prefixes.insert("", tokens, [page for page in pages[:3] if page is not None])
     scheduler.prefixes.insert("", tokens[:64] + [9] * 20, [page for page in (pages[0], pages[3]) if page is not None])
-    PromptCache(directory, {"model": "m"}).save(scheduler, cache)
-    return directory / FILE
+    PromptCache(directory, {"model": "m"}).save(scheduler, cache, VOCABULARY)
+    return only_file(directory)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may search every folder")
@@ -174,13 +195,48 @@ def test_half_of_the_cache_stays_free(tmp_path: Path) -> None:
         page = scheduler.pool.take()
         assert page is not None
         scheduler.prefixes.insert("", [text] * 64, [page])
-    PromptCache(tmp_path, {"model": "m"}).save(scheduler, cache)
+    PromptCache(tmp_path, {"model": "m"}).save(scheduler, cache, VOCABULARY)
     assert restored(tmp_path) == 6
     scheduler, cache = small()
     PromptCache(tmp_path, {"model": "m"}).load(scheduler, cache, VOCABULARY)
     assert [scheduler.prefixes.match("", [text] * 64).n_tokens for text in range(10)] == [0] * 4 + [
         64
     ] * 6  # the latest
+
+
+def keep_texts(directory: Path, texts: list[int], n_pages: int) -> None:
+    """A run in a cache of n_pages that computes a page of each text, the last one last."""
+    scheduler, cache = small(n_pages)
+    prompts = PromptCache(directory, {"model": "m"})
+    prompts.load(scheduler, cache, VOCABULARY)
+    for text in texts:
+        page = scheduler.pool.take()
+        assert page is not None
+        cache.pages[:, page] = text
+        scheduler.prefixes.insert("", [text] * 64, [page])
+    prompts.save(scheduler, cache, VOCABULARY)
+
+
+def test_a_smaller_cache_takes_nothing_from_the_file_but_what_was_used_first(tmp_path: Path) -> None:
+    keep_texts(tmp_path, [1, 2, 3, 4, 5, 6], 12)
+    keep_texts(tmp_path, [7], 4)
+    arrays = load_file(only_file(tmp_path))
+    assert arrays["tokens"][:, 0].tolist() == [7, 6, 5, 4, 3, 2]
+    assert arrays["rows"][:, 0, 0, 0].tolist() == [7, 6, 5, 4, 3, 2]
+
+
+def test_pages_that_are_not_finite_are_left_out_with_what_follows_them(tmp_path: Path) -> None:
+    scheduler, cache = small()
+    pages = [page for _ in range(5) if (page := scheduler.pool.take()) is not None]
+    scheduler.prefixes.insert("", [3] * 64 + [4] * 64 + [5] * 10, pages[:3])
+    scheduler.prefixes.insert("", [6] * 64 + [7] * 10, pages[3:])
+    cache.pages[1, pages[1], 63, 0] = np.nan
+    cache.pages[1, pages[4], 10, 0] = np.inf  # behind the last token
+    PromptCache(tmp_path, {"model": "m"}).save(scheduler, cache, VOCABULARY)
+    scheduler, cache = small()
+    assert PromptCache(tmp_path, {"model": "m"}).load(scheduler, cache, VOCABULARY) == 3
+    assert scheduler.prefixes.match("", [3] * 64 + [4] * 64).n_tokens == 64
+    assert scheduler.prefixes.match("", [6] * 64 + [7] * 10).n_tokens == 74
 
 
 @pytest.mark.parametrize(
@@ -227,7 +283,8 @@ def test_a_file_for_nothing_known_is_refused(tmp_path: Path, made_for: str) -> N
 @given(data=st.data())
 def test_damaged_files_are_ignored(tmp_path: Path, data: st.DataObject) -> None:
     """Bytes changed, cut off, put in: a warning, nothing restored, never an exception."""
-    raw = bytearray(file_of(tmp_path).read_bytes())
+    path = file_of(tmp_path)
+    raw = bytearray(path.read_bytes())
     place = data.draw(st.integers(0, 900) | st.integers(0, len(raw) - 1))
     kind = data.draw(st.sampled_from(["flip", "cut", "insert", "noise"]))
     if kind == "flip":
@@ -238,7 +295,7 @@ def test_damaged_files_are_ignored(tmp_path: Path, data: st.DataObject) -> None:
         raw[place:place] = data.draw(st.binary(min_size=1, max_size=20))
     else:
         raw[:] = data.draw(st.binary(max_size=200))
-    (tmp_path / FILE).write_bytes(raw)
+    path.write_bytes(raw)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         n_pages = restored(tmp_path)
@@ -261,4 +318,4 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     prompts = PromptCache(tmp_path / "gone", {"model": "m"})
     (tmp_path / "gone").rmdir()
     with pytest.warns(RuntimeWarning, match="not saved"):
-        prompts.save(scheduler, cache)
+        prompts.save(scheduler, cache, VOCABULARY)
