@@ -255,8 +255,6 @@ class Engine:
         if request.n_prefilled < request.n_prompt:
             request.n_prefilled = min(span.stop, request.n_prompt)
             self._ledger.updated.add(request)
-        if span.stop >= request.n_prompt > span.start:
-            self._scheduler.cache_prompt(branch)
 
     def _decode(self, branches: list[Branch], drafts: list[list[int]]) -> np.ndarray:
         """The last token of each branch and its draft tokens: f32 (T, D) after the final norm, branch by branch."""

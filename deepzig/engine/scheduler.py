@@ -74,8 +74,8 @@ class Scheduler:
             self.prefixes.insert(branch.request.tenant, branch.tokens[: branch.n_computed], branch.pages[:n_pages])
 
     def cache_prompt(self, branch: Branch) -> None:
-        """Put the whole pages of a prompt that has just been prefilled into the prefix tree."""
-        n_full = branch.request.n_prompt // PAGE_SIZE
+        """Put the whole pages of a prompt, as far as they are computed, into the tree, on the same condition."""
+        n_full = 0 if branch.is_shifted else min(branch.request.n_prompt, branch.n_computed) // PAGE_SIZE
         self.prefixes.insert(branch.request.tenant, branch.tokens[: n_full * PAGE_SIZE], branch.pages[:n_full])
 
     def plan(self) -> Plan:

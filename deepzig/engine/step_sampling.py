@@ -21,10 +21,17 @@ class StepSampler:
         self._scheduler, self._speculator, self._ledger = scheduler, speculator, ledger
 
     def sample_prefilled(self, branch: Branch, rows: LogitRows, row: int) -> None:
-        """The token behind a sequence that has been prefilled. A prompt forks into n here."""
+        """The token behind a sequence that has been prefilled. Later requests may find the prompt from here on."""
         if branch.request.beam_search is not None:
             self._take_beam(branch, rows.logits[row], branch.request.beam_search, rows.time)
-            return
+        else:
+            self._sample_forked(branch, rows, row)
+        first = branch.request.branches[0]
+        if not first.is_finished:  # or all that is kept of it is there already: nothing if its logits were NaN
+            self._scheduler.cache_prompt(first)
+
+    def _sample_forked(self, branch: Branch, rows: LogitRows, row: int) -> None:
+        """A prompt forks into n, each with a token of its own."""
         branches = [branch]
         if len(branch.request.branches) < branch.request.params.n:
             try:

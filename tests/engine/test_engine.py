@@ -216,6 +216,14 @@ def test_one_request_with_nan_does_not_hurt_another(model: DeepseekModel) -> Non
     assert engine.stats().finished == {"error": 1, "length": 1}
 
 
+def test_nothing_is_kept_of_a_prompt_that_gives_nan(model: DeepseekModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(model, 1024)
+    bad = submit(engine, some_ids(130), greedy(5))
+    monkeypatch.setattr(model, "logits", lambda hidden: np.full((len(hidden), 4096), np.nan, np.float32))
+    engine.step()
+    assert isinstance(bad.error, NonFiniteLogitsError) and engine.stats().n_held_pages == 0
+
+
 def test_branches_share_the_pages_of_their_prompt(model: DeepseekModel) -> None:
     engine = Engine(model, 4096)
     request = submit(engine, some_ids(200), greedy(60, n=4))
