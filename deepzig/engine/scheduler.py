@@ -189,7 +189,9 @@ class Scheduler:
                 self._cache.copy_page(match.partial_page, copy)
                 branch.n_computed += match.n_partial
         if branch.length == request.n_prompt:
-            request.n_cached = request.n_prefilled = branch.n_computed
+            request.n_prefilled = branch.n_computed
+            is_first = request.started is None  # a preempted one finds what it has computed itself
+            request.n_cached = request.n_prefilled if is_first else min(request.n_cached, request.n_prefilled)
         branch.form = self._prompt_form(len(branch.tokens) - branch.n_computed, len(branch.tokens))
 
     def _preempt(self, branch: Branch) -> None:

@@ -160,6 +160,22 @@ def test_less_urgent_requests_give_up_their_places_and_resume_where_they_were(
     assert engine.stats().preemptions == 1 and held_by_prefixes_alone(engine)
 
 
+def test_a_preempted_prompt_is_read_on_and_not_counted_as_cached(
+    exact_model: DeepseekModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MAX_RUNNING", 1)
+    monkeypatch.setattr(scheduler, "PREFILL_CHUNK", 100)
+    engine = Engine(exact_model, 1024)
+    request = submit(engine, some_ids(250), greedy(2))
+    engine.step()
+    submit(engine, some_ids(10, 1), greedy(1), priority=1)
+    engine.step()
+    engine.step()
+    assert (request.n_prefilled, request.n_cached) == (200, 0)
+    run_all(engine)
+    assert answer(request) == answer_of(Engine(exact_model, 1024), some_ids(250), 2)
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_less_urgent_requests_give_up_their_pages(exact_model: DeepseekModel, n: int) -> None:
     engine = Engine(exact_model, 8 * PAGE_SIZE)
