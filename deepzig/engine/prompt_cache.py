@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from deepzig.model.cache import PAGE_SIZE, LatentCache
 from deepzig.small_files import open_regular, read_small
 
 VERSION = "1"
+EXPORTED_PAGES = 16  # of the cache that are copied at a time
 SAMPLES, SAMPLE_BYTES = 16, 4096  # of each file of weights, that the model's hash looks at
 
 _SPELLED = {"int32": "I32", "float32": "F32", "int8": "I8"}  # dtypes of the arrays, as safetensors has them
@@ -168,42 +169,52 @@ def _merged(
 ) -> dict[str, np.ndarray]:
     """Arrays of a file with nodes of the tree, and behind them what `stored` has besides."""
     n_stored = len(stored["parents"])
-    found = _exported(nodes, cache)
-    pool = PagePool(n_stored + len(nodes))  # a page is a place in stored, or behind it one in found
+    pool = PagePool(n_stored + len(nodes))  # a page is a place in stored, or behind it one in nodes
     for _ in range(pool.n_pages):
         pool.take()
     tree = PrefixTree(pool)
     tree.restore("", _saved_pages(stored))
-    tree.restore("", _finite(nodes, found, n_stored))
+    tree.restore("", _finite(nodes, cache, n_stored))
     chosen = tree.saved_pages("", max(most, n_stored))
-    arrays = _shape_of(chosen)
-    for name, rows in found.items():
-        arrays[name] = np.empty((len(chosen), *rows.shape[1:]), rows.dtype)
-        for place, (_, page, _) in enumerate(chosen):
-            arrays[name][place] = stored[name][page] if page < n_stored else rows[page - n_stored]
+    arrays = {name: np.empty(shape, dtype) for name, (dtype, shape) in _shapes(cache, len(chosen)).items()}
+    arrays |= _shape_of(chosen)
+    places: list[int] = []  # of pages from the cache
+    for place, (_, page, _) in enumerate(chosen):
+        if page >= n_stored:
+            places.append(place)
+            continue
+        for name in arrays.keys() - _shape_of([]).keys():
+            arrays[name][place] = stored[name][page]
+    for first, rows in _exported([nodes[chosen[place].page - n_stored] for place in places], cache):
+        for name, values in rows.items():
+            arrays[name][places[first : first + len(values)]] = values
     return arrays
 
 
-def _exported(nodes: Sequence[SavedPage], cache: LatentCache) -> dict[str, np.ndarray]:
-    """The rows of nodes, 0 where no token is: a request that failed may have left NaN there."""
-    rows = cache.export_pages([node.page for node in nodes])
-    n_tokens = np.array([len(node.tokens) for node in nodes])
-    is_free = np.arange(PAGE_SIZE) >= n_tokens[:, None]  # (n, PAGE_SIZE)
-    for array in rows.values():  # (n, n_layers, PAGE_SIZE, ...)
-        array.swapaxes(1, 2)[is_free] = 0
-    return rows
+def _exported(nodes: Sequence[SavedPage], cache: LatentCache) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """The rows of nodes, a few at a time, since all may be gigabytes: the first one's place, and arrays of
+    `export_pages`. 0 where no token is: a request that failed may have left NaN there."""
+    for first in range(0, len(nodes), EXPORTED_PAGES):
+        few = nodes[first : first + EXPORTED_PAGES]
+        rows = cache.export_pages([node.page for node in few])
+        n_tokens = np.array([len(node.tokens) for node in few])
+        is_free = np.arange(PAGE_SIZE) >= n_tokens[:, None]  # (n, PAGE_SIZE)
+        for array in rows.values():  # (n, n_layers, PAGE_SIZE, ...)
+            array.swapaxes(1, 2)[is_free] = 0
+        yield first, rows
 
 
-def _finite(nodes: Sequence[SavedPage], rows: Mapping[str, np.ndarray], first: int) -> list[SavedPage]:
-    """Nodes whose rows, and those before them, are finite, on pages from `first` on. Of a request that was cancelled in
-    its prompt nobody has seen whether they are."""
-    floats = [array for array in rows.values() if array.dtype == np.float32]
+def _finite(nodes: Sequence[SavedPage], cache: LatentCache, first_page: int) -> list[SavedPage]:
+    """Nodes whose rows, and those before them, are finite, on pages from `first_page` on. Of a request that was
+    cancelled in its prompt nobody has seen whether they are."""
     places = {-1: -1}  # among nodes -> among those that are finite
     finite: list[SavedPage] = []
-    for index, node in enumerate(nodes):
-        if node.parent in places and all(np.isfinite(array[index]).all() for array in floats):
-            places[index] = len(finite)
-            finite.append(SavedPage(node.tokens, first + index, places[node.parent]))
+    for first, rows in _exported(nodes, cache):
+        floats = [array for array in rows.values() if array.dtype == np.float32]
+        for index, node in enumerate(nodes[first : first + EXPORTED_PAGES], first):
+            if node.parent in places and all(np.isfinite(array[index - first]).all() for array in floats):
+                places[index] = len(finite)
+                finite.append(SavedPage(node.tokens, first_page + index, places[node.parent]))
     return finite
 
 
