@@ -31,7 +31,7 @@ from deepzig.model.cache import CACHE_DTYPES
 from deepzig.model.deepseek import DeepseekModel
 from deepzig.text.chat import ChatTemplate
 from deepzig.text.tokenizer import load_tokenizer
-from deepzig.threads import available_threads
+from deepzig.threads import MAX_THREADS, available_threads
 
 log = logging.getLogger("deepzig.engine")
 
@@ -57,6 +57,8 @@ class LoadOptions:
         for name in ("n_threads", "cache_bytes"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, as_integer(name, getattr(self, name), least=1))
+        if self.n_threads is not None and self.n_threads > MAX_THREADS:
+            raise RequestError(f"n_threads {self.n_threads} is above {MAX_THREADS}")
         if not isinstance(self.prompt_cache, str | os.PathLike | None):
             raise RequestError(f"prompt_cache {self.prompt_cache!r} is no path; give a folder")
 

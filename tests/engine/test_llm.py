@@ -281,8 +281,8 @@ def test_loading_refuses_what_is_no_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"n_threads": 0}, {"n_threads": "2"}, {"n_threads": 1.5}, {"cache_bytes": 1e9}, {"cache_bytes": "1G"},
-        {"cache_bytes": True}, {"cache_dtype": ["f32"]}, {"prompt_cache": 5}, {"model": None},
+        {"n_threads": 0}, {"n_threads": 1025}, {"n_threads": "2"}, {"n_threads": 1.5}, {"cache_bytes": 1e9},
+        {"cache_bytes": "1G"}, {"cache_bytes": True}, {"cache_dtype": ["f32"]}, {"prompt_cache": 5}, {"model": None},
     ],
 )  # fmt: skip
 def test_arguments_of_load_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
