@@ -119,6 +119,8 @@ class LLM:
 
         Where one fails, the others are cancelled. Raises as `generate`.
         """
+        if isinstance(prompts, str):
+            raise RequestError("prompts is one text; give a list, or use generate")
         results: list[GenerationResult] = []
         begun: deque[Generation] = deque()
         try:

@@ -63,6 +63,8 @@ def test_a_batch_gives_what_each_prompt_gives_alone(stories: deepzig.LLM, monkey
     together = stories.generate_batch((prompt for prompt in prompts), params)
     assert [result.text for result in together] == [stories.generate(prompt, params).text for prompt in prompts]
     assert stories.generate_batch([]) == []
+    with pytest.raises(RequestError, match="one text"):
+        stories.generate_batch("Once upon a time")
 
 
 def test_a_batch_of_which_one_fails_leaves_nothing_running(stories: deepzig.LLM) -> None:
