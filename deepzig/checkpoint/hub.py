@@ -26,6 +26,7 @@ from deepzig.errors import CheckpointError, ConfigError, NetworkError, ResourceE
 from deepzig.small_files import read_small
 
 MAIN = "main"
+_SHARD = re.compile(r"-\d+-of-(?!0*1\.)\d+\.safetensors$")  # of several
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 
 Advance = Callable[[int, int, str], None]  # bytes done, bytes in all, file
@@ -124,7 +125,10 @@ def check_config(download: Download) -> None:
         huggingface_hub.hf_hub_download(
             model.repository, "config.json", revision=download.commit, local_dir=folder, tqdm_class=silent
         )
-        config = ModelConfig.from_directory(folder)
+        try:
+            config = ModelConfig.from_directory(folder)
+        except ConfigError as error:
+            raise type(error)(str(error).replace(f"{folder}/config.json", f"config.json of {model}")) from error
     declared_scheme(config.quantization_config)
 
 
@@ -169,8 +173,9 @@ def _is_here(model: HubModel, commit: str, name: str) -> bool:
 def _has_weights(directory: Path) -> bool:
     """Whether all files of weights are there. Each appears when it is whole."""
     index = directory / INDEX_FILE
-    if not index.exists():  # one file, under any name
-        return any(path.exists() for path in directory.glob("*.safetensors"))
+    if not index.exists():  # one file, under any name but that of a shard, whose index has yet to come
+        here = [path.name for path in directory.glob("*.safetensors") if path.exists()]
+        return SINGLE_FILE in here or (len(here) == 1 and not _SHARD.search(here[0]))
     try:
         content = read_small(index, MAX_HEADER_BYTES, CheckpointError)
         names = set(json.loads(content)["weight_map"].values())

@@ -132,6 +132,15 @@ def test_weights_in_one_file_of_any_name_are_whole(hub: FakeHub, monkeypatch: py
     assert find_model("org/tiny") == directory and (directory / name).exists()
 
 
+def test_shards_whose_index_is_yet_to_come_are_not_whole(hub: FakeHub) -> None:
+    directory = find_model("org/tiny")
+    for name in ("model.safetensors.index.json", *WEIGHTS[1:]):
+        (directory / name).unlink()
+        assert find(TINY, with_weights=True) is None
+    assert find_model("org/tiny") == directory
+    assert all((directory / name).read_bytes() == hub.files[name] for name in WEIGHTS)
+
+
 def test_nothing_is_fetched_beside_a_file_that_has_all_weights(hub: FakeHub) -> None:
     for shard in (*WEIGHTS, "model.safetensors.index.json"):
         del hub.files[shard]
@@ -187,6 +196,12 @@ def test_a_model_that_deepzig_cannot_run_is_not_fetched(hub: FakeHub, changed: d
     with pytest.raises((ConfigError, CheckpointError), match=message):
         find_model("org/tiny")
     assert hub.fetched() == ["config.json"] and find(TINY, with_weights=False) is None
+
+
+def test_a_config_that_is_none_is_named_as_the_hub_has_it(hub: FakeHub) -> None:
+    hub.files["config.json"] = b"{bad"
+    with pytest.raises(ConfigError, match=r"^config\.json of org/tiny is no valid JSON"):
+        find_model("org/tiny")
 
 
 def test_a_config_of_absurd_size_is_not_fetched(hub: FakeHub) -> None:
