@@ -111,11 +111,16 @@ def _check_names(variables: Mapping[str, Any]) -> None:
 def _conversation(messages: Sequence[Message], template: ChatTemplate) -> list[dict[str, Any]]:
     """The messages in the form in which `template` shows them all."""
     shown = [as_template_sees(message) for message in messages]
-    silent = [message for message in shown if message.get("tool_calls") and not message["content"]]
-    if silent and template.drops_calls_beside_content:
-        for message in silent:
+    if not any(message.get("tool_calls") for message in shown) or not template.drops_calls_beside_content:
+        return shown
+    listed: list[dict[str, Any]] = []
+    for message in shown:
+        if message.get("tool_calls"):
+            if message["content"].strip():  # shown without the calls, which follow as a message of their own
+                listed.append({name: value for name, value in message.items() if name != "tool_calls"})
             message["content"] = None
-    return shown
+        listed.append(message)
+    return listed
 
 
 def as_template_sees(message: Message) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def test_history_with_calls_is_accepted(talker: RunningServer) -> None:
     assert create(talker, messages=messages, tools=[TIME], max_tokens=4).usage.completion_tokens > 0
 
 
-@pytest.mark.parametrize("content", [None, ""])
+@pytest.mark.parametrize("content", [None, "", "\n", "Let me look."])
 def test_calls_of_the_past_are_shown_by_a_template_that_wants_null(tmp_path: Path, content: str | None) -> None:
     template = (
         "{% for m in messages %}{% if m.content is none %}{% for c in m.tool_calls %}<｜tool▁calls▁begin｜>"
@@ -188,7 +188,7 @@ def test_calls_of_the_past_are_shown_by_a_template_that_wants_null(tmp_path: Pat
     messages = [*USER, {"role": "assistant", "content": content, "tool_calls": [call]}]
     with load(make_talker(tmp_path, template)) as llm, serving(llm) as running, running.http() as http:
         prompt = http.post("/apply-template", json={"messages": messages}).json()["prompt"]
-    assert prompt == 'Once upon a time<｜tool▁calls▁begin｜>get_time{"zone": 1}'
+    assert prompt == f'Once upon a time{(content or "").strip()}<｜tool▁calls▁begin｜>get_time{{"zone": 1}}'
 
 
 @pytest.mark.parametrize("family", ["K2"], indirect=True, scope="module")
