@@ -4,6 +4,7 @@ Made by the endpoints as Starlette responses. Both kinds watch the connection wh
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 
 import msgspec
@@ -116,7 +117,7 @@ class WholeReply(Reply):
     async def _send(self, run: Run, sender: "_Sender") -> None:
         sender.headers = [(b"content-type", b"application/json")]
         loop = asyncio.get_running_loop()
-        next_sign = loop.time() + PADDING_AFTER_S
+        next_sign = loop.time() + (PADDING_AFTER_S if sender.can_break_off else math.inf)
         try:
             while not run.is_finished:
                 for prompt, chunk in await run.next(max(next_sign - loop.time(), 0.01)):
@@ -140,6 +141,7 @@ class _Sender:
     def __init__(self, scope: Scope, send: Send, timeout: float) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
         self.has_begun = False
+        self.can_break_off = scope["http_version"] != "1.0"  # there a body ends where the connection does
         self._send = send
         self._timeout = timeout
         self._abort: Callable[[], None] | None = scope.get("state", {}).get("abort")

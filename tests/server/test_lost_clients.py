@@ -179,9 +179,11 @@ def test_a_whole_reply_that_fails_late_is_broken_off(
     body = json.dumps(LONG).encode()
     with serving(stories) as running, running.openai() as client:
         content = read_all(raw(running, post_head(len(body)), body))
+        of_http_1_0 = read_all(raw(running, post_head(len(body)).replace(b"HTTP/1.1", b"HTTP/1.0"), body))
         with pytest.raises(openai.APIConnectionError):
             client.completions.create(model="", prompt="One")
         running.wait_until_idle()
     assert content.startswith(b"HTTP/1.1 200") and not content.endswith(b"0\r\n\r\n")
     assert b'"message":"no more"' in content
+    assert of_http_1_0.startswith(b"HTTP/1.1 503")  # there a reply ends with its connection: nothing may begin early
     assert not caplog.records
