@@ -26,6 +26,10 @@ def simplified(schema: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
         del kept["propertyNames"]
     if not strict and isinstance(pattern := kept.get("pattern"), str) and _LOOK_AROUND.search(pattern):
         del kept["pattern"]
+    names = kept.get("patternProperties")
+    if not strict and isinstance(names, dict) and any(_LOOK_AROUND.search(name) for name in names):
+        del kept["patternProperties"]
+        kept.pop("additionalProperties", None)  # it is about the names that no pattern has
     return kept
 
 

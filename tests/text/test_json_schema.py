@@ -29,6 +29,7 @@ def is_supported(schema: dict[str, Any], strict: bool) -> bool:
         (NAMES, False),
         (LOOKING, False),
         ({"properties": {"a": LOOKING}}, False),
+        ({"patternProperties": {"^(?!x)": {"type": "string"}}, "additionalProperties": False}, False),
         ({"oneOf": [{"type": "string"}, {"type": "string", "minLength": 1}]}, False),
     ],
 )
