@@ -126,7 +126,7 @@ def serve(
 
 def _keys_of(path: Path) -> list[str]:
     """Its lines but comments. Raises ServerError if there is none: without a key the server would be open to all."""
-    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [line.strip() for line in read_text(path).removeprefix("\ufeff").splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise ServerError(f"{path} has no key; write one on a line")

@@ -193,7 +193,7 @@ def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "keys is not UTF-8 at byte 3" in result.stderr
 
 
-@pytest.mark.parametrize("content", ["", "# of the team\n\n", "  # not-a-key-either\n"])
+@pytest.mark.parametrize("content", ["", "# of the team\n\n", "  # not-a-key-either\n", "\ufeff# of-an-editor\n"])
 def test_a_file_without_a_key_leaves_no_server_open(tmp_path: Path, content: str) -> None:
     path = tmp_path / "keys"
     path.write_text(content)
