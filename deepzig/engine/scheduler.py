@@ -138,35 +138,32 @@ class Scheduler:
             branch = self.waiting[0]
             group = self._group(branch)
             n_branches = len(group) if len(branch.request.branches) > 1 else branch.request.max_branches
-            while self.running and self._n_to_run() + n_branches > MAX_RUNNING:
-                if not self._displace_for(branch):
-                    return
+            staying = [each for each in self.running if each.request.priority >= branch.request.priority]
+            if staying and self._n_to_run(staying) + n_branches > MAX_RUNNING:
+                return
             for each in group:
                 self._reuse_prefix(each)
             n_new = sum(len(each.tokens) // PAGE_SIZE + 1 - len(each.pages) for each in group)
-            while self.running and not self._free_pages(n_new):
-                if not self._displace_for(branch):
+            held = {page for each in (*staying, *group) for page in each.pages}
+            fits = not staying or n_new <= self.pool.n_pages - len(held)  # if all others gave way
+            while self.running and not (
+                fits and self._n_to_run(self.running) + n_branches <= MAX_RUNNING and self._free_pages(n_new)
+            ):
+                if not fits or len(self.running) == len(staying):
                     for each in group:
                         self._drop_pages(each)
                     return
+                self._preempt(self.running[-1])
             for each in group:
                 self.waiting.remove(each)
                 insort(self.running, each, key=_urgency)
             if branch.request.started is None:
                 branch.request.started = time.perf_counter()
 
-    def _displace_for(self, branch: Branch) -> bool:
-        """Preempt the least urgent running branch. False: its priority is not lower than that of the one that waits."""
-        last = self.running[-1]
-        if last.request.priority >= branch.request.priority:
-            return False
-        self._preempt(last)
-        return True
-
-    def _n_to_run(self) -> int:
-        """Branches that run, and those into which running requests have yet to fork."""
-        unforked = [branch.request for branch in self.running if len(branch.request.branches) == 1]
-        return len(self.running) + sum(request.max_branches - 1 for request in unforked)
+    def _n_to_run(self, running: list[Branch]) -> int:
+        """Branches of `running`, and those into which their requests have yet to fork."""
+        unforked = [branch.request for branch in running if len(branch.request.branches) == 1]
+        return len(running) + sum(request.max_branches - 1 for request in unforked)
 
     def _group(self, branch: Branch) -> list[Branch]:
         """The branches that run and wait with this one: beams go step by step, and half of them would wait forever."""

@@ -192,6 +192,26 @@ def test_less_urgent_requests_give_up_their_pages(exact_model: DeepseekModel, n:
     assert held_by_prefixes_alone(engine)
 
 
+def test_nobody_gives_way_to_a_request_that_cannot_begin_for_it(
+    exact_model: DeepseekModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others of its priority hold the pages, then the places, that it waits for."""
+    engine = Engine(exact_model, 10 * PAGE_SIZE)
+    holder, low = submit(engine, some_ids(350, 1), greedy(40), priority=1), submit(engine, some_ids(50, 2), greedy(40))
+    engine.step()
+    submit(engine, some_ids(350, 3), greedy(5), priority=1)
+    run_all(engine)
+    assert low.is_finished and holder.is_finished and engine.stats().preemptions == 0
+    monkeypatch.setattr(scheduler, "MAX_RUNNING", 4)
+    engine = Engine(exact_model, 4096)
+    submit(engine, some_ids(50, 1), greedy(40, n=3), priority=1)
+    low = submit(engine, some_ids(50, 2), greedy(9))
+    engine.step()
+    submit(engine, some_ids(50, 3), greedy(5, n=2), priority=1)
+    run_all(engine)
+    assert low.is_finished and engine.stats().preemptions == 0
+
+
 def test_cancelling_frees_the_pages(model: DeepseekModel) -> None:
     engine = Engine(model, 1024)
     waiting, running = (submit(engine, some_ids(100, seed), greedy(50)) for seed in (0, 1))
