@@ -7,6 +7,7 @@ and read when it is loaded, strictly: whatever is not right about it is a warnin
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -77,11 +78,22 @@ class PromptCache:
         if not nodes or scheduler.prefixes.n_inserted == self._n_inserted:
             return
         try:
-            self._write(_merged(self._stored(cache, vocab_size), nodes, most, cache))
+            with self._alone():
+                self._write(_merged(self._stored(cache, vocab_size), nodes, most, cache))
         except DeepzigError as error:
             warnings.warn(f"prompt cache not saved: {error}", RuntimeWarning, stacklevel=3)
         else:
             self._n_inserted = scheduler.prefixes.n_inserted
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While others that save to this folder wait, lest what they add is lost; not where it cannot be locked."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                folder = os.open(self.path.parent, os.O_RDONLY)
+                stack.callback(os.close, folder)
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
 
     def _stored(self, cache: LatentCache, vocab_size: int) -> dict[str, np.ndarray]:
         """The file's arrays as they are now: others may have written it. Without pages where it cannot be used."""
