@@ -10,7 +10,7 @@ import numpy as np
 
 from deepzig.engine.beam_search import BeamSearch
 from deepzig.engine.request import Branch, Request, TokenEvent
-from deepzig.engine.sampling import TokenConstraint, TokenLogprob
+from deepzig.engine.sampling import TokenConstraint, TokenLogprob, token_logprobs
 from deepzig.errors import ContextLengthError, RequestError
 from deepzig.model.cache import PAGE_SIZE
 
@@ -67,10 +67,8 @@ def search_events(request: Request, search: BeamSearch, now: float) -> Iterator[
 
 def _logprobs(beams: list[Branch], rows: list[np.ndarray], tokens: list[list[int]]) -> list[dict[int, TokenLogprob]]:
     """Of each beam's candidates."""
-    return [
-        {token: beam.sampler.logprob(row, token) for token in candidates}
-        for beam, row, candidates in zip(beams, rows, tokens, strict=True)
-    ]
+    n_top = beams[0].request.params.logprobs or 0
+    return [token_logprobs(row, candidates, n_top) for row, candidates in zip(rows, tokens, strict=True)]
 
 
 def _child(parent: Branch, index: int, token: int) -> Branch:

@@ -85,10 +85,11 @@ class Engine:
             if number > MAX_RUNNING:
                 raise RequestError(f"{name} {number} is above {MAX_RUNNING}, the sequences that are decoded together")
         longest = len(tokens) + params.max_tokens
+        sampler = Sampler(params, tokens, self._model.config.vocab_size, constraint, eos_token_ids)
         request = Request(
             n_prompt=len(tokens),
             params=params,
-            eos_token_ids=eos_token_ids.union(params.stop_token_ids),
+            eos_token_ids=sampler.end_token_ids,
             max_length=min(longest, self.n_context) if shift is None else longest,
             n_cut=len(prompt_ids) - len(tokens),
             tenant=tenant,
@@ -96,7 +97,6 @@ class Engine:
         )
         if params.num_beams > 1:
             request.beam_search = new_search(request, constraint, self._cache.n_pages, self._model.config.vocab_size)
-        sampler = Sampler(params, tokens, self._model.config.vocab_size, constraint, eos_token_ids)
         request.branches.append(Branch(request, 0, tokens, sampler))
         return request
 

@@ -178,7 +178,7 @@ class LLM:
         request = self._thread.engine.make_request(
             prompt_ids,
             resolved,
-            frozenset() if resolved.ignore_eos else self.defaults.eos_token_ids,
+            self.defaults.eos_token_ids,
             tenant=tenant,
             priority=priority,
             constraint=constraint,

@@ -7,7 +7,7 @@ ids, nothing of text or of the model.
 import functools
 import math
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -86,7 +86,7 @@ class SamplingParams:
             raise RequestError(f"n {self.n} is above num_beams {self.num_beams}, which finds no more answers than that")
         if not isinstance(self.stop, Sequence) or not all(isinstance(stop, str) and stop for stop in self.stop):
             raise RequestError("stop must be non-empty strings")
-        if not isinstance(self.stop_token_ids, Collection):
+        if not isinstance(self.stop_token_ids, Collection) or getattr(self.stop_token_ids, "ndim", 1) != 1:
             raise RequestError(f"stop_token_ids {self.stop_token_ids!r} are no list of token ids")
         stop_ids = tuple(as_integer("a token of stop_token_ids", token, least=0) for token in self.stop_token_ids)
         if not isinstance(self.logit_bias, Mapping):
@@ -142,11 +142,17 @@ class TokenConstraint(Protocol):
 
 def token_logprob(logits: np.ndarray, token: int, n_top: int) -> TokenLogprob:
     """The log-probability of a token and of the n_top likeliest, from logits f32 (vocab_size,)."""
+    return token_logprobs(logits, [token], n_top)[token]
+
+
+def token_logprobs(logits: np.ndarray, tokens: Iterable[int], n_top: int) -> dict[int, TokenLogprob]:
+    """The same of several tokens in one place."""
     logprobs = _log_softmax(logits)
     n_top = min(n_top, len(logits))
-    top = np.argpartition(-logprobs, n_top - 1)[:n_top] if n_top else np.empty(0, np.int64)
-    top = top[np.lexsort((top, -logprobs[top]))]
-    return TokenLogprob(token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in top))
+    likeliest = np.argpartition(-logprobs, n_top - 1)[:n_top] if n_top else np.empty(0, np.int64)
+    likeliest = likeliest[np.lexsort((likeliest, -logprobs[likeliest]))]
+    top = tuple((int(i), float(logprobs[i])) for i in likeliest)
+    return {token: TokenLogprob(token, float(logprobs[token]), top) for token in tokens}
 
 
 class Sampler:
@@ -166,7 +172,7 @@ class Sampler:
         self._vocab_size = vocab_size
         self._constraint = constraint
         self._eos_token_ids = eos_token_ids
-        self._end_token_ids = eos_token_ids.union(params.stop_token_ids)
+        self.end_token_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_token_ids)
         self._seed = np.random.SeedSequence(params.seed)
         self._uniforms: deque[float] = deque()  # drawn ahead: the next tokens' random numbers, one a token
         self._counts = self._seen = np.empty(0, np.int32)  # without penalties nothing is counted
@@ -244,7 +250,7 @@ class Sampler:
         if self._has_penalties:
             self._counts[token] += 1
             self._seen[token] = True
-        if self._constraint is not None and token not in self._end_token_ids:
+        if self._constraint is not None and token not in self.end_token_ids:
             self._constraint.accept(token)
 
     def draft(self, logits: np.ndarray, depth: int) -> int:

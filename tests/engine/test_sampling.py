@@ -129,12 +129,14 @@ class TwoOrMore:
         raise NotImplementedError
 
 
-def test_a_stop_token_may_come_where_the_constraint_may_end() -> None:
-    params = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, stop_token_ids=[9])
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_a_stop_token_may_come_where_the_constraint_may_end(ignore_eos: bool) -> None:
+    params = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, stop_token_ids=[9], ignore_eos=ignore_eos)
     chooser = Sampler(params, (), VOCAB, TwoOrMore(), frozenset([1]))
     logits = np.zeros(VOCAB, np.float32)
     logits[9] = 5
     assert [chooser.sample(logits) for _ in range(3)] == [3, 3, 9]
+    assert chooser.end_token_ids == ({9} if ignore_eos else {1, 9})
 
 
 def test_the_same_seed_gives_the_same_tokens() -> None:
@@ -182,7 +184,7 @@ def test_logits_that_are_not_finite_fail_the_request(bad: float) -> None:
         {"max_tokens": None}, {"min_p": None}, {"repetition_penalty": None}, {"num_beams": None}, {"stop": 5},
         {"logit_bias": None}, {"logit_bias": {5: 1e39}}, {"presence_penalty": -1e39}, {"repetition_penalty": 1e-38},
         {"length_penalty": 1000.0}, {"early_stopping": 1}, {"early_stopping": "always"},
-        {"stop_token_ids": 5}, {"stop_token_ids": (-1,)}, {"stop_token_ids": "x"},
+        {"stop_token_ids": 5}, {"stop_token_ids": (-1,)}, {"stop_token_ids": "x"}, {"stop_token_ids": np.array(5)},
         {"n": np.bool_(True)}, {"top_p": np.bool_(True)}, {"n": np.float64(2)}, {"temperature": np.float16("nan")},
     ],
 )  # fmt: skip
