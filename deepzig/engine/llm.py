@@ -28,12 +28,12 @@ from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogpro
 from deepzig.engine.scheduler import PREFILL_CHUNK
 from deepzig.engine.trace import Trace, trace_sequence
 from deepzig.engine.whole_sequence import forward_chunks, mtp_chunks, score_sequence
-from deepzig.errors import ContextLengthError, RequestError
+from deepzig.errors import ContextLengthError, QueueFullError, RequestError
 from deepzig.model.deepseek import DeepseekModel
 from deepzig.text.chat import ChatTemplate
 from deepzig.text.tokenizer import Tokenizer
 
-BATCH_AHEAD = 512  # of a batch's requests are begun before the first is awaited: half of what may wait
+BATCH_AHEAD = 128  # of a batch's requests are begun before the first is awaited: twice what is decoded together
 SHIFTED_CONTEXTS = 16  # prompts may be as many contexts long where context_shift cuts them
 
 T = TypeVar("T")
@@ -127,13 +127,24 @@ class LLM:
             for prompt in prompts:
                 if len(begun) == BATCH_AHEAD:
                     results.append(begun.popleft().result())
-                begun.append(self.submit(prompt, params))
+                while (generation := self._submit_if_room(prompt, params, is_first=not begun)) is None:
+                    results.append(begun.popleft().result())
+                begun.append(generation)
             while begun:
                 results.append(begun.popleft().result())
         finally:
             for generation in begun:
                 generation.cancel()
         return results
+
+    def _submit_if_room(self, prompt: Prompt, params: SamplingParams | None, *, is_first: bool) -> Generation | None:
+        """None: others fill the queue, and a request that was begun before this one will end."""
+        try:
+            return self.submit(prompt, params)
+        except QueueFullError:
+            if is_first:
+                raise
+            return None
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
         """The same, in chunks: the texts of a choice's chunks make up its text, and the last chunk has the result.

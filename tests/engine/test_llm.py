@@ -18,6 +18,7 @@ import deepzig
 from deepzig import SamplingParams
 from deepzig._kernels import BuildReport
 from deepzig.checkpoint.model_names import BUNDLED
+from deepzig.engine import engine_thread
 from deepzig.engine import llm as llm_module
 from deepzig.engine.prompt_ids import Prompt
 from deepzig.engine.request import Request
@@ -65,6 +66,12 @@ def test_a_batch_gives_what_each_prompt_gives_alone(stories: deepzig.LLM, monkey
     assert stories.generate_batch([]) == []
     with pytest.raises(RequestError, match="one text"):
         stories.generate_batch("Once upon a time")
+
+
+def test_a_batch_waits_where_others_fill_the_queue(stories: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_thread, "MAX_WAITING", 1)
+    results = stories.generate_batch([[5, 6, number] for number in range(20)], SamplingParams(max_tokens=2))
+    assert len(results) == 20
 
 
 def test_a_batch_of_which_one_fails_leaves_nothing_running(stories: deepzig.LLM) -> None:
