@@ -188,19 +188,19 @@ def _merged(
     tree.restore("", _saved_pages(stored))
     tree.restore("", _finite(nodes, cache, n_stored))
     chosen = tree.saved_pages("", max(most, n_stored))
-    arrays = {name: np.empty(shape, dtype) for name, (dtype, shape) in _shapes(cache, len(chosen)).items()}
-    arrays |= _shape_of(chosen)
+    empty = cache.export_pages([])
+    merged = {name: np.empty((len(chosen), *rows.shape[1:]), rows.dtype) for name, rows in empty.items()}
     places: list[int] = []  # of pages from the cache
     for place, (_, page, _) in enumerate(chosen):
         if page >= n_stored:
             places.append(place)
             continue
-        for name in arrays.keys() - _shape_of([]).keys():
-            arrays[name][place] = stored[name][page]
-    for first, rows in _exported([nodes[chosen[place].page - n_stored] for place in places], cache):
-        for name, values in rows.items():
-            arrays[name][places[first : first + len(values)]] = values
-    return arrays
+        for name, rows in merged.items():
+            rows[place] = stored[name][page]
+    for first, exported in _exported([nodes[chosen[place].page - n_stored] for place in places], cache):
+        for name, rows in exported.items():
+            merged[name][places[first : first + len(rows)]] = rows
+    return _shape_of(chosen) | merged
 
 
 def _exported(nodes: Sequence[SavedPage], cache: LatentCache) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
