@@ -59,7 +59,7 @@ class Engine:
         Args:
             prompt_ids: i32 (S,), at least one, all in the vocabulary.
             params: resolved, see `Request`.
-            eos_token_ids: end an answer, as params.stop_token_ids do.
+            eos_token_ids: the model's; they end an answer unless params ignore them.
             tenant: requests share prefixes only with requests of the same tenant.
             priority: higher ones are served first, and make running ones wait; equal ones in order of arrival.
             constraint: which tokens may follow; used by this request alone.

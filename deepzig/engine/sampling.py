@@ -166,8 +166,8 @@ class Sampler:
         constraint: TokenConstraint | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
     ) -> None:
-        """params.temperature, top_k and top_p must be numbers by now. eos_token_ids: those that end the answer, without
-        params.stop_token_ids."""
+        """params.temperature, top_k and top_p must be numbers by now. eos_token_ids: the model's, with which a
+        constraint may end even where params ignore them; `end_token_ids` are those that end the answer."""
         self._params = params
         self._vocab_size = vocab_size
         self._constraint = constraint
