@@ -16,6 +16,7 @@ from deepzig._kernels.dequantize import all_rows
 from deepzig._kernels.experts import scratch_size as expert_scratch_size
 from deepzig._kernels.mla_decode import scratch_size as mla_scratch_size
 from deepzig._kernels.weight import EXACT, FAST, ExpertWeights, Weight
+from deepzig.model.workspace import aligned_floats
 
 ROTATED_BYTES = 1_100_000_000  # that a case goes through before it meets the same operands again: no cache holds them
 MAX_VARIANTS = 1024
@@ -53,8 +54,10 @@ class Operands:
         self._block = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
 
     def floats(self, *shape: int) -> np.ndarray:
-        """f32 of `shape`, of variance 1."""
-        return np.resize(self._block, shape)
+        """f32 of `shape`, of variance 1, aligned as the engine's."""
+        values = aligned_floats(*shape)
+        values[...] = np.resize(self._block, shape)
+        return values
 
     def weight(self, name: str, shape: tuple[int, int], index: int = 0) -> Weight:
         """A weight (N, K) in the format `name`; another for another `index`."""
@@ -98,7 +101,7 @@ def linear_cases(operands: Operands) -> Iterator[Case]:
         yield _linear_case(operands, name, 4)
     has_blas = "blas" in [label for label, _ in implementations("linear")] and ACTIVE["linear"] != "blas"
     for name in FORMATS:
-        out = np.empty((PROMPT, DENSE[0]), np.float32)
+        out = aligned_floats(PROMPT, DENSE[0])
         arguments = (operands.floats(PROMPT, DENSE[1]), operands.weight(name, DENSE), out)
         yield from in_all_ways("linear", f"{name}, {PROMPT} rows", arguments)
         if has_blas:
@@ -106,7 +109,7 @@ def linear_cases(operands: Operands) -> Iterator[Case]:
 
 
 def _linear_case(operands: Operands, name: str, n_rows: int) -> Case:
-    x, out = operands.floats(n_rows, DENSE[1]), np.empty((n_rows, DENSE[0]), np.float32)
+    x, out = operands.floats(n_rows, DENSE[1]), aligned_floats(n_rows, DENSE[0])
     shown = f"{name}, {n_rows} row{'s' if n_rows > 1 else ''}"
     return rotated("linear", shown, lambda i: (x, operands.weight(name, DENSE, i), out))
 
@@ -131,7 +134,7 @@ def _experts_arguments(operands: Operands, n_rows: int, seed: int, layer: Expert
     scores = np.random.default_rng(seed).random((n_rows, N_EXPERTS))
     topk_idx = np.argsort(scores, axis=1)[:, :TOP_K].astype(np.int32)
     topk_weight = np.full((n_rows, TOP_K), 0.4, np.float32)
-    scratch = np.empty(expert_scratch_size(n_rows, TOP_K, HIDDEN, INTERMEDIATE), np.float32)
+    scratch = aligned_floats(expert_scratch_size(n_rows, TOP_K, HIDDEN, INTERMEDIATE))
     x = operands.floats(n_rows, HIDDEN)
     return x, topk_idx, topk_weight, layer, scratch, np.empty_like(x)
 
@@ -154,7 +157,7 @@ def expand_value_cases(operands: Operands) -> Iterator[Case]:
 
 def _half_of_kv_b_proj(operands: Operands, stem: str, name: str, n_in: int, n_out: int) -> Case:
     shape = (N_HEADS * (NOPE + VALUE), RANK)
-    x, out = operands.floats(1, N_HEADS, n_in), np.empty((1, N_HEADS, n_out), np.float32)
+    x, out = operands.floats(1, N_HEADS, n_in), aligned_floats(1, N_HEADS, n_out)
     return rotated(stem, f"{name}, {N_HEADS} heads, 1 row", lambda i: (x, operands.weight(name, shape, i), out))
 
 
@@ -167,8 +170,8 @@ def mla_decode_cases(operands: Operands) -> Iterator[Case]:
 
 def _mla_decode_case(operands: Operands, n_heads: int, dtype: str) -> Case:
     length, page_size, width = 4096, 64, RANK + ROPE
-    query, out = operands.floats(1, n_heads, width), np.empty((1, n_heads, RANK), np.float32)
-    scratch = np.empty(mla_scratch_size(1, n_heads, RANK, length), np.float32)
+    query, out = operands.floats(1, n_heads, width), aligned_floats(1, n_heads, RANK)
+    scratch = aligned_floats(mla_scratch_size(1, n_heads, RANK, length))
     block_tables = np.arange(length // page_size, dtype=np.int32)[None]
     row_sequence, lengths = np.zeros(1, np.int32), np.array([length], np.int32)
 

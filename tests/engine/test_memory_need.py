@@ -114,3 +114,9 @@ def test_what_fits_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         deepzig.load("stories")
+
+
+def test_arrays_of_a_workspace_begin_with_a_cache_line() -> None:
+    space = Workspace(STORIES, 3, 0, AttentionScratch(STORIES))
+    arrays = (space.normed, space.q, space.o, space.gate, space.expert_scratch)
+    assert [array.ctypes.data % 64 for array in arrays] == [0] * 5
