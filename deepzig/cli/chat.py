@@ -151,4 +151,4 @@ def answer(session: "ChatSession", screen: "ChatScreen", events: "Events") -> No
     if report is not None:
         is_cut = session.is_story and report.end == "length" and report.n_tokens >= session.params.max_tokens
         cut_at = session.params.max_tokens if is_cut else None
-        screen.remark(statistics_line(report.timings, report.n_tokens, report.n_shifted, cut_at))
+        screen.remark(statistics_line(report.timings, report.n_tokens, report.n_dropped, cut_at))

@@ -145,7 +145,7 @@ def _stats(session: ChatSession, _argument: str) -> Outcome:
     if report is not None:
         timings = report.timings
         new_tokens = timings.prompt_tokens - timings.cached_tokens
-        dropped = f", {report.n_shifted} old ones dropped" if report.n_shifted else ""
+        dropped = f", {report.n_dropped} old ones dropped" if report.n_dropped else ""
         rows = [
             ("prompt", f"{timings.prompt_tokens} tokens: {timings.cached_tokens} cached, "
                        f"{new_tokens} read at {rate(new_tokens, timings.prompt_s)}"),

@@ -42,7 +42,7 @@ class AnswerReport:
 
     timings: Timings
     n_tokens: int
-    n_shifted: int
+    n_dropped: int
     end: str  # "stop", "length", or "stopped" by the user
 
 
@@ -86,7 +86,7 @@ class _Answering:
         timings = self.generation.timings
         if timings is None:
             return None
-        return AnswerReport(timings, self.n_tokens, self.generation.n_shifted, self.end)
+        return AnswerReport(timings, self.n_tokens, self.generation.n_dropped, self.end)
 
 
 class ChatSession:

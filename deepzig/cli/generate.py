@@ -83,7 +83,7 @@ def generate(
         result = print_stream(llm, request, params)
     n_tokens = len(result.token_ids)
     is_cut = result.finish_reason == "length" and n_tokens >= params.max_tokens  # else the context was full
-    note(statistics_line(result.timings, n_tokens, result.n_shifted, params.max_tokens if is_cut else None))
+    note(statistics_line(result.timings, n_tokens, result.n_dropped, params.max_tokens if is_cut else None))
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -124,8 +124,8 @@ def as_object(model: str, prompt: str, result: "GenerationResult") -> dict[str, 
         "finish_reason": result.finish_reason,
         "timings": dataclasses.asdict(result.timings),
     }
-    if result.n_shifted:
-        shown["n_shifted"] = result.n_shifted
+    if result.n_dropped:
+        shown["n_dropped"] = result.n_dropped
     if result.choices[0].score is not None:
         shown["score"] = result.choices[0].score
     if result.logprobs is not None:

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from deepzig.engine.results import Timings
 
 
-def statistics_line(timings: "Timings", n_tokens: int, n_shifted: int, cut_at: int | None) -> str:
+def statistics_line(timings: "Timings", n_tokens: int, n_dropped: int, cut_at: int | None) -> str:
     """Tokens and speed of the prompt and of an answer of n_tokens; cut_at: --max-tokens, if that ended it."""
     new_tokens = timings.prompt_tokens - timings.cached_tokens
     return (
@@ -14,7 +14,7 @@ def statistics_line(timings: "Timings", n_tokens: int, n_shifted: int, cut_at: i
         + (f"{timings.cached_tokens} cached, " if timings.cached_tokens else "")
         + f"{rate(new_tokens, timings.prompt_s)}; first token after {timings.first_token_s:.2f} s; "
         f"answer {n_tokens} tokens, {rate(timings.decode_tokens, timings.decode_s)}"
-        + (f"; {n_shifted} old tokens dropped" if n_shifted else "")
+        + (f"; {n_dropped} old tokens dropped" if n_dropped else "")
         + (f"; cut at --max-tokens {cut_at}" if cut_at is not None else "")
     )
 

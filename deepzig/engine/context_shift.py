@@ -34,7 +34,7 @@ class ContextShift:
         """Tokens that go at a time."""
         return self.dropped_pages * PAGE_SIZE
 
-    def cut(self, tokens: Sequence[int]) -> list[int]:
+    def without_oldest(self, tokens: Sequence[int]) -> list[int]:
         """A prompt without its oldest tokens, as often n_dropped of them as it takes to leave room for an answer.
 
         Longer prompts of the same conversation lose the same tokens until one time more is needed: prefixes are found.

@@ -75,7 +75,7 @@ class Engine:
         tokens = prompt_ids.tolist()
         shift = self._shift if params.num_beams == 1 else None
         if shift is not None:
-            tokens = shift.cut(tokens)
+            tokens = shift.without_oldest(tokens)
         if len(tokens) >= self.n_context:
             raise ContextLengthError(
                 f"the prompt is too long: it has {len(tokens)} tokens, but there is room for {self.n_context}; cut it"
@@ -91,7 +91,7 @@ class Engine:
             params=params,
             eos_token_ids=sampler.end_token_ids,
             max_length=min(longest, self.n_context) if shift is None else longest,
-            n_cut=len(prompt_ids) - len(tokens),
+            n_prompt_dropped=len(prompt_ids) - len(tokens),
             tenant=tenant,
             priority=priority,
         )

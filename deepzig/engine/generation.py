@@ -90,9 +90,9 @@ class Generation:
         )
 
     @property
-    def n_shifted(self) -> int:
+    def n_dropped(self) -> int:
         """See `GenerationResult`."""
-        return self._request.n_shifted
+        return self._request.n_dropped
 
     def cancel(self) -> None:
         """End the request before the next step; does nothing if it is finished."""
@@ -217,7 +217,7 @@ class Generation:
             choices = [each.choice() for each in self._answers]
             timings = self.timings
             assert timings is not None
-            self._result = GenerationResult(choices, timings, self.n_shifted)
+            self._result = GenerationResult(choices, timings, self.n_dropped)
         logprobs = [event.logprob for event in events if event.logprob is not None] or None
         return StreamChunk(
             piece.text, [event.token for event in events], answer.index, piece.finish_reason, logprobs, self._result

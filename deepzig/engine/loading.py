@@ -103,7 +103,7 @@ def load(
         cache_bytes: size of the latent cache; None takes a quarter of the memory that is free, at most what 64 whole
             contexts need.
         context_shift: a sequence that fills the context drops its oldest tokens, except those at its beginning, and
-            goes on; `GenerationResult.n_shifted` counts them. Without it a longer prompt is an error, and an answer
+            goes on; `GenerationResult.n_dropped` counts them. Without it a longer prompt is an error, and an answer
             ends there.
         prompt_cache: a folder that keeps what was computed of prompts and answers from one run to the next. It is
             written when the model is closed; `with deepzig.load(...) as llm` does that, the end of the program too.

@@ -87,7 +87,7 @@ class Request:
     branches: list[Branch] = field(default_factory=list)
     beam_search: BeamSearch | None = None
     events: deque[TokenEvent] = field(default_factory=deque)
-    n_cut: int = 0  # tokens of the prompt that were dropped before prefill: it had no place in the context
+    n_prompt_dropped: int = 0  # tokens of the prompt, not in n_prompt, for which the context had no place
     n_prefilled: int = 0  # tokens of the prompt that are computed
     n_cached: int = 0  # of them, taken from the prefix tree
     started: float | None = None  # when it left the queue
@@ -100,9 +100,9 @@ class Request:
     error: BaseException | None = None
 
     @property
-    def n_shifted(self) -> int:
+    def n_dropped(self) -> int:
         """Tokens of the prompt and of a branch that were dropped, the context being full."""
-        return self.n_cut + max(branch.n_dropped for branch in self.branches)
+        return self.n_prompt_dropped + max(branch.n_dropped for branch in self.branches)
 
     @property
     def max_branches(self) -> int:

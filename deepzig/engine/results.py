@@ -38,7 +38,7 @@ class GenerationResult:
 
     choices: list[Choice]  # of a beam search best first
     timings: Timings  # of the whole request
-    n_shifted: int = 0  # with context_shift: old tokens that gave way because the context was full
+    n_dropped: int = 0  # with context_shift: old tokens that gave way because the context was full
 
     @property
     def text(self) -> str:

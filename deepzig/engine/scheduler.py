@@ -111,23 +111,23 @@ class Scheduler:
         for branch in old:
             self.remove(branch, keep=False)
 
-    def drop_oldest(self, branch: Branch, n_kept: int, n_dropped: int) -> list[int]:
-        """Take n_dropped pages behind the first n_kept from a running branch, with their tokens.
+    def drop_oldest(self, branch: Branch, kept_pages: int, dropped_pages: int) -> list[int]:
+        """Take dropped_pages behind the first kept_pages from a running branch, with their tokens.
 
         Returns the pages behind them, now held by the branch alone; none where copies found no room: then it waits, to
         be recomputed.
         """
-        last = n_kept + n_dropped
-        for page in branch.pages[n_kept:last]:
+        stop = kept_pages + dropped_pages
+        for page in branch.pages[kept_pages:stop]:
             self.pool.release(page)
-        del branch.pages[n_kept:last]
-        del branch.tokens[n_kept * PAGE_SIZE : last * PAGE_SIZE]
-        branch.n_dropped += n_dropped * PAGE_SIZE
-        branch.n_computed -= n_dropped * PAGE_SIZE
+        del branch.pages[kept_pages:stop]
+        del branch.tokens[kept_pages * PAGE_SIZE : stop * PAGE_SIZE]
+        branch.n_dropped += dropped_pages * PAGE_SIZE
+        branch.n_computed -= dropped_pages * PAGE_SIZE
         branch.is_shifted, branch.drafting, branch.hidden = True, None, None
-        if not all(self._own(branch, block) for block in range(n_kept, len(branch.pages))):
+        if not all(self._own(branch, block) for block in range(kept_pages, len(branch.pages))):
             self._preempt(branch)
-        return branch.pages[n_kept:]
+        return branch.pages[kept_pages:]
 
     # ---- who runs
 

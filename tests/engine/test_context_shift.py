@@ -75,9 +75,9 @@ def test_an_answer_goes_on_past_the_context(shifting: deepzig.LLM) -> None:
     prompt = some_ids(960)
     result = shifting.generate(prompt, greedy(520))
     assert (len(result.token_ids), result.finish_reason) == (520, "length")
-    assert result.n_shifted == 2 * 7 * PAGE_SIZE  # 1480 tokens: half of what is behind the first page, twice
+    assert result.n_dropped == 2 * 7 * PAGE_SIZE  # 1480 tokens: half of what is behind the first page, twice
     plain = deepzig.load("stories", deterministic=True).generate(prompt, greedy(520))
-    assert (len(plain.token_ids), plain.n_shifted, plain.finish_reason) == (CONTEXT - 960, 0, "length")
+    assert (len(plain.token_ids), plain.n_dropped, plain.finish_reason) == (CONTEXT - 960, 0, "length")
     assert result.token_ids[: len(plain.token_ids)] == plain.token_ids
 
 
@@ -88,7 +88,7 @@ def test_batch_speculation_and_n_do_not_change_a_shifted_text(shifting: deepzig.
     for generation in together:
         result = generation.result()
         assert [choice.token_ids for choice in result.choices] == [alone, alone]
-        assert result.n_shifted == 7 * PAGE_SIZE
+        assert result.n_dropped == 7 * PAGE_SIZE
 
 
 def test_prefixes_stay_what_they_were(shifting: deepzig.LLM) -> None:
@@ -106,17 +106,17 @@ def test_prefixes_stay_what_they_were(shifting: deepzig.LLM) -> None:
 def test_a_long_prompt_loses_its_oldest_tokens(shifting: deepzig.LLM) -> None:
     prompt = some_ids(1500, 4)
     result = shifting.generate(prompt, greedy(10))
-    assert (result.n_shifted, result.timings.prompt_tokens) == (2 * 448, 1500 - 896)
+    assert (result.n_dropped, result.timings.prompt_tokens) == (2 * 448, 1500 - 896)
     assert result.token_ids == shifting.generate([*prompt[:64], *prompt[64 + 896 :]], greedy(10)).token_ids
     longer = shifting.generate([*prompt, *result.token_ids, 7], greedy(10))
-    assert longer.n_shifted == 896 and longer.timings.cached_tokens == 1500 - 896 + 9  # the next turn finds this one
+    assert longer.n_dropped == 896 and longer.timings.cached_tokens == 1500 - 896 + 9  # the next turn finds this one
 
 
 def test_the_cut_leaves_room() -> None:
     shift = ContextShift(1024)
-    assert shift.cut(range(1023)) == list(range(1023))
+    assert shift.without_oldest(range(1023)) == list(range(1023))
     for n_tokens in (1024, 1471, 1472, 5000):
-        cut = shift.cut(range(n_tokens))
+        cut = shift.without_oldest(range(n_tokens))
         assert 1024 - 448 <= len(cut) < 1024
         assert cut[:64] == list(range(64)) and cut[-1] == n_tokens - 1 and (n_tokens - len(cut)) % 448 == 0
 
@@ -129,7 +129,7 @@ def test_a_full_cache_makes_shifted_texts_wait_not_fail() -> None:
     engine.submit(request)
     while engine.step():
         pass
-    assert request.error is None and request.n_shifted >= 448
+    assert request.error is None and request.n_dropped >= 448
     assert [len(branch.tokens) + branch.n_dropped for branch in request.branches] == [1200, 1200]
 
 

@@ -339,7 +339,7 @@ def test_a_cancelled_request_tells_its_timings(stories: deepzig.LLM) -> None:
     timings = generation.timings
     assert timings is not None
     assert (timings.decode_tokens, timings.prompt_tokens) == (len(tokens) - 1, 7)
-    assert timings.decode_s > 0 and generation.n_shifted == 0
+    assert timings.decode_s > 0 and generation.n_dropped == 0
 
 
 def test_a_wait_ends_without_news(stories: deepzig.LLM) -> None:
