@@ -42,12 +42,12 @@ class _Beam:
 class BeamSearch:
     """The search of one request. `finished` holds its answers, best first, at most num_beams."""
 
-    def __init__(self, params: SamplingParams, eos_token_ids: frozenset[int], max_new_tokens: int) -> None:
+    def __init__(self, params: SamplingParams, end_token_ids: frozenset[int], max_new_tokens: int) -> None:
         self.finished: list[Hypothesis] = []
         self._num_beams = params.num_beams
         self._length_penalty = params.length_penalty
         self._early_stopping = params.early_stopping
-        self._eos_token_ids = eos_token_ids
+        self._end_token_ids = end_token_ids
         self._max_new_tokens = max_new_tokens
         self._beams = [_Beam(np.float32(0), [], [])]  # best first; after the prompt there is one
 
@@ -68,7 +68,7 @@ class BeamSearch:
             beam = self._beams[parent]
             reported = [] if logprobs is None else [*beam.logprobs, logprobs[parent][token]]
             tokens = [*beam.tokens, token]
-            is_stopped = token in self._eos_token_ids
+            is_stopped = token in self._end_token_ids
             if is_stopped or is_last:
                 if rank < self._num_beams:
                     self._finish(Hypothesis(self._score(total, length), tokens, reported, is_stopped))
@@ -89,7 +89,7 @@ class BeamSearch:
         """The best continuations, so many that num_beams go on even if the others end; best first, then by place."""
         vocab_size = len(scores[0])
         totals = np.concatenate([beam.total + row for beam, row in zip(self._beams, scores, strict=True)])
-        n_best = min(max(2, 1 + len(self._eos_token_ids)) * self._num_beams, len(totals))
+        n_best = min(max(2, 1 + len(self._end_token_ids)) * self._num_beams, len(totals))
         best = np.argpartition(totals, len(totals) - n_best)[len(totals) - n_best :]
         best = best[np.lexsort((best, -totals[best]))]
         return [(totals[i], Continuation(int(i) // vocab_size, int(i) % vocab_size)) for i in best]

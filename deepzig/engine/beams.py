@@ -15,17 +15,17 @@ from deepzig.errors import ContextLengthError, RequestError
 from deepzig.model.cache import PAGE_SIZE
 
 
-def new_search(request: Request, constraint: TokenConstraint | None, n_pages: int, vocab_size: int) -> BeamSearch:
-    """The search of a new request in a cache of n_pages.
+def new_search(branch: Branch, constraint: TokenConstraint | None, n_pages: int, vocab_size: int) -> BeamSearch:
+    """The search of a new request, which begins with this branch, in a cache of n_pages.
 
     Raises:
         RequestError: it has a constraint, or more beams than the vocabulary can feed.
         ContextLengthError: the cache could not hold its beams.
     """
-    params = request.params
+    request, params, end_token_ids = branch.request, branch.request.params, branch.sampler.end_token_ids
     if constraint is not None:
         raise RequestError("a beam search cannot be held to a schema or grammar; set num_beams to 1")
-    if (1 + len(request.eos_token_ids)) * params.num_beams > vocab_size:
+    if (1 + len(end_token_ids)) * params.num_beams > vocab_size:
         raise RequestError(f"num_beams {params.num_beams} is too large for a vocabulary of {vocab_size}")
     n_needed = params.num_beams * -(-request.max_length // PAGE_SIZE)
     if n_needed > n_pages:  # so many if a preempted search is prefilled again and finds no prefix
@@ -33,7 +33,7 @@ def new_search(request: Request, constraint: TokenConstraint | None, n_pages: in
             f"{params.num_beams} beams of {request.max_length} tokens may need {n_needed * PAGE_SIZE} tokens of cache, "
             f"which has {n_pages * PAGE_SIZE}; take fewer beams or max_tokens"
         )
-    return BeamSearch(params, request.eos_token_ids, request.max_length - request.n_prompt)
+    return BeamSearch(params, end_token_ids, request.max_length - request.n_prompt)
 
 
 def advance_search(request: Request, search: BeamSearch) -> tuple[list[Branch], list[int]]:

@@ -89,15 +89,15 @@ class Engine:
         request = Request(
             n_prompt=len(tokens),
             params=params,
-            eos_token_ids=sampler.end_token_ids,
             max_length=min(longest, self.n_context) if shift is None else longest,
             n_prompt_dropped=len(prompt_ids) - len(tokens),
             tenant=tenant,
             priority=priority,
         )
+        branch = Branch(request, 0, tokens, sampler)
         if params.num_beams > 1:
-            request.beam_search = new_search(request, constraint, self._cache.n_pages, self._model.config.vocab_size)
-        request.branches.append(Branch(request, 0, tokens, sampler))
+            request.beam_search = new_search(branch, constraint, self._cache.n_pages, self._model.config.vocab_size)
+        request.branches.append(branch)
         return request
 
     def submit(self, request: Request) -> None:

@@ -78,7 +78,6 @@ class Request:
 
     n_prompt: int
     params: SamplingParams  # resolved: temperature, top_k and top_p are numbers
-    eos_token_ids: frozenset[int]  # that end it: of the model, unless ignored, and of params
     max_length: int  # tokens of prompt and answer together
     tenant: str
     priority: int  # higher ones are served first

@@ -98,7 +98,7 @@ class StepSampler:
         if request.first_token is None:
             self._ledger.note_first_token(request, rows.time)
         reason = None
-        if token in request.eos_token_ids or is_complete:
+        if token in branch.sampler.end_token_ids or is_complete:
             reason = "stop"
         elif branch.length >= request.max_length:
             reason = "length"
