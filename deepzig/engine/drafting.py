@@ -28,18 +28,20 @@ class MtpDrafter:
 
     def follow_prompt(self, branch: Branch, first: int, hidden: np.ndarray) -> None:
         """Run the layer over a chunk of a prompt: hidden f32 (T, D) of positions from `first` on."""
-        if branch.hidden is not None:
-            first, hidden = first - len(branch.hidden), np.concatenate([branch.hidden, hidden])
+        assert branch.drafting is not None
+        if (pending := branch.drafting.pending) is not None:
+            first, hidden = first - len(pending), np.concatenate([pending, hidden])
         n_rows = len(hidden) - 1  # the token behind the last is not known yet, or is decoded
         if n_rows:
             rows = branch_rows([branch], [range(first, first + n_rows)], is_prompt=True)
             tokens = np.array(branch.tokens[first + 1 : first + 1 + n_rows], np.int32)
             self._model.mtp_forward(0, tokens, hidden[:-1], rows, self._cache)
-        branch.hidden = hidden[-1:].copy()
+        branch.drafting.pending = hidden[-1:].copy()
 
     def draft(self, branches: Sequence[Branch], counts: Sequence[int]) -> list[list[int]]:
         """counts[i] >= 1 draft tokens for branches[i]."""
-        pending = [branch.hidden for branch in branches if branch.hidden is not None]
+        draftings = [branch.drafting for branch in branches if branch.drafting is not None]
+        pending = [drafting.pending for drafting in draftings if drafting.pending is not None]
         assert len(pending) == len(branches)
         sizes = [len(hidden) for hidden in pending]
         # the rows whose next token is known since the last call, then one row a draft token
@@ -48,8 +50,8 @@ class MtpDrafter:
         rows = branch_rows(branches, spans, is_prompt=False)
         state = self._model.mtp_forward(0, np.array(tokens, np.int32), np.concatenate(pending), rows, self._cache)
         state = state[np.cumsum(sizes) - 1]  # f32 (B, D), of the last position of each
-        for branch in branches:
-            branch.hidden = None
+        for drafting in draftings:
+            drafting.pending = None
         drafts: list[list[int]] = [[] for _ in branches]
         going = list(range(len(branches)))
         for depth in range(max(counts)):

@@ -16,8 +16,8 @@ class Ledger:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.updated: set[Request] = set()  # since `notify`
-        self.tokens_decoded = self.tokens_drafted = self.tokens_accepted = 0
-        self._tokens_prompt = self._tokens_cached = 0
+        self.tokens_decoded = 0
+        self._tokens_prompt = self._tokens_cached = self._tokens_drafted = self._tokens_accepted = 0
         self._finished: Counter[str] = Counter()
         self._scheduler = scheduler
 
@@ -27,6 +27,13 @@ class Ledger:
             request.first_token = now
             self._tokens_prompt += request.n_prompt
             self._tokens_cached += request.n_cached
+
+    def note_draft(self, request: Request, n_drafted: int, n_accepted: int) -> None:
+        """A branch of a request has drafted tokens, and the model has accepted some of them."""
+        request.n_drafted += n_drafted
+        request.n_accepted += n_accepted
+        self._tokens_drafted += n_drafted
+        self._tokens_accepted += n_accepted
 
     def finish(self, branch: Branch, reason: str, *, keep: bool = True) -> None:
         """End a branch and free its pages. keep: later requests may find them, as a prefix."""
@@ -64,8 +71,8 @@ class Ledger:
             tokens_prompt=self._tokens_prompt,
             tokens_cached=self._tokens_cached,
             tokens_decoded=self.tokens_decoded,
-            tokens_drafted=self.tokens_drafted,
-            tokens_accepted=self.tokens_accepted,
+            tokens_drafted=self._tokens_drafted,
+            tokens_accepted=self._tokens_accepted,
             preemptions=self._scheduler.n_preemptions,
             finished=dict(self._finished),
         )

@@ -31,11 +31,12 @@ class TokenEvent:
 
 @dataclass(eq=False)
 class Drafting:
-    """How drafting has gone for a branch."""
+    """How a branch drafts, and how that has gone."""
 
     ngrams: NgramIndex | None  # None: the MTP layer drafts
     n_drafted: list[int]  # by depth: draft tokens whose predecessors were all accepted
     n_accepted: list[int]  # of them
+    pending: np.ndarray | None = None  # f32 (m, D) of the last m computed positions, which the MTP layer has yet to see
 
     @property
     def uses_mtp(self) -> bool:
@@ -55,7 +56,6 @@ class Branch:
     n_computed: int = 0
     form: str = "expanded"  # of attention, in prefill; fixed on admission
     drafting: Drafting | None = None  # None: no speculation
-    hidden: np.ndarray | None = None  # f32 (m, D) of the last m computed positions, which the MTP layer has yet to see
     is_finished: bool = False
     logits: np.ndarray | None = None  # f32 (vocab_size,) of a beam that waits for the others of its request
     n_dropped: int = 0  # tokens that gave way to others when the context was full
@@ -70,6 +70,12 @@ class Branch:
     def is_prefilling(self) -> bool:
         """More than its last token waits to be computed: the prompt, or all of it after a preemption."""
         return self.n_computed < len(self.tokens) - 1 or self.length == self.request.n_prompt
+
+    def reset(self) -> None:
+        """Nothing of it is computed any more; what it has learned of its drafts stays."""
+        self.pages, self.n_computed, self.is_shifted = [], 0, False
+        if self.drafting is not None:
+            self.drafting.pending = None
 
 
 @dataclass(eq=False)

@@ -55,7 +55,7 @@ class Scheduler:
     def fork(self, branch: Branch, copies: list[Branch]) -> None:
         """Let copies of a running branch run too, on its pages, which are copied on write."""
         for copy in copies:
-            copy.pages, copy.n_computed, copy.hidden = list(branch.pages), branch.n_computed, branch.hidden
+            copy.pages, copy.n_computed = list(branch.pages), branch.n_computed
             for page in copy.pages:
                 self.pool.share(page)
             insort(self.running, copy, key=_urgency)
@@ -124,7 +124,7 @@ class Scheduler:
         del branch.tokens[kept_pages * PAGE_SIZE : stop * PAGE_SIZE]
         branch.n_dropped += dropped_pages * PAGE_SIZE
         branch.n_computed -= dropped_pages * PAGE_SIZE
-        branch.is_shifted, branch.drafting, branch.hidden = True, None, None
+        branch.is_shifted, branch.drafting = True, None
         if not all(self._own(branch, block) for block in range(kept_pages, len(branch.pages))):
             self._preempt(branch)
         return branch.pages[kept_pages:]
@@ -262,7 +262,7 @@ class Scheduler:
     def _drop_pages(self, branch: Branch) -> None:
         for page in branch.pages:
             self.pool.release(page)
-        branch.pages, branch.n_computed, branch.hidden, branch.is_shifted = [], 0, None, False
+        branch.reset()
 
 
 def _urgency(branch: Branch) -> tuple[int, int, int]:

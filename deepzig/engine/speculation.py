@@ -57,6 +57,13 @@ class Speculator:
         n = request.params.draft_tokens
         return Drafting(None if uses_mtp else NgramIndex(), [0] * n, [0] * n)
 
+    def fork(self, branch: Branch) -> Drafting | None:
+        """How a copy of a branch will draft: from the same positions on, with nothing learned."""
+        drafting = self.begin(branch.request)
+        if drafting is not None and branch.drafting is not None:
+            drafting.pending = branch.drafting.pending
+        return drafting
+
     def reads_prompt(self, branch: Branch) -> bool:
         """Whether `follow_prompts` has a use for the hidden states of the branch."""
         return self._mtp is not None and branch.drafting is not None and branch.drafting.uses_mtp
@@ -74,21 +81,23 @@ class Speculator:
 
     def follow(self, branch: Branch, hidden: np.ndarray) -> None:
         """A branch has gone on by the positions of hidden f32 (m, D), and knows the token behind each."""
-        if branch.drafting is not None and branch.drafting.uses_mtp and not branch.is_finished:
-            branch.hidden = hidden.copy() if branch.hidden is None else np.concatenate([branch.hidden, hidden])
+        drafting = branch.drafting
+        if drafting is not None and drafting.uses_mtp and not branch.is_finished:
+            seen = drafting.pending
+            drafting.pending = hidden.copy() if seen is None else np.concatenate([seen, hidden])
 
     def length(self, branch: Branch, n_decoding: int) -> int:
         """Draft tokens for a branch in a step that decodes n_decoding branches. One that has fallen MAX_PENDING
         positions behind stops drafting for good."""
         drafting, params = branch.drafting, branch.request.params
-        if drafting is None or (drafting.uses_mtp and branch.hidden is None):
+        if drafting is None or (drafting.uses_mtp and drafting.pending is None):
             return 0
         most = min(params.draft_tokens, branch.request.max_length - len(branch.tokens) - 1)
         if params.speculation != "auto" or most <= 0:
             return max(0, most)
         best = self._best_length(drafting, most, n_decoding) if n_decoding <= MAX_SEQUENCES else 0
-        if best == 0 and branch.hidden is not None and len(branch.hidden) >= MAX_PENDING:
-            branch.drafting = branch.hidden = None
+        if best == 0 and drafting.pending is not None and len(drafting.pending) >= MAX_PENDING:
+            branch.drafting = None
         return best
 
     def draft(self, branches: Sequence[Branch], counts: Sequence[int]) -> list[list[int]]:
@@ -126,8 +135,6 @@ class Speculator:
             ):
                 drafted[depth] += 1
                 accepted[depth] += n_sampled > depth + 1
-        request.n_drafted += n_drafted
-        request.n_accepted += n_sampled - 1
         if plain := self._steps.mean(n_decoding):
             request.speculation_s += seconds
             request.plain_s += n_sampled * plain

@@ -75,8 +75,7 @@ class StepSampler:
             token = self._sample(branch, rows, row)
             if branch.is_finished or n_sampled > len(draft) or token != draft[n_sampled - 1]:
                 break
-        self._ledger.tokens_drafted += len(draft)
-        self._ledger.tokens_accepted += n_sampled - 1
+        self._ledger.note_draft(branch.request, len(draft), n_sampled - 1)
         return n_sampled
 
     def _sample(self, branch: Branch, rows: LogitRows, row: int) -> int | None:
@@ -136,7 +135,7 @@ class StepSampler:
             for index in range(1, request.params.n)
         ]
         for copy in copies:
-            copy.drafting = self._speculator.begin(request)
+            copy.drafting = self._speculator.fork(branch)
         request.branches += copies
         self._scheduler.fork(branch, copies)
         return copies
