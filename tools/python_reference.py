@@ -42,11 +42,11 @@ PUBLIC = {
 }  # fmt: skip
 REACHED = {
     "RopeParameters": "config", "Tokenizer": "text.tokenizer", "ChatTemplate": "text.chat",
-    "GenerationDefaults": "engine.defaults", "ExpertLoad": "engine.expert_load",
+    "GenerationDefaults": "engine.defaults", "ExpertCounter": "engine.expert_counter",
 }  # fmt: skip
 INTERNAL = {  # take or give what is not public
     "ChatTemplate.from_directory", "ChatTemplate.telling_tools", "GenerationDefaults.from_directory",
-    "GenerationDefaults.resolve", "ExpertLoad.observe",
+    "GenerationDefaults.resolve", "ExpertCounter.observe",
 }  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Raises")
 

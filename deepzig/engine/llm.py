@@ -18,7 +18,7 @@ from deepzig.checkpoint.sizes import ModelSize
 from deepzig.engine.defaults import GenerationDefaults
 from deepzig.engine.engine import Engine
 from deepzig.engine.engine_thread import EngineThread
-from deepzig.engine.expert_load import ExpertLoad
+from deepzig.engine.expert_counter import ExpertCounter
 from deepzig.engine.generation import Generation
 from deepzig.engine.number_checks import as_integer
 from deepzig.engine.prompt_cache import PromptCache
@@ -215,16 +215,16 @@ class LLM:
         """The same as of the end of the last step, without waiting."""
         return self._thread.last_stats
 
-    def count_experts(self) -> ExpertLoad:
+    def count_experts(self) -> ExpertCounter:
         """Count from now on how often each expert is chosen, over all requests; an earlier count ends.
 
         Raises:
             RequestError: some layers are on other machines.
         """
         self._check_layers()
-        load = ExpertLoad(self.config)
-        self._thread.engine.observer = load.observe
-        return load
+        counter = ExpertCounter(self.config)
+        self._thread.engine.observer = counter.observe
+        return counter
 
     def encode(self, prompt: Prompt) -> np.ndarray:
         """Token ids i32 (S,) of a prompt, checked against the vocabulary and the context.

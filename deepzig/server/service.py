@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 
-from deepzig.engine.expert_load import ExpertLoad
+from deepzig.engine.expert_counter import ExpertCounter
 from deepzig.engine.llm import LLM
 from deepzig.engine.results import EngineStats
 from deepzig.server.failures import ApiError, shutting_down
@@ -22,7 +22,7 @@ class Service:
         self.runs = RunRegistry(self.metrics)
         self.is_draining = False  # shutting down: what runs may end, nothing new begins
         self.load_failure: BaseException | None = None
-        self.expert_load: ExpertLoad | None = None  # counted if the settings say so
+        self.expert_counter: ExpertCounter | None = None  # counted if the settings say so
         self._model: ServedModel | None = None
 
     def load(
@@ -48,7 +48,7 @@ class Service:
     def serve(self, model: ServedModel) -> None:
         """Take a model that is loaded already."""
         if self.settings.expert_load:
-            self.expert_load = model.llm.count_experts()
+            self.expert_counter = model.llm.count_experts()
         self._model = model
 
     @property

@@ -50,7 +50,7 @@ class Status:
 
     def _expert_load(self) -> list[dict[str, Any]] | None:
         """Choices of each expert by layer; None where they are not counted."""
-        load = self._service.expert_load
-        if load is None:
+        counter = self._service.expert_counter
+        if counter is None:
             return None
-        return [{"layer": layer, "counts": counts.tolist()} for layer, counts in load.counts().items()]
+        return [{"layer": layer, "counts": counts.tolist()} for layer, counts in counter.counts().items()]

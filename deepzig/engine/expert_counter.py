@@ -1,6 +1,7 @@
-"""ExpertLoad: how often each expert is chosen while requests are served. Made by `LLM.count_experts`, read by `server`.
+"""ExpertCounter: how often each expert is chosen while requests are served.
 
-An observer of the model's steps: it knows layers and experts, nothing of requests.
+Made by `LLM.count_experts`, read by `server`. An observer of the model's steps: it knows layers and experts, nothing of
+requests.
 """
 
 import numpy as np
@@ -9,7 +10,7 @@ from deepzig.config import ModelConfig
 from deepzig.model.workspace import Workspace
 
 
-class ExpertLoad:
+class ExpertCounter:
     """How often each expert was chosen since `LLM.count_experts`, for all requests together.
 
     It counts in the engine's thread; reading from another gives the state of some recent step.
