@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from deepzig.checkpoint.loader import load_weights
+from deepzig.checkpoint.model_hash import hash_of_model
 from deepzig.config import ModelConfig
 from deepzig.engine.loading import LoadOptions
-from deepzig.engine.prompt_cache import hash_of_model
 from deepzig.errors import ClusterError
 from deepzig.memory import allocatable_memory, available_memory
 from deepzig.model.cache import LatentCache, Rows

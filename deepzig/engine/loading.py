@@ -17,6 +17,7 @@ from typing import Any
 
 from deepzig import _kernels
 from deepzig.checkpoint.loader import ModelWeights, load_weights
+from deepzig.checkpoint.model_hash import hash_of_model
 from deepzig.checkpoint.model_names import find_model
 from deepzig.checkpoint.sizes import ModelSize, stored_size
 from deepzig.config import ModelConfig
@@ -25,7 +26,7 @@ from deepzig.engine.engine import Engine
 from deepzig.engine.llm import LLM
 from deepzig.engine.memory_need import cache_tokens, whole_model
 from deepzig.engine.number_checks import as_integer
-from deepzig.engine.prompt_cache import PromptCache, hash_of_model
+from deepzig.engine.prompt_cache import PromptCache
 from deepzig.errors import RequestError
 from deepzig.model.cache import CACHE_DTYPES
 from deepzig.model.deepseek import DeepseekModel

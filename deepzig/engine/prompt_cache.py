@@ -17,21 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.reader import SafetensorsFile
 from deepzig.checkpoint.safe_files import room_errors
 from deepzig.checkpoint.writer import SafetensorsWriter
-from deepzig.config import MAX_CONFIG_BYTES
 from deepzig.engine.pages import PagePool
 from deepzig.engine.prefix import PrefixTree, SavedPage
 from deepzig.engine.scheduler import Scheduler
-from deepzig.errors import CheckpointError, ConfigError, DeepzigError, shown
+from deepzig.errors import CheckpointError, DeepzigError, shown
 from deepzig.model.cache import PAGE_SIZE, LatentCache
-from deepzig.small_files import open_regular, read_small
 
 VERSION = "1"
 EXPORTED_PAGES = 16  # of the cache that are copied at a time
-SAMPLES, SAMPLE_BYTES = 16, 4096  # of each file of weights, that the model's hash looks at
 
 _SPELLED = {"int32": "I32", "float32": "F32", "int8": "I8"}  # dtypes of the arrays, as safetensors has them
 
@@ -157,23 +153,6 @@ class PromptCache:
         for each in saved:
             pool.release(each.page)  # the tree holds it now
         return len(saved)
-
-
-def hash_of_model(directory: Path) -> str:
-    """SHA-256 of config.json, and of name, size and samples of each file of weights: what tells models apart.
-
-    Not of all bytes, which would take minutes for a large model; the header and SAMPLES places of each file are read.
-    Raises ConfigError and CheckpointError as loading does.
-    """
-    digest = hashlib.sha256(read_small(directory / "config.json", MAX_CONFIG_BYTES, ConfigError))
-    for path in open_checkpoint(directory).files:
-        with open_regular(path) as file:
-            size = file.seek(0, 2)
-            digest.update(f"{path.name} {size}\n".encode())
-            for sample in range(SAMPLES):
-                file.seek(sample * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()
 
 
 def _merged(
