@@ -5,6 +5,8 @@ Called by `engine_thread`, which gives it a thread; calls `scheduler`, which say
 """
 
 import time
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -42,6 +44,7 @@ class Engine:
         self._scheduler = Scheduler(self._cache, model.prompt_form, self._draft_length)
         self._ledger = Ledger(self._scheduler)
         self._sampler = StepSampler(self._scheduler, self._speculator, self._ledger)
+        self._prompt_cache: PromptCache | None = None
         self._n_submitted = 0
 
     def make_request(
@@ -161,13 +164,16 @@ class Engine:
         self._sampler.sample_decoded(plan.decoding, drafts, all_hidden, rows, len(prefilled), now - started)
         return True
 
-    def restore_prompts(self, prompts: PromptCache) -> None:
-        """Take the prefixes of a file; before any request."""
-        prompts.load(self._scheduler, self._cache, self._model.config.vocab_size)
+    def open_prompt_cache(self, directory: Path, made_for: Mapping[str, str]) -> None:
+        """Take the prefixes of a folder's file, see `PromptCache`; before any request. Raises as that does."""
+        vocab_size = self._model.config.vocab_size
+        self._prompt_cache = PromptCache(directory, made_for, self._scheduler, self._cache, vocab_size)
+        self._prompt_cache.load()
 
-    def save_prompts(self, prompts: PromptCache) -> None:
-        """Write the cached prefixes to a file."""
-        prompts.save(self._scheduler, self._cache, self._model.config.vocab_size)
+    def save_prompt_cache(self) -> None:
+        """Write the cached prefixes to that file, if one is open."""
+        if self._prompt_cache is not None:
+            self._prompt_cache.save()
 
     def notify(self) -> None:
         """Call `on_update` of the requests that have changed since the last call."""

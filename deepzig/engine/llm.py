@@ -21,7 +21,6 @@ from deepzig.engine.engine_thread import EngineThread
 from deepzig.engine.expert_counter import ExpertCounter
 from deepzig.engine.generation import Generation
 from deepzig.engine.number_checks import as_integer
-from deepzig.engine.prompt_cache import PromptCache
 from deepzig.engine.prompt_ids import Prompt, encode_prompt
 from deepzig.engine.results import EngineStats, GenerationResult, StreamChunk
 from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
@@ -66,7 +65,6 @@ class LLM:
         chat_template: ChatTemplate | None,
         defaults: GenerationDefaults,
         engine: Engine,
-        prompts: PromptCache | None,
     ) -> None:
         self.name = name
         self.directory = directory
@@ -78,7 +76,7 @@ class LLM:
         self.defaults = defaults
         self._thread = EngineThread(engine, may_fork=model.has_all_layers)
         # at exit, too: before the interpreter takes its objects apart
-        self._finalizer = weakref.finalize(self, _close, self._thread, prompts, model)
+        self._finalizer = weakref.finalize(self, _close, self._thread, model)
         # finalizers run where a program's first was made: behind the end of what was imported since, such as Ray
         atexit.register(self._finalizer)
 
@@ -326,12 +324,11 @@ class LLM:
         return encode_prompt(prompt, self.tokenizer, self.chat_template, self.config.vocab_size, room)
 
 
-def _close(thread: EngineThread, prompts: PromptCache | None, model: DeepseekModel) -> None:
+def _close(thread: EngineThread, model: DeepseekModel) -> None:
     thread.close()
     if thread.is_forked:
         return
     try:
-        if prompts is not None:
-            thread.engine.save_prompts(prompts)
+        thread.engine.save_prompt_cache()
     finally:
         model.close()

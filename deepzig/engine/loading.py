@@ -1,8 +1,7 @@
 """load: a model's folder as an LLM.
 
 Called by users, `cli` and `llm_plugin`, and by `distributed`, whose network is on several machines; calls `checkpoint`,
-`text`, `memory_need`, `defaults`, `prompt_cache`, the model and `engine` for the parts, and puts them together as an
-`llm`.
+`text`, `memory_need`, `defaults`, the model and `engine` for the parts, and puts them together as an `llm`.
 """
 
 import logging
@@ -26,7 +25,6 @@ from deepzig.engine.engine import Engine
 from deepzig.engine.llm import LLM
 from deepzig.engine.memory_need import cache_tokens, whole_model
 from deepzig.engine.number_checks import as_integer
-from deepzig.engine.prompt_cache import PromptCache
 from deepzig.errors import RequestError
 from deepzig.model.cache import CACHE_DTYPES
 from deepzig.model.deepseek import DeepseekModel
@@ -142,12 +140,11 @@ def build_llm(model: str | Path, options: LoadOptions, make_network: MakeNetwork
     size = stored_size(config, weights)
     network, n_tokens = make_network(directory, config, weights, size, options)
     engine = Engine(network, n_tokens, context_shift=options.context_shift)
-    prompts = None
     if options.prompt_cache is not None:
-        prompts = PromptCache(Path(options.prompt_cache), {"model": hash_of_model(directory), **network.numerics})
-        engine.restore_prompts(prompts)
+        made_for = {"model": hash_of_model(directory), **network.numerics}
+        engine.open_prompt_cache(Path(options.prompt_cache), made_for)
     _log_loaded(directory, network, n_tokens, time.perf_counter() - started)
-    return LLM(str(model), directory, size, network, tokenizer, chat_template, defaults, engine, prompts)
+    return LLM(str(model), directory, size, network, tokenizer, chat_template, defaults, engine)
 
 
 def _network_here(

@@ -2,8 +2,8 @@
 
 The file holds the pages of the prefix tree of requests without a tenant (those of a server's keys are not for others).
 Each model and way of computing has a file of its own, which says for what it holds. It is made when the model is closed
-and read when it is loaded, strictly: whatever is not right about it is a warning and the file is ignored. Made by
-`loading`; calls `prefix`, `pages`, the cache, and reader and writer of safetensors.
+and read when it is loaded, strictly: whatever is not right about it is a warning and the file is ignored. Called by
+`engine`; calls `prefix`, `pages`, the cache, and reader and writer of safetensors.
 """
 
 import contextlib
@@ -33,9 +33,11 @@ _SPELLED = {"int32": "I32", "float32": "F32", "int8": "I8"}  # dtypes of the arr
 
 
 class PromptCache:
-    """A file of a folder, for one loaded model."""
+    """A file of a folder, for the prefix tree and the cache of one loaded model."""
 
-    def __init__(self, directory: Path, made_for: Mapping[str, str]) -> None:
+    def __init__(
+        self, directory: Path, made_for: Mapping[str, str], scheduler: Scheduler, cache: LatentCache, vocab_size: int
+    ) -> None:
         """made_for: all that the rows depend on, by name: `hash_of_model` and how the model computes.
 
         Raises:
@@ -44,12 +46,13 @@ class PromptCache:
         with room_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
         self._made_for = dict(made_for)
+        self._scheduler, self._cache, self._vocab_size = scheduler, cache, vocab_size
         digest = hashlib.sha256(json.dumps(self._made_for, sort_keys=True).encode()).hexdigest()
         # absolute: it is written later, perhaps from another working directory
         self.path = directory.absolute() / f"deepzig-prompts-{digest[:12]}.safetensors"
         self._n_inserted = 0  # of the tree, when file and tree were last the same
 
-    def load(self, scheduler: Scheduler, cache: LatentCache, vocab_size: int) -> int:
+    def load(self) -> int:
         """Put the file's pages into the prefix tree, at most half of the cache. Returns their number.
 
         A file that is damaged or made for something else is a RuntimeWarning, and nothing of it is used.
@@ -57,29 +60,29 @@ class PromptCache:
         n_pages = 0
         if os.path.exists(self.path):  # no exception where a folder may not be searched
             try:
-                n_pages = self._restore(self._read(cache, vocab_size), scheduler, cache)
+                n_pages = self._restore(self._read())
             except CheckpointError as error:
                 warnings.warn(f"prompt cache ignored: {error}", RuntimeWarning, stacklevel=3)
-        self._n_inserted = scheduler.prefixes.n_inserted
+        self._n_inserted = self._scheduler.prefixes.n_inserted
         return n_pages
 
-    def save(self, scheduler: Scheduler, cache: LatentCache, vocab_size: int) -> None:
+    def save(self) -> None:
         """Write the tree, if it has changed, and what the file has besides; all or nothing. A disk that is full or
         read-only, and a machine that is lost, is a RuntimeWarning.
 
         At most half of the cache, or as many pages as the file has: what was used last, that of this run first.
         """
-        most = scheduler.pool.n_pages // 2
-        nodes = scheduler.prefixes.saved_pages("", most)
-        if not nodes or scheduler.prefixes.n_inserted == self._n_inserted:
+        prefixes, most = self._scheduler.prefixes, self._scheduler.pool.n_pages // 2
+        saved = prefixes.saved_pages("", most)
+        if not saved or prefixes.n_inserted == self._n_inserted:
             return
         try:
             with self._alone():
-                self._write(_merged(self._stored(cache, vocab_size), nodes, most, cache))
+                self._write(_merged(self._stored(), saved, most, self._cache))
         except DeepzigError as error:
             warnings.warn(f"prompt cache not saved: {error}", RuntimeWarning, stacklevel=3)
         else:
-            self._n_inserted = scheduler.prefixes.n_inserted
+            self._n_inserted = prefixes.n_inserted
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -91,12 +94,12 @@ class PromptCache:
                 fcntl.flock(folder, fcntl.LOCK_EX)
             yield
 
-    def _stored(self, cache: LatentCache, vocab_size: int) -> dict[str, np.ndarray]:
+    def _stored(self) -> dict[str, np.ndarray]:
         """The file's arrays as they are now: others may have written it. Without pages where it cannot be used."""
         if os.path.exists(self.path):
             with contextlib.suppress(CheckpointError):  # of which `load` has warned; it is replaced
-                return self._read(cache, vocab_size)
-        return {name: np.empty(shape, dtype) for name, (dtype, shape) in _shapes(cache, 0).items()}
+                return self._read()
+        return {name: np.empty(shape, dtype) for name, (dtype, shape) in _expected_arrays(self._cache, 0).items()}
 
     def _write(self, arrays: dict[str, np.ndarray]) -> None:
         metadata = {"deepzig_prompts": VERSION, "sha256": _checksum(arrays), "made_for": json.dumps(self._made_for)}
@@ -105,7 +108,7 @@ class PromptCache:
             for name in writer.order:
                 writer.write(name, arrays[name])
 
-    def _read(self, cache: LatentCache, vocab_size: int) -> dict[str, np.ndarray]:
+    def _read(self) -> dict[str, np.ndarray]:
         """The file's arrays, checked. Raises CheckpointError that says what is wrong."""
         try:
             file = SafetensorsFile(self.path)
@@ -115,14 +118,15 @@ class PromptCache:
         if file.metadata.get("deepzig_prompts") != VERSION:
             raise CheckpointError(f"{self.path} is no prompt cache of version {VERSION}; delete it")
         self._check_made_for(file.metadata.get("made_for", ""))
-        shapes = _shapes(cache, file.tensors["n_tokens"].nbytes // 4 if "n_tokens" in file.tensors else 0)
+        n_pages = file.tensors["n_tokens"].nbytes // 4 if "n_tokens" in file.tensors else 0
+        expected = _expected_arrays(self._cache, n_pages)
         found = {name: (np.dtype(file.array(name).dtype), file.array(name).shape) for name in file.tensors}
-        if found != shapes:
+        if found != expected:
             raise CheckpointError(f"{self.path} holds other arrays than a prompt cache has; delete it")
-        arrays = {name: file.array(name) for name in sorted(shapes)}
+        arrays = {name: file.array(name) for name in sorted(expected)}
         if _checksum(arrays) != file.metadata.get("sha256"):
             raise CheckpointError(f"{self.path} is damaged: its hash differs; delete it")
-        _check_tree(arrays, vocab_size, self.path)
+        _check_tree(arrays, self._vocab_size, self.path)
         return arrays
 
     def _check_made_for(self, stored: str) -> None:
@@ -140,32 +144,32 @@ class PromptCache:
                 f"{self.path} was made for another {name}, {shown(made_for.get(name))}; it will be replaced"
             )
 
-    def _restore(self, arrays: dict[str, np.ndarray], scheduler: Scheduler, cache: LatentCache) -> int:
-        pool = scheduler.pool
+    def _restore(self, arrays: dict[str, np.ndarray]) -> int:
+        pool = self._scheduler.pool
         saved: list[SavedPage] = []
-        for stored in _saved_pages(arrays):
+        for stored in _pages_of(arrays):
             page = pool.take() if pool.n_free > pool.n_pages // 2 else None
             if page is None:
                 break
-            cache.import_page(page, arrays, stored.page)
+            self._cache.import_page(page, arrays, stored.page)
             saved.append(stored._replace(page=page))
-        scheduler.prefixes.restore("", saved)
+        self._scheduler.prefixes.restore("", saved)
         for each in saved:
             pool.release(each.page)  # the tree holds it now
         return len(saved)
 
 
 def _merged(
-    stored: Mapping[str, np.ndarray], nodes: Sequence[SavedPage], most: int, cache: LatentCache
+    stored: Mapping[str, np.ndarray], saved: Sequence[SavedPage], most: int, cache: LatentCache
 ) -> dict[str, np.ndarray]:
-    """Arrays of a file with nodes of the tree, and behind them what `stored` has besides."""
+    """Arrays of a file with pages of the tree, and behind them what `stored` has besides."""
     n_stored = len(stored["parents"])
-    pool = PagePool(n_stored + len(nodes))  # a page is a place in stored, or behind it one in nodes
+    pool = PagePool(n_stored + len(saved))  # a page is a place in stored, or behind it one in saved
     for _ in range(pool.n_pages):
         pool.take()
     tree = PrefixTree(pool)
-    tree.restore("", _saved_pages(stored))
-    tree.restore("", _finite(nodes, cache, n_stored))
+    tree.restore("", _pages_of(stored))
+    tree.restore("", _finite(saved, cache, n_stored))
     chosen = tree.saved_pages("", max(most, n_stored))
     empty = cache.export_pages([])
     merged = {name: np.empty((len(chosen), *rows.shape[1:]), rows.dtype) for name, rows in empty.items()}
@@ -176,55 +180,55 @@ def _merged(
             continue
         for name, rows in merged.items():
             rows[place] = stored[name][page]
-    for first, exported in _exported([nodes[chosen[place].page - n_stored] for place in places], cache):
+    for first, exported in _exported([saved[chosen[place].page - n_stored] for place in places], cache):
         for name, rows in exported.items():
             merged[name][places[first : first + len(rows)]] = rows
-    return _shape_of(chosen) | merged
+    return _tree_arrays(chosen) | merged
 
 
-def _exported(nodes: Sequence[SavedPage], cache: LatentCache) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """The rows of nodes, a few at a time, since all may be gigabytes: the first one's place, and arrays of
+def _exported(saved: Sequence[SavedPage], cache: LatentCache) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """The rows of pages, a few at a time, since all may be gigabytes: the first one's place, and arrays of
     `export_pages`. 0 where no token is: a request that failed may have left NaN there."""
-    for first in range(0, len(nodes), EXPORTED_PAGES):
-        few = nodes[first : first + EXPORTED_PAGES]
-        rows = cache.export_pages([node.page for node in few])
-        n_tokens = np.array([len(node.tokens) for node in few])
+    for first in range(0, len(saved), EXPORTED_PAGES):
+        few = saved[first : first + EXPORTED_PAGES]
+        rows = cache.export_pages([each.page for each in few])
+        n_tokens = np.array([len(each.tokens) for each in few])
         is_free = np.arange(PAGE_SIZE) >= n_tokens[:, None]  # (n, PAGE_SIZE)
         for array in rows.values():  # (n, n_layers, PAGE_SIZE, ...)
             array.swapaxes(1, 2)[is_free] = 0
         yield first, rows
 
 
-def _finite(nodes: Sequence[SavedPage], cache: LatentCache, first_page: int) -> list[SavedPage]:
-    """Nodes whose rows, and those before them, are finite, on pages from `first_page` on. Of a request that was
+def _finite(saved: Sequence[SavedPage], cache: LatentCache, first_page: int) -> list[SavedPage]:
+    """Pages whose rows, and those before them, are finite, numbered from `first_page` on. Of a request that was
     cancelled in its prompt nobody has seen whether they are."""
-    places = {-1: -1}  # among nodes -> among those that are finite
+    places = {-1: -1}  # among saved -> among those that are finite
     finite: list[SavedPage] = []
-    for first, rows in _exported(nodes, cache):
+    for first, rows in _exported(saved, cache):
         floats = [array for array in rows.values() if array.dtype == np.float32]
-        for index, node in enumerate(nodes[first : first + EXPORTED_PAGES], first):
-            if node.parent in places and all(np.isfinite(array[index - first]).all() for array in floats):
+        for index, each in enumerate(saved[first : first + EXPORTED_PAGES], first):
+            if each.parent in places and all(np.isfinite(array[index - first]).all() for array in floats):
                 places[index] = len(finite)
-                finite.append(SavedPage(node.tokens, first_page + index, places[node.parent]))
+                finite.append(SavedPage(each.tokens, first_page + index, places[each.parent]))
     return finite
 
 
-def _shape_of(nodes: Sequence[SavedPage]) -> dict[str, np.ndarray]:
-    """The arrays that say which tokens are where; `_saved_pages` reads them."""
-    tokens = np.zeros((len(nodes), PAGE_SIZE), np.int32)
-    for row, node in zip(tokens, nodes, strict=True):
-        row[: len(node.tokens)] = node.tokens
+def _tree_arrays(saved: Sequence[SavedPage]) -> dict[str, np.ndarray]:
+    """The arrays that say which tokens are where; `_pages_of` reads them."""
+    tokens = np.zeros((len(saved), PAGE_SIZE), np.int32)
+    for row, each in zip(tokens, saved, strict=True):
+        row[: len(each.tokens)] = each.tokens
     return {
-        "n_tokens": np.array([len(node.tokens) for node in nodes], np.int32),
-        "parents": np.array([node.parent for node in nodes], np.int32),
+        "n_tokens": np.array([len(each.tokens) for each in saved], np.int32),
+        "parents": np.array([each.parent for each in saved], np.int32),
         "tokens": tokens,
     }
 
 
-def _saved_pages(arrays: Mapping[str, np.ndarray]) -> list[SavedPage]:
-    """The nodes of a file; a page is a place in its arrays."""
-    of_nodes = zip(arrays["tokens"].tolist(), arrays["n_tokens"].tolist(), arrays["parents"].tolist(), strict=True)
-    return [SavedPage(tuple(row[:n]), page, parent) for page, (row, n, parent) in enumerate(of_nodes)]
+def _pages_of(arrays: Mapping[str, np.ndarray]) -> list[SavedPage]:
+    """The pages of a file, each numbered by its place in the arrays."""
+    described = zip(arrays["tokens"].tolist(), arrays["n_tokens"].tolist(), arrays["parents"].tolist(), strict=True)
+    return [SavedPage(tuple(row[:n]), page, parent) for page, (row, n, parent) in enumerate(described)]
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
@@ -235,15 +239,15 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _shapes(cache: LatentCache, n_nodes: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """dtype and shape of each array of a file with n_nodes pages."""
-    shapes = {
-        "n_tokens": (np.dtype(np.int32), (n_nodes,)),
-        "parents": (np.dtype(np.int32), (n_nodes,)),
-        "tokens": (np.dtype(np.int32), (n_nodes, PAGE_SIZE)),
+def _expected_arrays(cache: LatentCache, n_pages: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """dtype and shape of each array of a file with n_pages."""
+    of_tree = {
+        "n_tokens": (np.dtype(np.int32), (n_pages,)),
+        "parents": (np.dtype(np.int32), (n_pages,)),
+        "tokens": (np.dtype(np.int32), (n_pages, PAGE_SIZE)),
     }
     empty = cache.export_pages([])
-    return shapes | {name: (array.dtype, (n_nodes, *array.shape[1:])) for name, array in empty.items()}
+    return of_tree | {name: (array.dtype, (n_pages, *array.shape[1:])) for name, array in empty.items()}
 
 
 def _check_tree(arrays: dict[str, np.ndarray], vocab_size: int, path: Path) -> None:

@@ -103,9 +103,10 @@ def test_each_arithmetic_has_a_file_of_its_own(tmp_path: Path, other: dict[str, 
 
 def test_a_file_of_another_model_is_not_used(tmp_path: Path) -> None:
     path = file_of(tmp_path)
-    path.rename(PromptCache(tmp_path, {"model": "another"}).path)
+    another = PromptCache(tmp_path, {"model": "another"}, *small(), VOCABULARY)
+    path.rename(another.path)
     with pytest.warns(RuntimeWarning, match="made for another model, 'm'"):
-        assert PromptCache(tmp_path, {"model": "another"}).load(*small(), VOCABULARY) == 0
+        assert another.load() == 0
 
 
 def test_programs_at_the_same_time_lose_nothing_of_each_other(tmp_path: Path) -> None:
@@ -126,6 +127,10 @@ def small(n_pages: int = 12) -> tuple[Scheduler, LatentCache]:
     return Scheduler(cache, lambda _new, _length: "absorbed", lambda _branch, _n: 0), cache
 
 
+def prompt_cache(directory: Path, scheduler: Scheduler, cache: LatentCache) -> PromptCache:
+    return PromptCache(directory, {"model": "m"}, scheduler, cache, VOCABULARY)
+
+
 def file_of(directory: Path) -> Path:
     """A file with two texts that share a page."""
     scheduler, cache = small()
@@ -134,7 +139,7 @@ def file_of(directory: Path) -> Path:
     pages = [scheduler.pool.take() for _ in range(4)]
     scheduler.prefixes.insert("", tokens, [page for page in pages[:3] if page is not None])
     scheduler.prefixes.insert("", tokens[:64] + [9] * 20, [page for page in (pages[0], pages[3]) if page is not None])
-    PromptCache(directory, {"model": "m"}).save(scheduler, cache, VOCABULARY)
+    prompt_cache(directory, scheduler, cache).save()
     return only_file(directory)
 
 
@@ -150,7 +155,7 @@ def test_a_folder_that_may_not_be_searched_has_no_file(tmp_path: Path) -> None:
 
 def restored(directory: Path) -> int:
     scheduler, cache = small()
-    n_pages = PromptCache(directory, {"model": "m"}).load(scheduler, cache, VOCABULARY)
+    n_pages = prompt_cache(directory, scheduler, cache).load()
     assert scheduler.prefixes.n_pages == n_pages == scheduler.pool.n_pages - scheduler.pool.n_free
     return n_pages
 
@@ -158,7 +163,7 @@ def restored(directory: Path) -> int:
 def test_the_tree_comes_back(tmp_path: Path) -> None:
     path = file_of(tmp_path)
     scheduler, cache = small()
-    assert PromptCache(tmp_path, {"model": "m"}).load(scheduler, cache, VOCABULARY) == 4
+    assert prompt_cache(tmp_path, scheduler, cache).load() == 4
     rows = load_file(path)["rows"]
     match = scheduler.prefixes.match("", [3] * 64 + [4] * 64 + [5] * 30)
     assert (len(match.pages), match.n_partial) == (2, 10)
@@ -173,10 +178,10 @@ def test_half_of_the_cache_stays_free(tmp_path: Path) -> None:
         page = scheduler.pool.take()
         assert page is not None
         scheduler.prefixes.insert("", [text] * 64, [page])
-    PromptCache(tmp_path, {"model": "m"}).save(scheduler, cache, VOCABULARY)
+    prompt_cache(tmp_path, scheduler, cache).save()
     assert restored(tmp_path) == 6
     scheduler, cache = small()
-    PromptCache(tmp_path, {"model": "m"}).load(scheduler, cache, VOCABULARY)
+    prompt_cache(tmp_path, scheduler, cache).load()
     assert [scheduler.prefixes.match("", [text] * 64).n_tokens for text in range(10)] == [0] * 4 + [
         64
     ] * 6  # the latest
@@ -185,14 +190,14 @@ def test_half_of_the_cache_stays_free(tmp_path: Path) -> None:
 def keep_texts(directory: Path, texts: list[int], n_pages: int) -> None:
     """A run in a cache of n_pages that computes a page of each text, the last one last."""
     scheduler, cache = small(n_pages)
-    prompts = PromptCache(directory, {"model": "m"})
-    prompts.load(scheduler, cache, VOCABULARY)
+    file = prompt_cache(directory, scheduler, cache)
+    file.load()
     for text in texts:
         page = scheduler.pool.take()
         assert page is not None
         cache.pages[:, page] = text
         scheduler.prefixes.insert("", [text] * 64, [page])
-    prompts.save(scheduler, cache, VOCABULARY)
+    file.save()
 
 
 def test_a_smaller_cache_takes_nothing_from_the_file_but_what_was_used_first(tmp_path: Path) -> None:
@@ -210,9 +215,9 @@ def test_pages_that_are_not_finite_are_left_out_with_what_follows_them(tmp_path:
     scheduler.prefixes.insert("", [6] * 64 + [7] * 10, pages[3:])
     cache.pages[1, pages[1], 63, 0] = np.nan
     cache.pages[1, pages[4], 10, 0] = np.inf  # behind the last token
-    PromptCache(tmp_path, {"model": "m"}).save(scheduler, cache, VOCABULARY)
+    prompt_cache(tmp_path, scheduler, cache).save()
     scheduler, cache = small()
-    assert PromptCache(tmp_path, {"model": "m"}).load(scheduler, cache, VOCABULARY) == 3
+    assert prompt_cache(tmp_path, scheduler, cache).load() == 3
     assert scheduler.prefixes.match("", [3] * 64 + [4] * 64).n_tokens == 64
     assert scheduler.prefixes.match("", [6] * 64 + [7] * 10).n_tokens == 74
 
@@ -293,7 +298,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     page = scheduler.pool.take()
     assert page is not None
     scheduler.prefixes.insert("", [1, 2], [page])
-    prompts = PromptCache(tmp_path / "gone", {"model": "m"})
+    file = prompt_cache(tmp_path / "gone", scheduler, cache)
     (tmp_path / "gone").rmdir()
     with pytest.warns(RuntimeWarning, match="not saved"):
-        prompts.save(scheduler, cache, VOCABULARY)
+        file.save()
