@@ -36,11 +36,6 @@ class Match:
     partial_page: int | None
     n_partial: int  # tokens of partial_page that match
 
-    @property
-    def n_tokens(self) -> int:
-        """Tokens that need no computing."""
-        return len(self.pages) * PAGE_SIZE + self.n_partial
-
 
 class SavedPage(NamedTuple):
     """A page of the tree, as it is saved."""

@@ -52,19 +52,17 @@ class PromptCache:
         self.path = directory.absolute() / f"deepzig-prompts-{digest[:12]}.safetensors"
         self._n_inserted = 0  # of the tree, when file and tree were last the same
 
-    def load(self) -> int:
-        """Put the file's pages into the prefix tree, at most half of the cache. Returns their number.
+    def load(self) -> None:
+        """Put the file's pages into the prefix tree, at most half of the cache.
 
         A file that is damaged or made for something else is a RuntimeWarning, and nothing of it is used.
         """
-        n_pages = 0
         if os.path.exists(self.path):  # no exception where a folder may not be searched
             try:
-                n_pages = self._restore(self._read())
+                self._restore(self._read())
             except CheckpointError as error:
                 warnings.warn(f"prompt cache ignored: {error}", RuntimeWarning, stacklevel=3)
         self._n_inserted = self._scheduler.prefixes.n_inserted
-        return n_pages
 
     def save(self) -> None:
         """Write the tree, if it has changed, and what the file has besides; all or nothing. A disk that is full or
@@ -144,7 +142,7 @@ class PromptCache:
                 f"{self.path} was made for another {name}, {shown(made_for.get(name))}; it will be replaced"
             )
 
-    def _restore(self, arrays: dict[str, np.ndarray]) -> int:
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         pool = self._scheduler.pool
         saved: list[SavedPage] = []
         for stored in _pages_of(arrays):
@@ -156,7 +154,6 @@ class PromptCache:
         self._scheduler.prefixes.restore("", saved)
         for each in saved:
             pool.release(each.page)  # the tree holds it now
-        return len(saved)
 
 
 def _merged(
