@@ -41,7 +41,7 @@ def test_tokens_before_the_last_first_one_do_not_speed_up_decoding(monkeypatch: 
 def test_the_engine_decodes_without_guesses_as_the_model_beside_it() -> None:
     bench = ModelBench("stories", n_threads=2, precision="exact")
     assert bench.stream() > 0
-    assert bench.llm.stats().tokens_drafted == 0
+    assert bench.llm.stats().drafted_tokens == 0
 
 
 def test_weights_that_a_model_uses_twice_are_stored_once() -> None:

@@ -37,7 +37,7 @@ class Generation:
         tokenizer: Tokenizer | None,
         submitted: float,
         owner: object,
-        on_event: Callable[[], None] | None = None,
+        on_update: Callable[[], None] | None = None,
     ) -> None:
         """Submits the request.
 
@@ -55,8 +55,8 @@ class Generation:
         self._updated = threading.Event()
         self._woken = 0.0  # when the reader last was
         self._awaits_end = False  # the reader is not interested in single tokens
-        self._on_event = on_event
-        request.on_update = self._on_update
+        self._on_update = on_update
+        request.on_update = self._note_update
         thread.submit(request)
 
     @property
@@ -152,14 +152,14 @@ class Generation:
         """Nothing more will be computed, and all there is can be read."""
         return self._request.is_finished and not (self._has_stops and self._request.events)
 
-    def _on_update(self) -> None:
+    def _note_update(self) -> None:
         """Called by the engine's thread when there is something to read."""
         if self._has_stops:
             self._try(self._find_stops)
         if self._has_news and not self._updated.is_set():
             self._updated.set()
-        if self._on_event is not None:
-            self._try(self._on_event)
+        if self._on_update is not None:
+            self._try(self._on_update)
         if self._request.is_finished:
             self._request.on_update = None  # nor should it hold this, which holds the model
 

@@ -16,8 +16,8 @@ class Ledger:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.updated: set[Request] = set()  # since `notify`
-        self.tokens_decoded = 0
-        self._tokens_prompt = self._tokens_cached = self._tokens_drafted = self._tokens_accepted = 0
+        self.answer_tokens = 0
+        self._prompt_tokens = self._cached_tokens = self._drafted_tokens = self._accepted_tokens = 0
         self._finished: Counter[str] = Counter()
         self._scheduler = scheduler
 
@@ -25,15 +25,15 @@ class Ledger:
         """A request has a token at last, if it had none: its prompt has been prefilled."""
         if request.first_token is None:
             request.first_token = now
-            self._tokens_prompt += request.n_prompt
-            self._tokens_cached += request.n_cached
+            self._prompt_tokens += request.n_prompt
+            self._cached_tokens += request.n_cached
 
     def note_draft(self, request: Request, n_drafted: int, n_accepted: int) -> None:
         """A branch of a request has drafted tokens, and the model has accepted some of them."""
         request.n_drafted += n_drafted
         request.n_accepted += n_accepted
-        self._tokens_drafted += n_drafted
-        self._tokens_accepted += n_accepted
+        self._drafted_tokens += n_drafted
+        self._accepted_tokens += n_accepted
 
     def finish(self, branch: Branch, reason: str, *, keep: bool = True) -> None:
         """End a branch and free its pages. keep: later requests may find them, as a prefix."""
@@ -68,11 +68,11 @@ class Ledger:
             n_pages=pool.n_pages,
             n_held_pages=pool.n_pages - pool.n_free,
             n_prefix_pages=prefixes.n_pages,
-            tokens_prompt=self._tokens_prompt,
-            tokens_cached=self._tokens_cached,
-            tokens_decoded=self.tokens_decoded,
-            tokens_drafted=self._tokens_drafted,
-            tokens_accepted=self._tokens_accepted,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            answer_tokens=self.answer_tokens,
+            drafted_tokens=self._drafted_tokens,
+            accepted_tokens=self._accepted_tokens,
             preemptions=self._scheduler.n_preemptions,
             finished=dict(self._finished),
         )

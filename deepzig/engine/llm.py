@@ -159,7 +159,7 @@ class LLM:
         tenant: str = "",
         priority: int = 0,
         constraint: TokenConstraint | None = None,
-        on_event: Callable[[], None] | None = None,
+        on_update: Callable[[], None] | None = None,
     ) -> Generation:
         """Queue a request and return at once.
 
@@ -168,7 +168,7 @@ class LLM:
             tenant: requests find prefixes of requests of the same tenant only.
             priority: higher ones are served first, and make running ones wait; equal ones in order of arrival.
             constraint: which tokens may follow; belongs to this request from now on.
-            on_event: called from the engine's thread after new tokens, progress or the end; must not block.
+            on_update: called from the engine's thread after new tokens, progress or the end; must not block.
 
         Raises:
             RequestError, ContextLengthError: the prompt or the parameters cannot be served.
@@ -192,7 +192,7 @@ class LLM:
             priority=priority,
             constraint=constraint,
         )
-        return Generation(self._thread, request, self.tokenizer, submitted, self, on_event)
+        return Generation(self._thread, request, self.tokenizer, submitted, self, on_update)
 
     @property
     def n_context(self) -> int:

@@ -92,10 +92,10 @@ class EngineStats:
     n_pages: int  # of the latent cache, 64 tokens each
     n_held_pages: int  # by running branches or cached prefixes
     n_prefix_pages: int  # by cached prefixes
-    tokens_prompt: int  # of prompts that have been read
-    tokens_cached: int  # of them, taken from an earlier request
-    tokens_decoded: int  # of answers
-    tokens_drafted: int  # proposed by speculative decoding
-    tokens_accepted: int  # of them, accepted by the model
+    prompt_tokens: int  # of prompts that have been read
+    cached_tokens: int  # of them, taken from an earlier request
+    answer_tokens: int  # of answers
+    drafted_tokens: int  # proposed by speculative decoding
+    accepted_tokens: int  # of them, accepted by the model
     preemptions: int  # times that a branch, or a search's beams together, went back to the queue
     finished: dict[str, int]  # requests by reason: stop, length, cancelled, error

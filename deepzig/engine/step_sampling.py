@@ -93,7 +93,7 @@ class StepSampler:
             self._ledger.fail(request, error)
             return None
         branch.tokens.append(token)
-        self._ledger.tokens_decoded += 1
+        self._ledger.answer_tokens += 1
         if request.first_token is None:
             self._ledger.note_first_token(request, rows.time)
         reason = None
@@ -119,7 +119,7 @@ class StepSampler:
             self._ledger.fail(request, error)
             return
         self._ledger.note_first_token(request, now)
-        self._ledger.tokens_decoded += max(1, len(parents))
+        self._ledger.answer_tokens += max(1, len(parents))
         if parents:
             self._scheduler.replace(old, request.branches, parents)
             return

@@ -74,8 +74,8 @@ class _EngineCollector(Collector):
         yield _gauge("cache_pages", "Pages of the cache", stats.n_pages)
         yield _gauge("cache_pages_held", "Pages that requests or cached prefixes hold", stats.n_held_pages)
         yield _gauge("cache_pages_prefix", "Pages of cached prefixes", stats.n_prefix_pages)
-        yield _count("drafted_tokens", "Tokens drafted by speculative decoding", stats.tokens_drafted)
-        yield _count("accepted_tokens", "Drafted tokens that the model accepted", stats.tokens_accepted)
+        yield _count("drafted_tokens", "Tokens drafted by speculative decoding", stats.drafted_tokens)
+        yield _count("accepted_tokens", "Drafted tokens that the model accepted", stats.accepted_tokens)
         yield _count("preemptions", "Requests put back for pages, or for more urgent ones", stats.preemptions)
 
 

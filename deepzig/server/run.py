@@ -103,7 +103,7 @@ class Run:
                     tenant=ask.tenant,
                     priority=ask.priority,
                     constraint=constraint,
-                    on_event=lambda: self._waker.notify(self),
+                    on_update=lambda: self._waker.notify(self),
                 )
             self._generations.append(generation)
 

@@ -23,7 +23,7 @@ class Status:
             return {"state": "loading", "uptime_s": uptime}
         model = service.loaded
         stats = model.llm.last_stats
-        self._update_speeds((stats.tokens_prompt, stats.tokens_decoded))
+        self._update_speeds((stats.prompt_tokens, stats.answer_tokens))
         return {
             "state": "draining" if service.is_draining else "ready",
             "model": model.id,
@@ -35,8 +35,8 @@ class Status:
             "load": round(stats.n_held_pages / max(stats.n_pages, 1), 4),  # of the cache
             "pages": {"total": stats.n_pages, "held": stats.n_held_pages, "prefix": stats.n_prefix_pages},
             "tokens_per_s": {"prompt": self._speeds[0], "decode": self._speeds[1]},
-            "tokens": {"prompt": stats.tokens_prompt, "cached": stats.tokens_cached, "decoded": stats.tokens_decoded},
-            "speculation": {"drafted": stats.tokens_drafted, "accepted": stats.tokens_accepted},
+            "tokens": {"prompt": stats.prompt_tokens, "cached": stats.cached_tokens, "decoded": stats.answer_tokens},
+            "speculation": {"drafted": stats.drafted_tokens, "accepted": stats.accepted_tokens},
             "finished": dict(stats.finished),
             "expert_load": self._expert_load(),
         }

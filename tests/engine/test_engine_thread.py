@@ -35,7 +35,7 @@ def ended_within(llm: deepzig.LLM, n_steps: int) -> bool:
 
 def test_poll_gives_the_chunks_of_stream(llm: deepzig.LLM) -> None:
     news = threading.Event()
-    generation = llm.submit("Once upon a time", SHORT, on_event=news.set)
+    generation = llm.submit("Once upon a time", SHORT, on_update=news.set)
     chunks = []
     while not generation.is_finished:
         assert news.wait(60)
@@ -175,7 +175,7 @@ def test_stop_strings_end_answers_that_nobody_reads_yet(llm: deepzig.LLM) -> Non
     choices = [choice for result in results for choice in result.choices]
     assert {choice.finish_reason for choice in choices[1:]} == {"stop"}
     stats = llm.stats()
-    assert stats.tokens_decoded == sum(len(choice.token_ids) for choice in choices)
+    assert stats.answer_tokens == sum(len(choice.token_ids) for choice in choices)
     assert stats.finished == {"length": 1, "stop": 3}
 
 
@@ -188,7 +188,7 @@ def test_an_error_in_looking_for_stop_strings_ends_its_request_alone(
     monkeypatch.setattr(StopMatcher, "push", fail)
     news = threading.Event()
     other = llm.submit("Once upon a time", SHORT)
-    bad = llm.submit("Once upon a time", replace(LONG, stop="x"), on_event=news.set)
+    bad = llm.submit("Once upon a time", replace(LONG, stop="x"), on_update=news.set)
     while not bad.is_finished:
         assert news.wait(60)
         news.clear()
@@ -305,24 +305,24 @@ def test_a_listener_that_raises_ends_its_request_alone(llm: deepzig.LLM) -> None
     def fail() -> None:
         raise RuntimeError("the event loop is closed")
 
-    bad = llm.submit("Once upon a time", SHORT, on_event=fail)
+    bad = llm.submit("Once upon a time", SHORT, on_update=fail)
     assert len(llm.generate("Once upon a time", SHORT).token_ids) == 20
     for _ in range(2):
         with pytest.raises(RuntimeError, match="event loop"):
             bad.result()
     with pytest.raises(RuntimeError, match="event loop"):  # also of one that is waited for from the beginning
-        llm.submit("Once upon a time", LONG, on_event=fail).result()
+        llm.submit("Once upon a time", LONG, on_update=fail).result()
 
 
 def test_a_listener_that_exits_ends_its_request_alone(llm: deepzig.LLM) -> None:
     with pytest.raises(SystemExit):
-        llm.submit("Once upon a time", SHORT, on_event=sys.exit).result()
+        llm.submit("Once upon a time", SHORT, on_update=sys.exit).result()
     assert len(llm.generate("Once upon a time", SHORT).token_ids) == 20
 
 
 def test_a_listener_may_call_the_model(llm: deepzig.LLM) -> None:
     running: list[int] = []
-    llm.submit("Once upon a time", SHORT, on_event=lambda: running.append(llm.stats().n_running)).result()
+    llm.submit("Once upon a time", SHORT, on_update=lambda: running.append(llm.stats().n_running)).result()
     assert running and running[-1] == 0
 
 

@@ -38,5 +38,5 @@ def test_prompts_are_read_anew(server: RunningServer) -> None:
     before = server.llm.stats()
     load(server, plan, "completions")  # a second run sends others than the first
     after = server.llm.stats()
-    assert after.tokens_prompt - before.tokens_prompt > 6 * 56
-    assert after.tokens_cached - before.tokens_cached <= 8 * 5
+    assert after.prompt_tokens - before.prompt_tokens > 6 * 56
+    assert after.cached_tokens - before.cached_tokens <= 8 * 5

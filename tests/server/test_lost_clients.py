@@ -38,8 +38,8 @@ def test_a_client_that_leaves_leaves_nothing_running(
     if moment == "in the prompt":
         wait_for(lambda: llm.stats().n_running > 0)
     elif moment == "in the answer":
-        decoded = llm.stats().tokens_decoded
-        wait_for(lambda: llm.stats().tokens_decoded > decoded + 5)
+        decoded = llm.stats().answer_tokens
+        wait_for(lambda: llm.stats().answer_tokens > decoded + 5)
     connection.close()
     wait_for(lambda: server.n_answered > answered)
     server.wait_until_idle()
