@@ -223,18 +223,18 @@ class Engine:
         if not self._model.batches_prefills:
             return [[chunk] for chunk in prefills]
         by_kind: dict[tuple[str, bool], list[tuple[Branch, int]]] = {}
-        for branch, last in prefills:
-            kind = branch.form, self._model.is_short(last - branch.n_computed)
-            by_kind.setdefault(kind, []).append((branch, last))
+        for branch, stop in prefills:
+            kind = branch.form, self._model.is_short(stop - branch.n_computed)
+            by_kind.setdefault(kind, []).append((branch, stop))
         return list(by_kind.values())
 
     def _prefill(self, chunks: list[tuple[Branch, int]]) -> list[tuple[Branch, np.ndarray]]:
-        """Each branch's tokens up to `last`, all of one form of attention. Returns the branches whose last token is
+        """Each branch's tokens before `stop`, all of one form of attention. Returns the branches whose last token is
         computed now, with f32 (1, D) of it after the final norm."""
         branches = [branch for branch, _ in chunks]
-        spans = [range(branch.n_computed, last) for branch, last in chunks]
-        tokens = [token for branch, last in chunks for token in branch.tokens[branch.n_computed : last]]
-        ends = any(last == len(branch.tokens) for branch, last in chunks)
+        spans = [range(branch.n_computed, stop) for branch, stop in chunks]
+        tokens = [token for branch, stop in chunks for token in branch.tokens[branch.n_computed : stop]]
+        ends = any(stop == len(branch.tokens) for branch, stop in chunks)
         hidden = self._model.forward_ahead(
             np.array(tokens, np.int32),
             branch_rows(branches, spans, is_prompt=True),

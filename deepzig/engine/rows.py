@@ -22,11 +22,11 @@ def branch_rows(branches: Sequence[Branch], spans: Sequence[range], *, is_prompt
     )
 
 
-def sequence_rows(first: int, last: int, cache: LatentCache, *, is_prompt: bool = True) -> Rows:
-    """Rows [first, last) of a sequence that owns all pages of its cache, in order."""
+def sequence_rows(first: int, stop: int, cache: LatentCache, *, is_prompt: bool = True) -> Rows:
+    """Rows [first, stop) of a sequence that owns all pages of its cache, in order."""
     return Rows(
-        positions=np.arange(first, last, dtype=np.int32),
-        row_sequence=np.zeros(last - first, np.int32),
+        positions=np.arange(first, stop, dtype=np.int32),
+        row_sequence=np.zeros(stop - first, np.int32),
         block_tables=np.arange(cache.n_pages, dtype=np.int32)[None],
         is_prompt=is_prompt,
     )

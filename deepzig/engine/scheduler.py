@@ -23,7 +23,7 @@ MAX_RUNNING = 64  # branches that are decoded together
 class Plan(NamedTuple):
     """What a step computes; every branch has pages for its new tokens."""
 
-    prefills: list[tuple[Branch, int]]  # branch, and the token before which its chunk ends
+    prefills: list[tuple[Branch, int]]  # branch, and where its chunk stops, as in a range
     decoding: list[Branch]
     n_drafts: list[int]  # draft tokens that each of `decoding` may have
 
@@ -94,13 +94,13 @@ class Scheduler:
                 if self._allocate(branch, len(branch.tokens)):
                     decoding.append(branch)
                 continue
-            last = min(branch.n_computed + PREFILL_CHUNK, len(branch.tokens))  # never cut by the budget
-            n_new = last - branch.n_computed
-            if n_new <= budget and self._allocate(branch, last):
-                prefills.append((branch, last))
+            stop = min(branch.n_computed + PREFILL_CHUNK, len(branch.tokens))  # never cut by the budget
+            n_new = stop - branch.n_computed
+            if n_new <= budget and self._allocate(branch, stop):
+                prefills.append((branch, stop))
                 budget -= n_new
         if self.n_preemptions > n_preemptions:
-            prefills = [(branch, last) for branch, last in prefills if branch in self.running]
+            prefills = [(branch, stop) for branch, stop in prefills if branch in self.running]
             decoding = [branch for branch in decoding if branch in self.running]
         return Plan(prefills, decoding, [self._allocate_drafts(branch, len(decoding)) for branch in decoding])
 

@@ -34,10 +34,10 @@ def mtp_chunks(model: DeepseekModel, token_ids: np.ndarray, cache: LatentCache) 
     """The first MTP layer over token_ids i32 (S,) in chunks; yields f32 (T, vocab_size), of S - 1 rows in all."""
     first = 0
     for hidden in forward_chunks(model, token_ids[:-1], cache):
-        last = first + len(hidden)
-        rows = sequence_rows(first, last, cache)
-        yield model.mtp_logits(0, model.mtp_forward(0, token_ids[first + 1 : last + 1], hidden, rows, cache))
-        first = last
+        stop = first + len(hidden)
+        rows = sequence_rows(first, stop, cache)
+        yield model.mtp_logits(0, model.mtp_forward(0, token_ids[first + 1 : stop + 1], hidden, rows, cache))
+        first = stop
 
 
 def forward_chunks(
@@ -54,6 +54,6 @@ def forward_chunks(
     form and observer as in `DeepseekModel.forward`.
     """
     for first in range(0, len(token_ids), chunk_size):
-        last = min(first + chunk_size, len(token_ids))
-        rows = sequence_rows(first, last, cache)
-        yield model.forward(token_ids[first:last], rows, cache, form=form, observer=observer)
+        stop = min(first + chunk_size, len(token_ids))
+        rows = sequence_rows(first, stop, cache)
+        yield model.forward(token_ids[first:stop], rows, cache, form=form, observer=observer)
