@@ -246,11 +246,14 @@ def _pointwise_case(operands: Operands, stem: str, shape: tuple[int, int], n_arr
 
 
 def top_tokens_cases(operands: Operands) -> Iterator[Case]:
-    """Logits of V3, with the usual cuts."""
+    """Logits of V3, with the usual cuts; then those of a grammar's step."""
     logits = operands.floats(VOCABULARY) * np.float32(4)
     token_ids, probs = np.empty(VOCABULARY, np.int32), np.empty(VOCABULARY, np.float32)
     for shown, top_k, top_p in (("no cut", 0, 1.0), ("top_p 0.95", 0, 0.95), ("top_k 50", 50, 1.0)):
         yield Case("top_tokens", f"{VOCABULARY}, {shown}", [(logits, 1.0, top_k, top_p, 0.0, token_ids, probs)])
+    constrained = np.full(VOCABULARY, -np.inf, np.float32)
+    constrained[:3] = logits[:3]
+    yield Case("top_tokens", f"{VOCABULARY}, top_k 50 of 3", [(constrained, 1.0, 50, 1.0, 0.0, token_ids, probs)])
 
 
 def dequantize_cases(operands: Operands) -> Iterator[Case]:

@@ -52,7 +52,7 @@ def cases(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
         peaked = rng.standard_normal(size, np.float32) * np.float32(4)
         masked = np.where(np.arange(size) % 3 == 0, peaked, np.float32(-np.inf)).astype(np.float32)
         for logits in (peaked, np.zeros(size, np.float32), np.round(peaked), masked):
-            for temperature in (0.3, 1.0):
+            for temperature in (0.02, 0.3, 1.0):
                 for top_k, top_p, min_p in CUTS:
                     yield logits, temperature, top_k, top_p, min_p, np.empty(size, np.int32), np.empty(size, np.float32)
 

@@ -1,11 +1,12 @@
 """Candidates for drawing a token, compiled once per ISA; contract in `top_tokens.py`.
 
-Sorting a whole vocabulary takes longer than decoding a token of a small model. So only tokens above a threshold are
-sorted, and the threshold falls until those above it suffice.
+Sorting a whole vocabulary takes longer than decoding a token of a small model. So tokens are counted by the leading bits
+of their probability first, which order them roughly, and only those are sorted that may be among the wanted ones.
 """
 
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport free, malloc, qsort
+from libc.string cimport memcpy, memset
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size
@@ -13,8 +14,10 @@ from deepzig._kernels._rows cimport exp_row, highest_of
 
 cnp.import_array()
 
-cdef float FIRST_THRESHOLD = 1e-3  # of the greatest probability
-cdef float FALL = 1e-2
+cdef enum:
+    FINER_BITS = 21  # of a float, below its exponent and two bits of its mantissa
+    BUCKETS = (0x3f800000 >> FINER_BITS) + 1  # of floats from 0 to 1
+cdef double ROUNDING = 1 + 1e-6  # of sums in another order
 
 
 cdef struct Candidate:
@@ -30,31 +33,49 @@ cdef int by_probability(const void* a, const void* b) noexcept nogil:
     return -1 if left.token < right.token else 1
 
 
-cdef int64_t gather(const float* p, int64_t size, float threshold, Candidate* found, double* total) noexcept nogil:
-    """Tokens with p of at least `threshold`; total becomes their sum."""
-    cdef int64_t token, n = 0
-    total[0] = 0
+cdef float least_wanted(const float* p, int64_t size, double sum_p, int64_t top_k, float top_p) noexcept nogil:
+    """A lower bound of what top_k and top_p leave, above 0: tokens of p = 0 follow in order of their ids."""
+    cdef int64_t count[BUCKETS]
+    cdef double total[BUCKETS]
+    cdef int64_t token, bucket, n = 0
+    cdef double reached = 0
+    cdef uint32_t bits
+    cdef float bound
+    memset(count, 0, sizeof(count))
+    memset(total, 0, sizeof(total))
     for token in range(size):
-        if p[token] >= threshold:
-            found[n].p = p[token]
-            found[n].token = <int32_t>token
-            total[0] += p[token]
-            n += 1
-    return n
+        if p[token] > 0:
+            memcpy(&bits, &p[token], 4)
+            count[bits >> FINER_BITS] += 1
+            total[bits >> FINER_BITS] += p[token]
+    for bucket in range(BUCKETS - 1, -1, -1):
+        n += count[bucket]
+        reached += total[bucket]
+        if n >= top_k if 0 < top_k else reached >= top_p * sum_p * ROUNDING:
+            break
+    bits = max(1, <uint32_t>bucket << FINER_BITS)
+    memcpy(&bound, &bits, 4)
+    return bound
 
 
 cdef int64_t most_likely(const float* p, int64_t size, double sum_p, int64_t top_k, float top_p, Candidate* found) noexcept nogil:
     """The tokens that top_k and top_p leave, sorted, their p normalised. p is relative to the greatest, which is 1."""
-    cdef float threshold = FIRST_THRESHOLD
-    cdef double total, reached = 0
-    cdef int64_t n = gather(p, size, threshold, found, &total), i
-    while n < size and threshold > 0 and not (n >= top_k if 0 < top_k else total >= top_p * sum_p):
-        threshold = threshold * FALL if threshold > 1e-30 else 0
-        n = gather(p, size, threshold, found, &total)
+    cdef float bound = least_wanted(p, size, sum_p, top_k, top_p)
+    cdef double reached = 0
+    cdef int64_t token, i, n = 0
+    for token in range(size):
+        if p[token] >= bound:
+            found[n].p, found[n].token = p[token], <int32_t>token
+            n += 1
     qsort(found, n, sizeof(Candidate), by_probability)
-    if 0 < top_k < n:
-        n = top_k
+    for token in range(size):
+        if n >= top_k:
+            break
+        if p[token] == 0:
+            found[n].p, found[n].token = 0, <int32_t>token
+            n += 1
     if 0 < top_k:
+        n = min(n, top_k)
         sum_p = 0
         for i in range(n):
             sum_p += found[i].p
