@@ -13,13 +13,15 @@ from dataclasses import dataclass
 
 from deepzig.checkpoint.sizes import ModelSize
 from deepzig.config import ModelConfig
-from deepzig.engine.scheduler import MAX_RUNNING
+from deepzig.engine.scheduler import MAX_RUNNING, PREFILL_CHUNK
 from deepzig.errors import RequestError, ResourceError
 from deepzig.memory import allocatable_memory, available_memory
 from deepzig.model.attention import KEY_TILE
 from deepzig.model.cache import PAGE_SIZE, LatentCache
 from deepzig.model.deepseek import KEPT_ROWS
 from deepzig.model.workspace import AttentionScratch, Workspace
+
+PACKED_BYTES = 6  # at most, of a number as products take it: three bf16 terms; three digits take 3
 
 
 class StreamingWarning(UserWarning):
@@ -61,12 +63,15 @@ def cache_bytes_per_token(config: ModelConfig, cache_dtype: str = "f32", *, with
 
 
 def work_bytes(config: ModelConfig) -> int:
-    """Of the arrays that steps use: workspaces, keys and values of a tile, logits of all that are decoded. The scratch
-    of absorbed attention, up to 64 MB unless the context is very long, comes on top."""
+    """Of the arrays that steps use: workspaces, keys and values of a tile, logits of all that are decoded, and a
+    chunk's rows as kernels pack them. The scratch of absorbed attention, up to 64 MB unless the context is very
+    long, comes on top."""
     workspaces = KEPT_ROWS * Workspace(config, 1, 0, AttentionScratch(config)).nbytes
     expanded = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
     floats = KEY_TILE * expanded + MAX_RUNNING * config.vocab_size
-    return workspaces + 4 * floats
+    for_experts = config.num_experts_per_tok * (config.hidden_size + config.moe_intermediate_size)
+    for_linear = max(config.intermediate_size, config.num_attention_heads * config.v_head_dim)
+    return workspaces + 4 * floats + PACKED_BYTES * PREFILL_CHUNK * (for_experts + for_linear)
 
 
 def bytes_read_per_token(config: ModelConfig, size: ModelSize, n_tokens: int, cache_dtype: str = "f32") -> int:
