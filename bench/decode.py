@@ -19,6 +19,7 @@ import deepzig
 from bench.machine import Limits, anonymous_bytes, better, limits
 from bench.timing import best_seconds
 from deepzig._kernels.weight import Weight
+from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.sizes import active_share, tensor_group
 from deepzig.config import ModelConfig
@@ -168,7 +169,7 @@ def measure(
     """Load the model in `directory` and time it, page cache warm."""
     warm(directory)
     config = ModelConfig.from_directory(directory)
-    linear = load_weights(directory, config).linear
+    linear = load_weights(open_checkpoint(directory), config).linear
     before = limits(n_threads)
     anonymous = anonymous_bytes()
     started = perf_counter()

@@ -18,6 +18,7 @@ from bench.decode import stored_weights
 from bench.machine import describe
 from bench.model import decode_process
 from deepzig.checkpoint.convert import Options, convert
+from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.recipe import Recipe
 from deepzig.checkpoint.schemes import CHANNEL
@@ -86,7 +87,7 @@ def _measure(
 
 
 def _bits_per_weight(folder: Path) -> float:
-    stored = stored_weights(load_weights(folder, ModelConfig.from_directory(folder)).linear)
+    stored = stored_weights(load_weights(open_checkpoint(folder), ModelConfig.from_directory(folder)).linear)
     values = sum(weight.shape[0] * weight.shape[1] for weight in stored)
     return 8 * sum(weight.nbytes for weight in stored) / values
 

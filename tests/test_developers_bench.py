@@ -14,6 +14,7 @@ from bench.__main__ import main
 from bench.decode import ModelBench
 from bench.engine import EngineBench
 from bench.startup import PYTHON, seconds_to_first_byte
+from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.config import ModelConfig
@@ -46,7 +47,7 @@ def test_the_engine_decodes_without_guesses_as_the_model_beside_it() -> None:
 
 def test_weights_that_a_model_uses_twice_are_stored_once() -> None:
     folder = BUNDLED["stories"]
-    weights = load_weights(folder, ModelConfig.from_directory(folder))
+    weights = load_weights(open_checkpoint(folder), ModelConfig.from_directory(folder))
     stored = [*decode.stored_weights(weights.linear), *weights.vector.values()]
     file_bytes = (folder / "model.safetensors").stat().st_size
     assert 0.98 * file_bytes < sum(each.nbytes for each in stored) < file_bytes

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deepzig._kernels import ACTIVE
+from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.loader import load_weights
 from deepzig.config import ModelConfig
 from deepzig.engine.whole_sequence import forward_chunks
@@ -34,7 +35,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def model(name: str) -> DeepseekModel:
     config = ModelConfig.from_directory(GOLDEN / name)
-    return DeepseekModel(config, load_weights(GOLDEN / name, config), n_threads=2)
+    return DeepseekModel(config, load_weights(open_checkpoint(GOLDEN / name), config), n_threads=2)
 
 
 def logits(model: DeepseekModel, ids: np.ndarray, chunk_size: int, form: str | None) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Checkpoint: all tensors of a folder, whether they lie in one safetensors file or in shards with an index.
 
-Called by `loader`, the converter, `verify`, `evaluate`, `deepzig info` and the engine's prompt cache; calls `reader`.
-Knows nothing of models. Weights in other formats are named in the error and never opened: pickle runs code.
+Called by `engine`, `distributed`, the converter, `verify`, `evaluate` and `deepzig info`; calls `reader`. Knows nothing
+of models. Weights in other formats are named in the error and never opened: pickle runs code.
 """
 
 import os

@@ -1,19 +1,18 @@
-"""load_weights: a checkpoint folder and its config in, the weights out, or one error that says all that is wrong.
+"""load_weights: an open checkpoint and its config in, the weights out, or one error that says all that is wrong.
 
-Called by `engine`, `plan`, `verify` and `deepzig info`; calls `directory`, `names` and `formats`. Names, dtypes and
-shapes of all tensors are checked before the first byte of data is touched. The weights stay where they lie in the page
-cache; vectors are small and decoded. Knows nothing of the forward pass.
+Called by `engine`, `plan`, `verify` and `deepzig info`; calls `names` and `formats`. Names, dtypes and shapes of all
+tensors are checked before the first byte of data is touched. The weights stay where they lie in the page cache; vectors
+are small and decoded. Knows nothing of the forward pass.
 """
 
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from deepzig._kernels.weight import Weight
-from deepzig.checkpoint.directory import Checkpoint, open_checkpoint
+from deepzig.checkpoint.directory import Checkpoint
 from deepzig.checkpoint.formats import FLOATS, Fault, Layout, find_fault, find_faults, make_weight, recognise
 from deepzig.checkpoint.names import Expected, count_mtp_layers, expected_tensors, is_buffer
 from deepzig.checkpoint.reader import TensorInfo
@@ -46,16 +45,15 @@ class ModelWeights:
     has_mtp: bool
 
 
-def load_weights(directory: str | Path, config: ModelConfig, strict: bool = False) -> ModelWeights:
-    """Load all that `config` asks for from the safetensors of `directory`.
+def load_weights(checkpoint: Checkpoint, config: ModelConfig, strict: bool = False) -> ModelWeights:
+    """Load all that `config` asks for from `checkpoint`.
 
     Tensors that it does not ask for are an ExtraTensorsWarning, or with `strict` an error.
 
     Raises:
-        CheckpointError: unreadable files, an unsupported quantisation, some MTP layers but not all, or missing or
+        CheckpointError: an unsupported quantisation, some MTP layers but not all, or missing or
             misshapen tensors, all of them in one message.
     """
-    checkpoint = open_checkpoint(directory)
     declared = declared_scheme(config.quantization_config)
     n_mtp_layers = count_mtp_layers(config, checkpoint.infos)
     if 0 < n_mtp_layers < config.num_nextn_predict_layers:

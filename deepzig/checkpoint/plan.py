@@ -1,7 +1,8 @@
 """Plan of a conversion: which tensors go into which file, before the first byte of weights is read.
 
-Called by `convert`; calls `loader` to check and map the source, `recipe` for the formats and `quantization_config` for
-config.json. A plan follows from the source's headers and the recipe alone, so that a resumed run makes the same one.
+Called by `convert`; calls `directory` and `loader` to map and check the source, `recipe` for the formats and
+`quantization_config` for config.json. A plan follows from the source's headers and the recipe alone, so that a resumed
+run makes the same one.
 """
 
 import json
@@ -16,7 +17,7 @@ import numpy as np
 from deepzig._kernels.weight import PLAIN, Weight
 from deepzig.checkpoint.directory import MAX_SHARDS, SINGLE_FILE, Checkpoint, open_checkpoint
 from deepzig.checkpoint.loader import load_weights
-from deepzig.checkpoint.names import EMBEDDING, HEAD, count_mtp_layers, expected_tensors
+from deepzig.checkpoint.names import EMBEDDING, HEAD, expected_tensors
 from deepzig.checkpoint.quantization_config import converted_config
 from deepzig.checkpoint.reader import DTYPES, parse_json_object
 from deepzig.checkpoint.recipe import INTEGERS, KEEP, Recipe, Scheme
@@ -95,9 +96,9 @@ def make_plan(directory: Path, recipe: Recipe, shard_bytes: int) -> Plan:
     config = ModelConfig.from_directory(directory)
     path = directory / "config.json"
     raw = parse_json_object(read_small(path, MAX_CONFIG_BYTES, CheckpointError).lstrip(), str(path))
-    weights = load_weights(directory, config)
     source = open_checkpoint(directory)
-    expected = expected_tensors(config, count_mtp_layers(config, source.infos))
+    weights = load_weights(source, config)
+    expected = expected_tensors(config, config.num_nextn_predict_layers if weights.has_mtp else 0)
     stored = {
         module: weights.linear[module]
         for module in expected.linear

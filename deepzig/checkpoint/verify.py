@@ -108,7 +108,7 @@ def _check_model(checkpoint: Checkpoint, report: Report) -> dict[str, Weight]:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            linear = load_weights(checkpoint.directory, ModelConfig.from_directory(checkpoint.directory)).linear
+            linear = load_weights(checkpoint, ModelConfig.from_directory(checkpoint.directory)).linear
     except (ConfigError, CheckpointError) as error:
         report.problems.append(str(error))
     report.remarks.extend(str(warning.message) for warning in caught)

@@ -149,7 +149,7 @@ def stored(checkpoint: "Checkpoint", config: "ModelConfig") -> tuple["ModelSize"
     from deepzig.checkpoint.loader import load_weights
     from deepzig.checkpoint.sizes import stored_size
 
-    weights = load_weights(checkpoint.directory, config)
+    weights = load_weights(checkpoint, config)
     return stored_size(config, weights), weights.has_mtp
 
 

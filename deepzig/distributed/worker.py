@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.model_hash import hash_of_model
 from deepzig.config import ModelConfig
@@ -53,8 +54,9 @@ class Worker:
             ConfigError, CheckpointError: the checkpoint cannot be used here.
         """
         config = ModelConfig.from_directory(self._directory)
-        weights = replace(load_weights(self._directory, config), has_mtp=False)  # the head has the MTP layers
-        self._model = DeepseekModel(config, weights, layers=layers, **options.computing)
+        weights = load_weights(open_checkpoint(self._directory), config)
+        without_mtp = replace(weights, has_mtp=False)  # the head has the MTP layers
+        self._model = DeepseekModel(config, without_mtp, layers=layers, **options.computing)
         return self._model.numerics["kernels"]
 
     def check(self) -> None:

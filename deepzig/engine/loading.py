@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deepzig import _kernels
+from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.loader import ModelWeights, load_weights
 from deepzig.checkpoint.model_hash import hash_of_model
 from deepzig.checkpoint.model_names import find_model
@@ -130,7 +131,7 @@ def build_llm(model: str | Path, options: LoadOptions, make_network: MakeNetwork
     defaults = GenerationDefaults.from_directory(directory, config)
     tokenizer = load_tokenizer(directory)
     chat_template = ChatTemplate.from_directory(directory)
-    weights = load_weights(directory, config, strict=options.strict)
+    weights = load_weights(open_checkpoint(directory), config, strict=options.strict)
     if problem := _kernels.build_report().problem:
         warnings.warn(
             f"no compiled kernels, running on Numba (slower; compiling takes about a minute, once): {problem}",

@@ -40,7 +40,7 @@ def converted(source: Path, destination: Path, recipe: Recipe, **options: Any) -
 
 
 def load(directory: Path) -> ModelWeights:
-    return load_weights(directory, ModelConfig.from_directory(directory), strict=True)
+    return load_weights(open_checkpoint(directory), ModelConfig.from_directory(directory), strict=True)
 
 
 @pytest.mark.parametrize("wanted", FORMATS)

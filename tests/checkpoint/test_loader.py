@@ -14,6 +14,7 @@ from bench.reference_rounding import group_size_for, quantize_fp8, quantize_int4
 from bench.weight_tensors import dequantize, tensors_from_weight
 from deepzig._kernels.weight import Weight
 from deepzig.checkpoint import loader, reader
+from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.loader import ExtraTensorsWarning, ModelWeights, load_weights
 from deepzig.checkpoint.names import expected_tensors
 from deepzig.checkpoint.reader import DTYPE_NAMES
@@ -66,7 +67,7 @@ def save(path: Path, tensors: Tensors) -> None:
 
 def load(directory: Path, config: ModelConfig, tensors: Tensors, strict: bool = True) -> ModelWeights:
     save(directory / "model.safetensors", tensors)
-    return load_weights(directory, config, strict)
+    return load_weights(open_checkpoint(directory), config, strict)
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def config() -> ModelConfig:
 @pytest.mark.parametrize("directory", CHECKPOINTS, ids=lambda path: path.name)
 def test_golden_and_bundled_checkpoints_load_completely(directory: Path) -> None:
     config = ModelConfig.from_directory(directory)
-    weights = load_weights(directory, config, strict=True)
+    weights = load_weights(open_checkpoint(directory), config, strict=True)
     for module, weight in weights.linear.items():
         assert np.isfinite(dequantize(weight)).all(), module
         assert not weight.codes.flags.writeable
@@ -143,7 +144,7 @@ def test_config_of_another_scheme_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"stored as fp8.*declares compressed-tensors int8 in groups of 64"):
         load(tmp_path, config, make_tensors(config, 0, quantize_fp8))
     with pytest.raises(CheckpointError, match="declares quant_method 'awq'"):
-        load_weights(tmp_path, ModelConfig.from_dict({**SIZES, "quantization_config": {"quant_method": "awq"}}))
+        load(tmp_path, ModelConfig.from_dict({**SIZES, "quantization_config": {"quant_method": "awq"}}), {})
 
 
 def test_all_missing_and_misshapen_tensors_are_reported_together(tmp_path: Path, config: ModelConfig) -> None:
@@ -222,7 +223,7 @@ def test_extra_tensors(tmp_path: Path, config: ModelConfig) -> None:
     assert str(seen[0].message).isprintable() and seen[0].filename == __file__
     assert set(weights.linear) == set(expected_tensors(config).linear)
     with pytest.raises(CheckpointError, match="2 tensors that config"):
-        load_weights(tmp_path, config, strict=True)
+        load_weights(open_checkpoint(tmp_path), config, strict=True)
 
 
 def test_mtp_layer_without_embedding_and_head_uses_the_main_ones(tmp_path: Path, config: ModelConfig) -> None:
@@ -297,7 +298,7 @@ def test_shards(tmp_path: Path, config: ModelConfig) -> None:
     for shard in set(weight_map.values()):
         save(tmp_path / shard, {name: tensors[name] for name in names if weight_map[name] == shard})
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    weights = load_weights(tmp_path, config, strict=True)
+    weights = load_weights(open_checkpoint(tmp_path), config, strict=True)
     assert weights.has_mtp
     np.testing.assert_array_equal(weights.vector["model.norm.weight"], tensors["model.norm.weight"].astype(np.float32))
 

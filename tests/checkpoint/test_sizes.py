@@ -123,7 +123,7 @@ def test_every_tensor_has_a_group() -> None:
 @pytest.mark.parametrize("folder", ["v2_lite", "v3_classic", "v3_fp8", "moonlight", "kimi_k2"])
 def test_config_alone_tells_what_is_stored(folder: str) -> None:
     config = golden(folder)
-    stored = stored_size(config, load_weights(GOLDEN / folder, config))
+    stored = stored_size(config, load_weights(open_checkpoint(GOLDEN / folder), config))
     declared = declared_size(config)
     assert declared.bytes_per_token == stored.bytes_per_token
     assert without_mtp(declared) == without_mtp(stored)
@@ -134,7 +134,7 @@ def test_int8_in_blocks_has_its_name(tmp_path: Path, edited: Edit) -> None:
     codes = {name: source.array(name).view(np.int8) for name, info in source.infos.items() if info.dtype == "F8_E4M3"}
     folder = edited(GOLDEN / "v3_fp8", tmp_path / "int8", dict(codes))
     config = dataclasses.replace(golden("v3_fp8"), quantization_config={"quant_method": "blockwise_int8"})
-    stored, declared = stored_size(config, load_weights(folder, config)), declared_size(config)
+    stored, declared = stored_size(config, load_weights(open_checkpoint(folder), config)), declared_size(config)
     assert without_mtp(declared) == without_mtp(stored)
     assert declared.main_format == "int8" and "fp8" not in declared.by_format
 
@@ -144,7 +144,7 @@ def test_sizes_are_those_of_the_conversion(wanted: str, small_model: Path, tmp_p
     expected = converted_size(ModelConfig.from_directory(small_model), Recipe(wanted))
     convert(small_model, tmp_path / "out", Options(Recipe(wanted)))
     config = ModelConfig.from_directory(tmp_path / "out")
-    stored = stored_size(config, load_weights(tmp_path / "out", config))
+    stored = stored_size(config, load_weights(open_checkpoint(tmp_path / "out"), config))
     assert (expected.formats, expected.bytes_per_token) == (stored.formats, stored.bytes_per_token)
     declared = declared_size(config)
     assert declared.bytes_per_token == stored.bytes_per_token

@@ -17,6 +17,7 @@ from ml_dtypes import bfloat16
 
 from bench.weight_tensors import dequantize
 from deepzig.checkpoint.convert import Options, convert
+from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.loader import ModelWeights, load_weights
 from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.checkpoint.plan import PLAIN
@@ -106,7 +107,7 @@ def test_transformers_reads_what_deepzig_writes(name: str, recipe: Recipe, tmp_p
     expected = np.load(GOLDEN / ("stories.npz" if name == "stories" else f"{name}/expected.npz"))
     ids = [int(token) for token in (*expected["ids"], *expected["greedy"])]
     theirs = transformers_logits(model, ids)
-    rounded = as_transformers_has_it(load_weights(tmp_path / "out", config))
+    rounded = as_transformers_has_it(load_weights(open_checkpoint(tmp_path / "out"), config))
     for module, weight in rounded.linear.items():
         if not module.startswith(mtp):
             np.testing.assert_array_equal(transformers_weight(model, module), dequantize(weight), err_msg=module)
@@ -165,7 +166,7 @@ def test_deepzig_reads_what_compressed_tensors_writes(
     )
     save_file(stored, tmp_path / "model.safetensors")
 
-    weights = load_weights(tmp_path, ModelConfig.from_directory(tmp_path))
+    weights = load_weights(open_checkpoint(tmp_path), ModelConfig.from_directory(tmp_path))
     assert len(decoded) > 10
     for module, expected in decoded.items():
         np.testing.assert_array_equal(dequantize(weights.linear[module]), expected, err_msg=module)

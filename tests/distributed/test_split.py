@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import deepzig
+from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.checkpoint.sizes import stored_size
@@ -44,7 +45,7 @@ def test_a_machine_with_twice_the_memory_gets_twice_the_layers() -> None:
 
 def test_layers_and_what_is_beside_them_are_the_whole_model() -> None:
     config = deepzig.ModelConfig.from_directory(BUNDLED["stories"])
-    weights = load_weights(BUNDLED["stories"], config)
+    weights = load_weights(open_checkpoint(BUNDLED["stories"]), config)
     sizes = layer_bytes(config, weights)
     assert len(sizes) == config.num_hidden_layers and min(sizes) > 0
     expert = weights.linear["model.layers.1.mlp.experts.0.gate_proj"]

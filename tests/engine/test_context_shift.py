@@ -7,6 +7,7 @@ import pytest
 
 import deepzig
 from deepzig import SamplingParams
+from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.loader import load_weights
 from deepzig.config import ModelConfig
 from deepzig.engine.context_shift import ContextShift
@@ -38,7 +39,8 @@ def shifting() -> deepzig.LLM:
 def test_turned_keys_are_those_computed_at_the_new_place(name: str, cache_dtype: str) -> None:
     """In the first layer, whose rows depend on token and position alone: of both rope layouts, with YaRN or not."""
     config = ModelConfig.from_directory(GOLDEN / name)
-    model = DeepseekModel(config, load_weights(GOLDEN / name, config), n_threads=1, cache_dtype=cache_dtype)
+    weights = load_weights(open_checkpoint(GOLDEN / name), config)
+    model = DeepseekModel(config, weights, n_threads=1, cache_dtype=cache_dtype)
     tokens = np.resize(np.load(GOLDEN / name / "expected.npz")["ids"], 4 * PAGE_SIZE).astype(np.int32)
     old, new = model.make_cache(len(tokens)), model.make_cache(len(tokens))
     list(forward_chunks(model, tokens, old))
@@ -62,7 +64,7 @@ def test_turned_keys_are_those_computed_at_the_new_place(name: str, cache_dtype:
 def test_turning_is_exact_at_far_positions() -> None:
     """By the very angles of the tables: no error grows with the position."""
     config = ModelConfig.from_directory(GOLDEN / "v3_yarn")
-    model = DeepseekModel(config, load_weights(GOLDEN / "v3_yarn", config), n_threads=1)
+    model = DeepseekModel(config, load_weights(open_checkpoint(GOLDEN / "v3_yarn"), config), n_threads=1)
     rotary = model._rotary
     old, new = np.array([150_000, 163_839], np.int32), np.array([70_000, 83_839], np.int32)
     (old_cos, old_sin), (new_cos, new_sin) = rotary.cos_sin(old), rotary.cos_sin(new)

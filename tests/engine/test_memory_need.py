@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import deepzig
+from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.checkpoint.sizes import ModelSize, stored_size
@@ -31,7 +32,7 @@ def give(monkeypatch: pytest.MonkeyPatch, available: int, allocatable: int | Non
 
 @pytest.fixture(scope="module")
 def size() -> ModelSize:
-    return stored_size(STORIES, load_weights(BUNDLED["stories"], STORIES))
+    return stored_size(STORIES, load_weights(open_checkpoint(BUNDLED["stories"]), STORIES))
 
 
 def test_cache_is_what_the_engine_allocates(size: ModelSize) -> None:
