@@ -48,7 +48,7 @@ _FAMILY_ROUTING = {
     "deepseek_v2": ("softmax", ("greedy", "group_limited_greedy")),
 }
 _FAMILY_NAMES = {"deepseek_v3": "DeepSeek-V3", "kimi_k2": "Kimi-K2", "deepseek_v2": "DeepSeek-V2"}
-_PLAIN_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+PLAIN_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}  # dtype -> format of a matrix
 SUPPORTED = "deepseek_v3 (V3, R1, V3.1, Moonlight), kimi_k2 and deepseek_v2 (V2, V2-Lite, V2.5, Coder-V2)"
 
 
@@ -170,7 +170,7 @@ class ModelConfig:
             "quantization_config": (
                 raw.get("quantization_config") or raw.get("compression_config") or raw.get("quantization")  # MLX's name
             ),
-            "plain_format": _PLAIN_FORMATS.get(str(raw.get("dtype") or raw.get("torch_dtype")), "bf16"),
+            "plain_format": PLAIN_FORMATS.get(str(raw.get("dtype") or raw.get("torch_dtype")), "bf16"),
         }
         return cls(model_type=model_type, rope=_rope_parameters(raw, checked["max_position_embeddings"]), **checked)
 

@@ -15,17 +15,17 @@ import llm
 from llm.parts import StreamEvent, TextPart
 from pydantic import Field
 
+from deepzig.checkpoint.model_names import BUNDLED_MODEL
+
 if TYPE_CHECKING:
     from deepzig.engine.llm import LLM
-
-STORIES = "stories"
 
 
 @llm.hookimpl
 def register_models(register: Callable[[llm.Model], None]) -> None:
     """What llm asks every plugin: which models it has."""
-    register(Deepzig("deepzig", os.environ.get("DEEPZIG_MODEL") or STORIES))
-    register(Deepzig(f"deepzig/{STORIES}", STORIES))
+    register(Deepzig("deepzig", os.environ.get("DEEPZIG_MODEL") or BUNDLED_MODEL))
+    register(Deepzig(f"deepzig/{BUNDLED_MODEL}", BUNDLED_MODEL))
 
 
 class Options(llm.Options):  # type: ignore[misc]  # Any without llm

@@ -22,14 +22,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deepzig._kernels.weight import Weight
+from deepzig._kernels.weight import CODES_DTYPE, Weight
 from deepzig.checkpoint.reader import DTYPE_NAMES, TensorInfo
 from deepzig.checkpoint.schemes import DEFAULT_BLOCK, GROUP_SIZES, SUPPORTED, Declared, packed_words
 from deepzig.errors import CheckpointError, shown
 
 FLOAT_FORMAT = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # stored dtype -> format of Weight or of its scale
 FLOATS = tuple(FLOAT_FORMAT)
-_CODES_VIEW = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}
 _FOREIGN = {  # suffix of a tensor that gives a scheme away
     "qweight": "AWQ or GPTQ",
     "qzeros": "AWQ or GPTQ",
@@ -119,7 +118,7 @@ def find_fault(name: str, info: TensorInfo | None, dtypes: tuple[str, ...], shap
 
 def make_weight(shape: tuple[int, int], layout: Layout, tensors: Mapping[str, np.ndarray]) -> Weight:
     """The Weight over codes and scales of `tensors` (by suffix), which have no Fault; shares their memory."""
-    codes = tensors[layout.codes].view(_CODES_VIEW.get(layout.format, np.uint8))
+    codes = tensors[layout.codes].view(CODES_DTYPE[layout.format])
     if not layout.scale:
         return Weight(layout.format, shape, codes)
     scale = tensors[layout.scale]
@@ -128,7 +127,7 @@ def make_weight(shape: tuple[int, int], layout: Layout, tensors: Mapping[str, np
         layout.format,
         shape,
         codes,
-        scale=scale.view(_CODES_VIEW[scale_format]),
+        scale=scale.view(CODES_DTYPE[scale_format]),
         scale_format=scale_format,
         group_size=layout.group_size,
         block_rows=layout.block_rows,

@@ -13,7 +13,8 @@ from deepzig.errors import CheckpointError, NetworkError, RequestError
 if TYPE_CHECKING:
     from deepzig.checkpoint.hub import Advance, Download
 
-BUNDLED = {"stories": Path(__file__).parent.parent / "bundled" / "stories"}
+BUNDLED_MODEL = "stories"  # taken where nobody names a model
+BUNDLED = {BUNDLED_MODEL: Path(__file__).parent.parent / "bundled" / "stories"}
 ASKED_ABOVE = 1_000_000_000  # bytes
 OFFLINE, YES = "DEEPZIG_OFFLINE", "DEEPZIG_YES"
 

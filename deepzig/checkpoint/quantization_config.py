@@ -14,6 +14,7 @@ from typing import Any
 from deepzig.checkpoint.names import HEAD
 from deepzig.checkpoint.recipe import INTEGERS, KEEP, Scheme, is_embedding, is_head, is_routed, is_router
 from deepzig.checkpoint.schemes import CHANNEL, FP8_BLOCK, declared_integer
+from deepzig.config import PLAIN_FORMATS
 from deepzig.errors import CheckpointError, shown
 
 MAX_PATTERNS, MAX_PATTERN_CHARS = 2000, 500
@@ -22,7 +23,7 @@ _REPEAT = r"(?:[*+?]|\{[\d,]*\})[?+]?"
 _REPEATED_DIGITS = rf"(?:\\d|\[0-9\]){_REPEAT}"
 _UNIT = re.compile(rf"({_REPEATED_DIGITS})|\\.|\(\?:|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 _DTYPE_KEYS = ("torch_dtype", "dtype")
-_DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
+_DTYPES = {name: dtype for dtype, name in PLAIN_FORMATS.items()}
 
 
 def converted_config(raw: Mapping[str, Any], schemes: Mapping[str, Scheme], main_format: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deepzig.checkpoint import model_names
 from deepzig.cli.completion import complete_model
 from deepzig.cli.messages import note
 from deepzig.cli.naming import EVERYWHERE, Decorator, in_order, shared_option
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from deepzig.checkpoint.hub import Download
     from deepzig.engine.llm import LLM
 
-BUNDLED_MODEL = "stories"
 _IS_DEFAULT = f"{__name__}.is_default"
 MODEL, COMPUTING = "Model", "Computing"  # headings of the help
 
@@ -35,7 +35,7 @@ def _model_or_bundled(ctx: click.Context, _param: click.Parameter, model: str | 
     if model is not None or ctx.resilient_parsing:
         return model
     ctx.meta[_IS_DEFAULT] = True
-    return BUNDLED_MODEL
+    return model_names.BUNDLED_MODEL
 
 
 def _keep(context: click.Context, option: click.Parameter, is_on: bool) -> None:
@@ -63,7 +63,8 @@ model_option = in_order(  # -m, --yes and --offline
         callback=_model_or_bundled,
         shell_complete=complete_model,
         metavar="MODEL",
-        help=f"Folder of a checkpoint, or org/name of the Hugging Face hub. Without it: the bundled '{BUNDLED_MODEL}'.",
+        help="Folder of a checkpoint, or org/name of the Hugging Face hub. "
+        f"Without it: the bundled '{model_names.BUNDLED_MODEL}'.",
     ),
     hub_options,
 )
@@ -74,11 +75,9 @@ def model_folder(model: str, with_weights: bool = True) -> Path:
 
     Tells once that nobody named a model, if that is so.
     """
-    from deepzig.checkpoint.model_names import find_model
-
     if click.get_current_context().meta.pop(_IS_DEFAULT, False):
-        note(f"Using the bundled model '{BUNDLED_MODEL}'; -m MODEL takes another.")
-    return find_model(model, with_weights, fetch_asking, offline=_is_on("offline"))
+        note(f"Using the bundled model '{model_names.BUNDLED_MODEL}'; -m MODEL takes another.")
+    return model_names.find_model(model, with_weights, fetch_asking, offline=_is_on("offline"))
 
 
 def load_model(model: str, **loading: Any) -> "LLM":
@@ -106,18 +105,17 @@ def on_terminal() -> bool:
 def fetch_asking(download: "Download") -> Path:
     """Download, on a terminal after asking."""
     from deepzig.checkpoint.hub import fetch
-    from deepzig.checkpoint.model_names import ASKED_ABOVE, fetch_unasked
     from deepzig.cli.progress import byte_progress, scaled
 
     what = f"{download.model}: {scaled(download.nbytes, 'B')} to download to {download.folder}"
     may_fetch = _is_on("yes")
-    is_asked = download.nbytes > ASKED_ABOVE and not may_fetch and on_terminal()
+    is_asked = download.nbytes > model_names.ASKED_ABOVE and not may_fetch and on_terminal()
     if not is_asked:
         note(what)
     elif not click.confirm(f"{what}\nGo on?", err=True):
         raise click.Abort
     with byte_progress("fetch") as update:
-        return fetch(download, update) if is_asked else fetch_unasked(download, update, yes=may_fetch)
+        return fetch(download, update) if is_asked else model_names.fetch_unasked(download, update, yes=may_fetch)
 
 
 threads_option = shared_option(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deepzig.checkpoint.recipe import FORMATS, Recipe
+from deepzig.checkpoint.schemes import CHANNEL, GROUP_SIZES
 from deepzig.cli.command import command
 from deepzig.cli.completion import complete_model
 from deepzig.cli.messages import note
@@ -23,8 +25,7 @@ if TYPE_CHECKING:
 
     from deepzig.checkpoint.convert import Progress
 
-FORMATS = ("int8", "int4", "fp8", "fp16", "bf16")
-GROUP_SIZES = {"32": 32, "64": 64, "128": 128, "channel": 0}
+GROUPS = {**{str(size): size for size in GROUP_SIZES}, "channel": CHANNEL}  # what --group-size takes
 SHARD_SIZE = "4GB"
 Pairs = tuple[tuple[str, str], ...]
 
@@ -44,7 +45,7 @@ def parse_includes(_ctx: click.Context, _param: click.Parameter, values: tuple[s
 @click.option(
     "--format", "wanted", required=True, type=click.Choice(FORMATS), help="int4: routed experts int4, the rest int8."
 )
-@click.option("--group-size", type=click.Choice(list(GROUP_SIZES)), help="Columns that share a scale, or all of a row.")
+@click.option("--group-size", type=click.Choice(list(GROUPS)), help="Columns that share a scale, or all of a row.")
 @click.option(
     "--include",
     multiple=True,
@@ -91,10 +92,9 @@ def quantize(
         deepzig quantize ./DeepSeek-V3 ./v3-int4 --format int4 --exclude "*.kv_b_proj" --resume
     """
     from deepzig.checkpoint.convert import Options, convert
-    from deepzig.checkpoint.recipe import Recipe
     from deepzig.threads import available_threads
 
-    recipe = Recipe(wanted, None if group_size is None else GROUP_SIZES[group_size], include, exclude)
+    recipe = Recipe(wanted, None if group_size is None else GROUPS[group_size], include, exclude)
     directory = model_folder(source)
     n_threads = n_threads or available_threads()
     importance: dict[str, np.ndarray] = {}
