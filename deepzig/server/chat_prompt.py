@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from deepzig.server.failures import ApiError
-from deepzig.server.requests import ChatRequest, Content, Message, Tool
+from deepzig.server.requests import ChatRequest, ContentPart, Message, Tool
+from deepzig.server.responses_protocol import InputText
 from deepzig.server.served_model import ServedModel
 from deepzig.text.chat import ChatTemplate, thinking_variables
 
@@ -150,8 +151,8 @@ def _as_defined(tool: Tool) -> dict[str, Any]:
     return {"type": tool.type, "function": function}
 
 
-def plain_text(content: Content | None) -> str | None:
-    """The text of a message, its parts on lines of their own."""
+def plain_text(content: str | Sequence[ContentPart | InputText] | None) -> str | None:
+    """The text of a message or of past reasoning, its parts on lines of their own."""
     if content is None or isinstance(content, str):
         return content
     return "\n".join(part.text for part in content)

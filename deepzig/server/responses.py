@@ -1,4 +1,7 @@
-"""/v1/responses, stateless: a chat in the words of OpenAI's newer API. Called by `app`; calls `chat`."""
+"""/v1/responses, stateless: a chat in the words of OpenAI's newer API.
+
+Called by `app`; calls `chat` and `chat_prompt`.
+"""
 
 import copy
 import time
@@ -9,6 +12,7 @@ from typing import Any
 
 from deepzig.engine.results import GenerationResult, Progress, StreamChunk
 from deepzig.server.chat import plan_chat
+from deepzig.server.chat_prompt import plain_text
 from deepzig.server.failures import ApiError, blaming
 from deepzig.server.replies import ReasoningTokens
 from deepzig.server.requests import (
@@ -27,7 +31,6 @@ from deepzig.server.requests import (
 from deepzig.server.responses_protocol import (
     IncompleteDetails,
     InputItem,
-    InputText,
     OutputCall,
     OutputItem,
     OutputMessage,
@@ -118,7 +121,7 @@ def _messages(items: Sequence[InputItem]) -> list[Message]:
             message = "items are not stored; send them whole (store=false in the AI SDK)"
             raise ApiError(400, message, param="input", code="unsupported_value")
         if item.type == "reasoning":
-            reasoning = _text(item.content)
+            reasoning = plain_text(item.content)
         elif item.type == "function_call":
             if item.name is None or item.call_id is None:
                 raise ApiError(400, "a function_call needs name and call_id", param="input", code="invalid_value")
@@ -129,23 +132,17 @@ def _messages(items: Sequence[InputItem]) -> list[Message]:
                 messages.append(last)
             last.tool_calls = [*(last.tool_calls or []), call]
         elif item.type == "function_call_output":
-            messages.append(Message(role="tool", content=_text(item.output) or "", tool_call_id=item.call_id))
+            messages.append(Message(role="tool", content=plain_text(item.output) or "", tool_call_id=item.call_id))
         else:
             if item.role is None:
                 raise ApiError(400, "a message needs a role", param="input", code="invalid_value")
             own = reasoning if item.role == "assistant" else None
-            messages.append(Message(role=item.role, content=_text(item.content), reasoning_content=own))
+            messages.append(Message(role=item.role, content=plain_text(item.content), reasoning_content=own))
         if item.type != "reasoning":
             reasoning = None
     if not messages:
         raise ApiError(400, "the input has no message", param="input", code="invalid_value")
     return messages
-
-
-def _text(content: str | list[InputText] | None) -> str | None:
-    if content is None or isinstance(content, str):
-        return content
-    return "\n".join(part.text for part in content)
 
 
 class ResponseAnswer:
