@@ -147,7 +147,7 @@ def token_logprob(logits: np.ndarray, token: int, n_top: int) -> TokenLogprob:
 
 def token_logprobs(logits: np.ndarray, tokens: Iterable[int], n_top: int) -> dict[int, TokenLogprob]:
     """The same of several tokens in one place."""
-    logprobs = _log_softmax(logits)
+    logprobs = log_softmax(logits)
     n_top = min(n_top, len(logits))
     likeliest = np.argpartition(-logprobs, n_top - 1)[:n_top] if n_top else np.empty(0, np.int64)
     likeliest = likeliest[np.lexsort((likeliest, -logprobs[likeliest]))]
@@ -226,7 +226,7 @@ class Sampler:
             NonFiniteLogitsError: the greatest logit is NaN or infinite.
         """
         check_finite(float(logits.max()))
-        return self._adjusted(_log_softmax(logits))
+        return self._adjusted(log_softmax(logits))
 
     def sample(self, logits: np.ndarray) -> int:
         """logits f32 (vocab_size,) -> the next token.
@@ -323,13 +323,14 @@ class Sampler:
         return int(self._candidates[np.searchsorted(cumulative, uniform * cumulative[-1], side="right")])
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """f32 (vocab_size,) -> the same."""
-    shifted: np.ndarray = logits - logits.max()
-    return shifted - np.log(np.exp(shifted).sum())
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """f32 (..., vocab_size) -> the same."""
+    shifted: np.ndarray = logits - logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    return shifted
 
 
-def check_finite(greatest: float) -> None:
-    """Raises NonFiniteLogitsError if the greatest logit, as argmax finds it, is NaN or infinite."""
-    if not math.isfinite(greatest):
-        raise NonFiniteLogitsError("the model gave NaN or infinite logits; look at its files with `deepzig verify`")
+def check_finite(logit: float) -> None:
+    """Raises NonFiniteLogitsError if a logit is NaN or infinite; the greatest, as argmax finds it, speaks for a row."""
+    if not math.isfinite(logit):
+        raise NonFiniteLogitsError("a model gave NaN or infinite logits; look at its files with `deepzig verify`")

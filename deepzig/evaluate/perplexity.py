@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepzig.engine.llm import LLM
+from deepzig.engine.sampling import check_finite, log_softmax
 from deepzig.engine.whole_sequence import SCORED_ROWS, forward_chunks
 from deepzig.errors import NonFiniteLogitsError, RequestError
 from deepzig.evaluate.windows import Window, split_documents, window_size, windows_of
@@ -123,7 +124,7 @@ def _rows(window: Window, models: list[LLM]) -> Iterator[list[np.ndarray]]:
     targets = window.token_ids[window.first_predicted :]
     for first in range(0, len(targets), SCORED_ROWS):
         rows = slice(first, first + SCORED_ROWS)
-        parts = [log_softmax(llm.model.logits(h[rows])) for llm, h in zip(models, hidden, strict=True)]
+        parts = [log_probabilities(llm.model.logits(h[rows])) for llm, h in zip(models, hidden, strict=True)]
         yield [targets[rows], *parts]
 
 
@@ -134,11 +135,8 @@ def _hidden(llm: LLM, window: Window) -> np.ndarray:
     return np.concatenate(list(chunks))[window.first_predicted - 1 :]
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """f32 (n, vocab_size) of the same shape, in place. Raises NonFiniteLogitsError."""
-    greatest = logits.max(axis=1, keepdims=True)
-    if not (np.isfinite(greatest).all() and np.isfinite(logits.min())):
-        raise NonFiniteLogitsError("a model gave NaN or infinite logits; look at its files with `deepzig verify`")
-    logits -= greatest
-    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
-    return logits
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """f32 (n, vocab_size) of the same shape. Raises NonFiniteLogitsError, for minus infinity too."""
+    check_finite(float(logits.max()))
+    check_finite(float(logits.min()))
+    return log_softmax(logits)

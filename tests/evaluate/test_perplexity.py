@@ -15,7 +15,7 @@ from deepzig.checkpoint.recipe import Recipe
 from deepzig.engine.llm import LLM
 from deepzig.errors import NonFiniteLogitsError, RequestError
 from deepzig.evaluate import perplexity
-from deepzig.evaluate.perplexity import evaluate, log_softmax
+from deepzig.evaluate.perplexity import evaluate, log_probabilities
 
 STORIES = [
     "Once upon a time there was a little girl who had a red ball. She played with it in the park every day.",
@@ -104,8 +104,8 @@ def test_progress_counts_predicted_tokens(stories: LLM) -> None:
 
 def test_logits_of_a_large_vocabulary_are_not_held_together(stories: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    original = log_softmax
-    monkeypatch.setattr(perplexity, "log_softmax", lambda logits: rows.append(len(logits)) or original(logits))
+    original = log_probabilities
+    monkeypatch.setattr(perplexity, "log_probabilities", lambda logits: rows.append(len(logits)) or original(logits))
     evaluate(stories, " ".join(STORIES * 3))
     assert max(rows) == perplexity.SCORED_ROWS and len(rows) > 1
 
@@ -137,15 +137,15 @@ def test_a_text_of_nothing_but_separators_is_an_error(stories: LLM) -> None:
         evaluate(stories, "<|endoftext|>\n\n<|endoftext|>\n")
 
 
-def test_log_softmax_of_large_logits() -> None:
+def test_log_probabilities_of_large_logits() -> None:
     logits = np.array([[1e4, 1e4 - 1, -1e4], [-3e4, -3e4, -3e4]], np.float32)
-    found = np.exp(log_softmax(logits.copy()).astype(np.float64))
+    found = np.exp(log_probabilities(logits).astype(np.float64))
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(found[1], 1 / 3, rtol=1e-6)
 
 
 def test_logits_beyond_any_perplexity_are_an_error(stories: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perplexity, "log_softmax", lambda logits: np.full_like(logits, -800.0))
+    monkeypatch.setattr(perplexity, "log_probabilities", lambda logits: np.full_like(logits, -800.0))
     with pytest.raises(NonFiniteLogitsError, match="800 nats"):
         evaluate(stories, TEXT)
 
@@ -155,4 +155,4 @@ def test_non_finite_logits_are_an_error(value: float) -> None:
     logits = np.zeros((2, 5), np.float32)
     logits[1, 3] = value
     with pytest.raises(NonFiniteLogitsError, match="deepzig verify"):
-        log_softmax(logits)
+        log_probabilities(logits)
