@@ -237,6 +237,11 @@ class ModelConfig:
         """Factor on q.k before the softmax: (N + P)^-1/2, times YaRN's mscale squared."""
         return self.qk_head_dim**-0.5 * self.rope.softmax_factor
 
+    @property
+    def moe_layers(self) -> list[int]:
+        """The decoder layers that have experts, without MTP layers."""
+        return [layer for layer in range(self.num_hidden_layers) if self.is_moe_layer(layer)]
+
     def is_moe_layer(self, layer: int) -> bool:
         """Whether decoder layer `layer` (MTP layers follow the main ones) has experts rather than a dense MLP."""
         return self.n_routed_experts > 0 and layer >= self.first_k_dense_replace and layer % self.moe_layer_freq == 0

@@ -125,7 +125,7 @@ def architecture(config: "ModelConfig") -> dict[str, Any]:
         "family": config.family,
         "model_type": config.model_type,
         "layers": config.num_hidden_layers,
-        "moe_layers": sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers)),
+        "moe_layers": len(config.moe_layers),
         "mtp_layers": config.num_nextn_predict_layers,
         "experts": config.n_routed_experts,
         "experts_per_token": config.num_experts_per_tok,

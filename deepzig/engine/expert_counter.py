@@ -18,8 +18,7 @@ class ExpertCounter:
 
     def __init__(self, config: ModelConfig) -> None:
         self._n_experts = config.n_routed_experts
-        layers = [layer for layer in range(config.num_hidden_layers) if config.is_moe_layer(layer)]
-        self._counts = {layer: np.zeros(self._n_experts, np.int64) for layer in layers}  # i64 (E,) each
+        self._counts = {layer: np.zeros(self._n_experts, np.int64) for layer in config.moe_layers}  # i64 (E,) each
 
     def observe(self, layer: int, hidden: np.ndarray, space: Workspace) -> None:
         """See `DeepseekModel.forward`."""

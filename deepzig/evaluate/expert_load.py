@@ -65,10 +65,9 @@ def measure_experts(
         RequestError: no tokenizer, no tokens, or a model without experts.
     """
     config = llm.config
-    moe_layers = [layer for layer in range(config.num_hidden_layers) if config.is_moe_layer(layer)]
-    if not moe_layers:
+    if not config.moe_layers:
         raise RequestError(f"{llm.name} has no layer with experts; there is no load to show")
-    loads = [LayerLoad(layer, *_zeros(config.n_routed_experts)) for layer in moe_layers]
+    loads = [LayerLoad(layer, *_zeros(config.n_routed_experts)) for layer in config.moe_layers]
     by_layer = {load.layer: load for load in loads}
 
     first = 0  # row of the step from which on tokens count; those before it are context
