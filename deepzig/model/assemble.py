@@ -1,4 +1,4 @@
-"""From the checkpoint's tensors to modules: the one place that spells out names. Called by `deepseek`."""
+"""From the checkpoint's tensors, which `checkpoint.names` lists, to modules. Called by `deepseek`."""
 
 from deepzig._kernels.weight import ExpertWeights, Weight
 from deepzig.checkpoint.loader import ModelWeights
