@@ -158,13 +158,14 @@ class ModelConfig:
         for name, meaning in _NULLS.items():
             if name in raw and raw[name] is None:
                 values[name] = meaning
+        q_lora_rank = values["q_lora_rank"]
         checked = {
-            **{name: _integer(values, name, *bounds) for name, bounds in _INTEGER_RANGES.items()},
-            **{name: _number(values, name) for name in _NUMBERS},
-            **{name: _boolean(values, name) for name in _BOOLEANS},
+            **{name: _integer(name, values[name], *bounds) for name, bounds in _INTEGER_RANGES.items()},
+            **{name: _number(name, values[name]) for name in _NUMBERS},
+            **{name: _boolean(name, values[name]) for name in _BOOLEANS},
             "scoring_func": values["scoring_func"],
             "topk_method": values["topk_method"],
-            "q_lora_rank": None if values["q_lora_rank"] is None else _integer(values, "q_lora_rank", 1, MAX_SIZE),
+            "q_lora_rank": None if q_lora_rank is None else _integer("q_lora_rank", q_lora_rank, 1, MAX_SIZE),
             "bos_token_id": values.get("bos_token_id") if _is_int(values.get("bos_token_id")) else None,
             "eos_token_ids": end_tokens(values.get("eos_token_id"), "config.json"),
             "quantization_config": (
@@ -175,8 +176,6 @@ class ModelConfig:
         return cls(model_type=model_type, rope=_rope_parameters(raw, checked["max_position_embeddings"]), **checked)
 
     def __post_init__(self) -> None:
-        if self.num_hidden_layers < 1 or self.num_attention_heads < 1 or self.hidden_size < 1:
-            raise ConfigError("config.json has no layers, heads or hidden units; fetch it again")
         if self.qk_rope_head_dim % 2:
             raise ConfigError(f"qk_rope_head_dim {self.qk_rope_head_dim} is odd; rotary embedding turns pairs")
         if not 0 < self.rms_norm_eps < 1:
@@ -271,7 +270,7 @@ _INTEGER_RANGES = {  # field: (least, greatest)
     "num_nextn_predict_layers": (0, 64),
     "moe_layer_freq": (1, MAX_LAYERS),
 }
-_YARN_RANGES = {
+_YARN_RANGES = {  # no model has others, with which logarithms and quotients fail
     "factor": (1e-6, 1e6),
     "beta_fast": (1e-6, 1e6),
     "beta_slow": (1e-6, 1e6),
@@ -312,7 +311,7 @@ def _rope_parameters(raw: Mapping[str, Any], max_position_embeddings: int) -> Ro
         raise ConfigError("rope_scaling or rope_parameters of config.json is no object; fetch it again")
     values = {"rope_theta": raw.get("rope_theta", 10000.0), **{k: v for k, v in given.items() if v is not None}}
     rope_type = values.get("rope_type", values.get("type", "default"))
-    theta = _number(values, "rope_theta")
+    theta = _number("rope_theta", values["rope_theta"])
     if theta <= 1:
         raise ConfigError(f"rope_theta {theta} is not above 1")
     if raw.get("partial_rotary_factor", values.get("partial_rotary_factor")) not in (None, 1, 1.0):
@@ -321,32 +320,22 @@ def _rope_parameters(raw: Mapping[str, Any], max_position_embeddings: int) -> Ro
         return RopeParameters("default", theta)
     if rope_type != "yarn":
         raise ConfigError(f"rope type {shown(rope_type)} is unknown; supported: default, yarn")
-    values.setdefault("original_max_position_embeddings", max_position_embeddings)
-    original = raw.get("original_max_position_embeddings") or values["original_max_position_embeddings"]
-    original = _integer({"original_max_position_embeddings": original}, "original_max_position_embeddings", 1, 1 << 31)
-    factor = _number({"factor": max_position_embeddings / original, **values}, "factor")
-    rope = RopeParameters(
-        "yarn", theta, factor, original,
-        beta_fast=_number(values, "beta_fast") if values.get("beta_fast") else 32.0,
-        beta_slow=_number(values, "beta_slow") if values.get("beta_slow") else 1.0,
-        truncate=_boolean({"truncate": True, **values}, "truncate"),
-        **{name: _number(values, name) if name in values else None for name in ("mscale", "mscale_all_dim")},
-        attention_factor=_number(values, "attention_factor") if "attention_factor" in values else None,
-    )  # fmt: skip
-    _check_yarn(rope)
-    return rope
+    name = "original_max_position_embeddings"
+    original = _integer(name, raw.get(name) or values.get(name, max_position_embeddings), 1, 1 << 31)
+    values.setdefault("factor", max_position_embeddings / original)
+    for name in ("beta_fast", "beta_slow"):
+        if not values.get(name, True):  # HF takes its default for 0
+            del values[name]
+    return RopeParameters(
+        "yarn",
+        theta,
+        original_max_position_embeddings=original,
+        truncate=_boolean("truncate", values.get("truncate", True)),
+        **{name: _number(name, values[name], *bounds) for name, bounds in _YARN_RANGES.items() if name in values},
+    )
 
 
-def _check_yarn(rope: RopeParameters) -> None:
-    """Raise ConfigError for values that no model has, with which logarithms and quotients fail."""
-    for name, (least, greatest) in _YARN_RANGES.items():
-        value = getattr(rope, name)
-        if value is not None and not least <= value <= greatest:
-            raise ConfigError(f"{name} {value} of config.json is not between {least:g} and {greatest:g}")
-
-
-def _integer(values: Mapping[str, Any], name: str, least: int, greatest: int) -> int:
-    value = values[name]
+def _integer(name: str, value: Any, least: int, greatest: int) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= greatest:
@@ -354,15 +343,15 @@ def _integer(values: Mapping[str, Any], name: str, least: int, greatest: int) ->
     return value
 
 
-def _number(values: Mapping[str, Any], name: str) -> float:
-    value = values.get(name)
+def _number(name: str, value: Any, least: float = -math.inf, greatest: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ConfigError(f"{name} {shown(value)} of config.json is no finite number")
+    if not least <= value <= greatest:
+        raise ConfigError(f"{name} {float(value)} of config.json is not between {least:g} and {greatest:g}")
     return float(value)
 
 
-def _boolean(values: Mapping[str, Any], name: str) -> bool:
-    value = values.get(name)
+def _boolean(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"{name} {shown(value)} of config.json is neither true nor false")
     return value
