@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.reference_rounding import group_size_for, quantize_fp8, quantize_int4, quantize_int8
+from bench.reference_rounding import group_size_for, plain_weight, quantize_fp8, quantize_int4, quantize_int8
 from bench.weight_tensors import tensors_from_weight, weight_from_tensors
 from deepzig._kernels.weight import Weight
-from deepzig.checkpoint.rounding import cast
 
 N_ROWS = 2048  # random rows of a width; every weight is a window of them, wrapped round
 WINDOW_STEP = 128  # windows start at multiples: fp8 shares a scale among so many rows
@@ -103,9 +102,9 @@ class RandomWeights:
 def _quantize(values: np.ndarray, scheme: Scheme) -> Weight:
     name, group_size = scheme
     quantizers: dict[str, Callable[[], Weight]] = {
-        "f32": lambda: cast(values, "f32"),
-        "f16": lambda: cast(values, "f16"),
-        "bf16": lambda: cast(values, "bf16"),
+        "f32": lambda: plain_weight(values, "f32"),
+        "f16": lambda: plain_weight(values, "f16"),
+        "bf16": lambda: plain_weight(values, "bf16"),
         "fp8": lambda: quantize_fp8(values),
         "int8": lambda: quantize_int8(values, group_size),
         "int4": lambda: quantize_int4(values, group_size),

@@ -1,7 +1,7 @@
 """Rounding to int8, int4 and fp8 written out in NumPy: the reference of `checkpoint.rounding_numba`.
 
-Called by `random_weights` and by the tests; calls `scale_search` for int4. Knows no files. Integer codes are chosen
-against the scale as it is stored, rounded to bf16.
+Called by `random_weights` and by the tests; calls `scale_search` for int4, and `rounding` for plain floats. Knows no
+files. Integer codes are chosen against the scale as it is stored, rounded to bf16.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from deepzig._kernels.weight import Weight
+from deepzig.checkpoint.rounding import cast
 from deepzig.checkpoint.scale_search import search_int4
 from deepzig.checkpoint.schemes import FP8_BLOCK, GROUP_SIZES
 
@@ -20,6 +21,12 @@ SLAB_VALUES = 1 << 22  # rows are worked on in slabs of about this many values, 
 def group_size_for(n_columns: int) -> int:
     """G for int8: the largest of 128, 64, 32 that divides K, else K (one scale a row)."""
     return next((size for size in sorted(GROUP_SIZES, reverse=True) if n_columns % size == 0), n_columns)
+
+
+def plain_weight(values: np.ndarray, name: str) -> Weight:
+    """`values` f32 (N, K) in the format "f32", "bf16" or "f16"."""
+    codes = np.ascontiguousarray(values, np.float32) if name == "f32" else cast(values, name)
+    return Weight(name, (values.shape[0], values.shape[1]), codes)
 
 
 def quantize_int8(weight: np.ndarray, group_size: int) -> Weight:

@@ -79,7 +79,7 @@ class Quantizer:
 
     def _cast(self, item: Item, values: np.ndarray) -> np.ndarray:
         try:
-            return cast(values, item.scheme.format).codes
+            return cast(values, item.scheme.format)
         except CheckpointError as error:  # float16 overflows
             raise CheckpointError(f"{shown(item.name)}: {error}") from error
 

@@ -6,7 +6,6 @@ Called by `quantize`; calls nothing but the errors. `rounding_numba` rounds to t
 import ml_dtypes
 import numpy as np
 
-from deepzig._kernels.weight import Weight
 from deepzig.errors import CheckpointError
 
 _INFINITY = {"f16": 0x7C00, "bf16": 0x7F80}  # bits
@@ -16,17 +15,14 @@ _OVERFLOWS = {
 }
 
 
-def cast(weight: np.ndarray, name: str) -> Weight:
-    """`weight` f32 (N, K) in the format "f32", "bf16" or "f16", rounded to nearest even.
+def cast(values: np.ndarray, name: str) -> np.ndarray:
+    """The bits u16 (N, K) of `values` f32 (N, K) in the format "bf16" or "f16", rounded to nearest even.
 
     Raises CheckpointError if finite values overflow.
     """
-    shape = (weight.shape[0], weight.shape[1])
-    if name == "f32":
-        return Weight(name, shape, np.ascontiguousarray(weight, dtype=np.float32))
     with np.errstate(over="ignore"):
-        codes = weight.astype(ml_dtypes.bfloat16 if name == "bf16" else np.float16).view(np.uint16)
+        codes: np.ndarray = values.astype(ml_dtypes.bfloat16 if name == "bf16" else np.float16).view(np.uint16)
     n_infinite = np.count_nonzero(codes & 0x7FFF == _INFINITY[name])
-    if n_infinite and n_infinite > np.count_nonzero(np.isinf(weight)):
+    if n_infinite and n_infinite > np.count_nonzero(np.isinf(values)):
         raise CheckpointError(_OVERFLOWS[name])
-    return Weight(name, shape, codes)
+    return codes

@@ -6,9 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bench.reference_rounding import quantize_fp8, quantize_int4, quantize_int8
+from bench.reference_rounding import plain_weight, quantize_fp8, quantize_int4, quantize_int8
 from bench.weight_tensors import dequantize, tensors_from_weight, weight_from_tensors
-from deepzig.checkpoint.rounding import cast
 from deepzig.checkpoint.schemes import CHANNEL, Declared
 from deepzig.errors import CheckpointError
 
@@ -130,9 +129,9 @@ def test_int_quantized(n_columns: int, group_size: int) -> None:
 
 W = np.random.default_rng(3).standard_normal((300, 192)).astype(np.float32)
 WEIGHTS = {
-    "f32": cast(W, "f32"),
-    "f16": cast(W, "f16"),
-    "bf16": cast(W, "bf16"),
+    "f32": plain_weight(W, "f32"),
+    "f16": plain_weight(W, "f16"),
+    "bf16": plain_weight(W, "bf16"),
     "fp8": quantize_fp8(W),
     "int8": quantize_int8(W, 64),
     "int8 channel": quantize_int8(W, 192),

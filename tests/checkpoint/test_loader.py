@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bench.reference_rounding import group_size_for, quantize_fp8, quantize_int4, quantize_int8
+from bench.reference_rounding import group_size_for, plain_weight, quantize_fp8, quantize_int4, quantize_int8
 from bench.weight_tensors import dequantize, tensors_from_weight
 from deepzig._kernels.weight import Weight
 from deepzig.checkpoint import loader, reader
@@ -18,7 +18,6 @@ from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.loader import ExtraTensorsWarning, ModelWeights, load_weights
 from deepzig.checkpoint.names import expected_tensors
 from deepzig.checkpoint.reader import DTYPE_NAMES
-from deepzig.checkpoint.rounding import cast
 from deepzig.checkpoint.writer import SafetensorsWriter
 from deepzig.config import ModelConfig
 from deepzig.errors import CheckpointError
@@ -38,7 +37,7 @@ MTP = "model.layers.2"
 
 
 def to_bf16(matrix: np.ndarray) -> Weight:
-    return cast(matrix, "bf16")
+    return plain_weight(matrix, "bf16")
 
 
 def make_tensors(
@@ -114,8 +113,8 @@ def compressed_config(bits: int, group_size: int | None) -> dict[str, Any]:
 
 
 FORMATS: dict[str, tuple[Callable[[np.ndarray], Weight], dict[str, Any] | None]] = {
-    "f32": (lambda w: cast(w, "f32"), None),
-    "f16": (lambda w: cast(w, "f16"), None),
+    "f32": (lambda w: plain_weight(w, "f32"), None),
+    "f16": (lambda w: plain_weight(w, "f16"), None),
     "fp8": (quantize_fp8, {"quant_method": "fp8", "weight_block_size": [128, 128]}),
     "fp8 undeclared": (quantize_fp8, None),
     "int8 channel": (lambda w: quantize_int8(w, w.shape[1]), compressed_config(8, None)),

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 
+from bench.reference_rounding import plain_weight
 from bench.weight_tensors import dequantize
 from deepzig.checkpoint.convert import Options, convert
 from deepzig.checkpoint.directory import open_checkpoint
@@ -22,7 +23,6 @@ from deepzig.checkpoint.loader import ModelWeights, load_weights
 from deepzig.checkpoint.model_names import BUNDLED
 from deepzig.checkpoint.plan import PLAIN
 from deepzig.checkpoint.recipe import Recipe, is_routed
-from deepzig.checkpoint.rounding import cast
 from deepzig.checkpoint.schemes import CHANNEL
 from deepzig.config import ModelConfig
 from deepzig.engine.whole_sequence import forward_chunks
@@ -76,7 +76,7 @@ def transformers_weight(model: Any, module: str) -> np.ndarray:
 def as_transformers_has_it(weights: ModelWeights) -> ModelWeights:
     """With the roundings to bf16 that transformers makes."""
     linear = {
-        module: cast(dequantize(weight), "bf16") if is_routed(module) or weight.format in PLAIN else weight
+        module: plain_weight(dequantize(weight), "bf16") if is_routed(module) or weight.format in PLAIN else weight
         for module, weight in weights.linear.items()
     }
     vector = {
