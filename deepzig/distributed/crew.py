@@ -31,8 +31,8 @@ class Machine(Protocol):
     def result(self, started: object) -> Any:
         """Wait. Raises ClusterError: a machine is lost; and what the worker raised."""
 
-    def hire(self) -> None:
-        """A new worker, in place of the last one. Raises ClusterError: there is no machine for it."""
+    def replace_worker(self) -> None:
+        """A new worker in place of the last one, if need be on another machine. Raises ClusterError: there is none."""
 
     def dismiss(self) -> None:
         """End the worker."""
@@ -160,7 +160,7 @@ class Crew:
             if place not in self._unready and not _is_lost(machine):
                 continue
             self._unready.add(place)
-            machine.hire()
+            machine.replace_worker()
             check_same(machine.name, self._here, machine.result(machine.start("facts")))
             machine.result(machine.start("load", self.layers[place], self._options))
             for key, n_tokens in self._caches.items():

@@ -26,7 +26,7 @@ from deepzig.model.deepseek import DeepseekModel
 log = logging.getLogger("deepzig.distributed")
 
 
-def load_distributed(model: str | Path, n_machines: int, **options: Any) -> LLM:
+def load_distributed(model: str | Path, n_machines: int, **arguments: Any) -> LLM:
     """Load a model whose layers are on several machines: those of the Ray cluster that this one belongs to.
 
     Each machine maps the weights of its layers from its own disk. They work one after the other, so an answer comes no
@@ -35,8 +35,8 @@ def load_distributed(model: str | Path, n_machines: int, **options: Any) -> LLM:
     Args:
         model: as of `load`. The folder must be on each machine, at the same path.
         n_machines: this one included.
-        options: the other arguments of `load`. n_threads None takes each machine's own number; cache_bytes are those of
-            all machines together.
+        arguments: the others of `load`. n_threads None takes each machine's own number; cache_bytes are those of all
+            machines together.
 
     Raises:
         RequestError: n_machines is below 2 or above the number of layers; Ray is not installed; or as `load`.
@@ -50,10 +50,10 @@ def load_distributed(model: str | Path, n_machines: int, **options: Any) -> LLM:
     def make_network(
         directory: Path, config: ModelConfig, weights: ModelWeights, size: ModelSize, options: LoadOptions
     ) -> tuple[DeepseekModel, int]:
-        machines = RayCluster().hire(n_machines - 1, directory.absolute())
+        machines = RayCluster().machines(n_machines - 1, directory.absolute())
         return network_over(machines, directory, config, weights, size, options)
 
-    return build_llm(model, LoadOptions(**options), make_network)
+    return build_llm(model, LoadOptions(**arguments), make_network)
 
 
 def network_over(

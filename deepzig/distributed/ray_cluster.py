@@ -1,4 +1,4 @@
-"""RayCluster: the machines of a Ray cluster, and a worker on each that is hired.
+"""RayCluster: the machines of a Ray cluster, with a worker on each that is taken.
 
 Called by `loading` and `cli`; `crew` calls a `RayMachine` without knowing of Ray. Calls Ray. This process must run on a
 machine of the cluster, and computes there itself. Ray starts the workers' processes and carries arguments and results.
@@ -47,8 +47,8 @@ class RayCluster:
         if threading.current_thread() is threading.main_thread():  # Ray's own would end a server at once
             signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
 
-    def hire(self, n_machines: int, directory: Path) -> list["RayMachine"]:
-        """Workers on so many machines besides this one. Raises ClusterError: there are fewer."""
+    def machines(self, n_machines: int, directory: Path) -> list["RayMachine"]:
+        """So many machines besides this one, each with a worker. Raises ClusterError: there are fewer."""
         if n_machines > len(self._others()):
             raise self._too_few()
         return [RayMachine(self, directory) for _ in range(n_machines)]
@@ -96,9 +96,9 @@ class RayMachine:
         self._cluster, self._directory = cluster, directory
         self._node: str | None = None
         self._worker: Any = None
-        self.hire()
+        self.replace_worker()
 
-    def hire(self) -> None:
+    def replace_worker(self) -> None:
         """See `crew.Machine`: on the last worker's machine, if that is there."""
         self.dismiss()
         node = self._cluster.take(self._node)

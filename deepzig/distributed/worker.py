@@ -25,7 +25,7 @@ from deepzig.threads import available_threads
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """What the head must know of a machine before it gives it layers."""
+    """What the first machine must know of a machine before it gives it layers."""
 
     version: str  # of deepzig
     model_hash: str
@@ -55,7 +55,7 @@ class Worker:
         """
         config = ModelConfig.from_directory(self._directory)
         weights = load_weights(open_checkpoint(self._directory), config)
-        without_mtp = replace(weights, has_mtp=False)  # the head has the MTP layers
+        without_mtp = replace(weights, has_mtp=False)  # the first machine has the MTP layers
         self._model = DeepseekModel(config, without_mtp, layers=layers, **options.computing)
         return self._model.numerics["kernels"]
 

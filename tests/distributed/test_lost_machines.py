@@ -40,7 +40,7 @@ def test_lost_while_decoding(place: int, expected: list[int]) -> None:
     after = llm.generate(TEXT, GREEDY)
     assert after.token_ids == expected
     assert after.timings.cached_tokens == 0, "what the lost machine had is used again"
-    assert [machine.n_hired for machine in machines] == [2 - place, 1 + place]
+    assert [machine.n_workers for machine in machines] == [2 - place, 1 + place]
 
 
 @pytest.mark.parametrize("method", ["run", "copy_page"])
@@ -70,12 +70,12 @@ def test_nobody_to_replace_it(expected: list[int], monkeypatch: pytest.MonkeyPat
     with pytest.raises(ClusterError, match="machine 2 is lost"):
         llm.generate(TEXT, GREEDY)
 
-    def hire_nobody(self: ThreadMachine) -> None:
+    def find_nobody(self: ThreadMachine) -> None:
         self.dismiss()
         raise ClusterError("too few machines")
 
     with monkeypatch.context() as patched:
-        patched.setattr(ThreadMachine, "hire", hire_nobody)
+        patched.setattr(ThreadMachine, "replace_worker", find_nobody)
         for _ in range(2):
             with pytest.raises(ClusterError, match="too few machines"):
                 llm.generate(TEXT, GREEDY)
@@ -85,14 +85,14 @@ def test_nobody_to_replace_it(expected: list[int], monkeypatch: pytest.MonkeyPat
 def test_lost_again_while_it_is_replaced(expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     llm, (machine,) = load_over_threads("stories", 2)
     machine.lose()
-    hire = ThreadMachine.hire
+    replace_worker = ThreadMachine.replace_worker
 
-    def hire_a_weak_one(self: ThreadMachine) -> None:
-        hire(self)
+    def find_a_weak_one(self: ThreadMachine) -> None:
+        replace_worker(self)
         self.lost_at = "make_cache"
 
     with monkeypatch.context() as patched:
-        patched.setattr(ThreadMachine, "hire", hire_a_weak_one)
+        patched.setattr(ThreadMachine, "replace_worker", find_a_weak_one)
         for _ in range(3):
             with pytest.raises(ClusterError, match="machine 2 is lost"):
                 llm.generate(TEXT, GREEDY)
@@ -169,7 +169,7 @@ def test_a_worker_that_fails_is_heard_of(monkeypatch: pytest.MonkeyPatch, expect
         with pytest.raises(MemoryError, match="no room"):
             llm.generate(TEXT, GREEDY)
     assert llm.generate(TEXT, GREEDY).token_ids == expected
-    assert machine.n_hired == 1
+    assert machine.n_workers == 1
 
 
 DIFFERING = pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_lost_before_prompts_are_kept(tmp_path: Path) -> None:
     machines[0].lose()
     with pytest.warns(RuntimeWarning, match="prompt cache not saved: machine 2 is lost"):
         llm.close()
-    assert not any(machine.is_hired for machine in machines) and not list(tmp_path.iterdir())
+    assert not any(machine.has_worker for machine in machines) and not list(tmp_path.iterdir())
 
 
 def test_over_http_the_client_may_come_again(expected: list[int]) -> None:

@@ -143,7 +143,7 @@ if not os.fork():
         except deepzig.errors.RequestError as error:
             print(error, flush=True)
     llm.close()
-    print(machine.is_hired, flush=True)
+    print(machine.has_worker, flush=True)
     os._exit(0)
 os.wait()
 print(len(llm.generate("The dog", deepzig.SamplingParams(max_tokens=3)).token_ids))

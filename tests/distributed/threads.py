@@ -21,22 +21,22 @@ class ThreadMachine:
 
     def __init__(self, name: str, directory: Path) -> None:
         self.name, self._directory = name, directory
-        self.n_hired = 0
+        self.n_workers = 0
         self.asked: list[str] = []  # methods, in the order in which they were started
         self.done: list[str] = []
         self.may_go_on = threading.Event()
         self.may_go_on.set()
         self.lost_at: str | None = None  # the method before which the worker dies
         self.delay: Callable[[], float] = lambda: 0.0  # seconds before each call
-        self.hire()
+        self.replace_worker()
 
     def dismiss(self) -> None:
-        self.is_hired = False
+        self.has_worker = False
         self._thread.shutdown(wait=False)
 
-    def hire(self) -> None:
-        self.n_hired += 1
-        self.is_hired = True
+    def replace_worker(self) -> None:
+        self.n_workers += 1
+        self.has_worker = True
         self._is_lost, self.lost_at = False, None
         self._worker = Worker(self._directory)
         self._thread = ThreadPoolExecutor(1)
