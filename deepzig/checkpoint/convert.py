@@ -22,8 +22,9 @@ from deepzig.checkpoint.manifest import MANIFEST_FILE, FileRecord, Manifest, fau
 from deepzig.checkpoint.plan import Item, Plan, Shard, make_plan
 from deepzig.checkpoint.quantize import Quantizer, Slab, find_non_finite, non_finite, row_slabs
 from deepzig.checkpoint.reader import DTYPES
-from deepzig.checkpoint.recipe import KEEP, Recipe
+from deepzig.checkpoint.recipe import Recipe
 from deepzig.checkpoint.safe_files import locked, names_in, remove_temporary, replace_file, room_errors
+from deepzig.checkpoint.schemes import KEEP
 from deepzig.checkpoint.writer import SafetensorsWriter
 from deepzig.errors import CheckpointError, ResourceError
 

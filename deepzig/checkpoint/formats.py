@@ -24,7 +24,7 @@ import numpy as np
 
 from deepzig._kernels.weight import CODES_DTYPE, Weight
 from deepzig.checkpoint.reader import DTYPE_NAMES, TensorInfo
-from deepzig.checkpoint.schemes import DEFAULT_BLOCK, GROUP_SIZES, SUPPORTED, Declared, packed_words
+from deepzig.checkpoint.schemes import DEFAULT_BLOCK, GROUP_SIZES, SUPPORTED, Declared, Scheme, packed_words
 from deepzig.errors import CheckpointError, shown
 
 FLOAT_FORMAT = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # stored dtype -> format of Weight or of its scale
@@ -150,7 +150,7 @@ def _recognise_packed(
         raise _unsupported(module, "4-bit floats (weight_packed of bytes: nvfp4 or mxfp4)")
     width = packed.shape[-1] if packed is not None and packed.shape else 0
     fitting = [bits for bits in (4, 8) if packed_words(n_columns, bits) == width]
-    expected = {bits for bits, _ in declared.integers} if declared else set()
+    expected = {scheme.bits for scheme in declared.integers} if declared else set()
     bits = next((bits for bits in fitting if bits in expected), (fitting or sorted(expected) or [4])[0])
     group_size, scale_shape = _groups(module, shape, stored)
     tensors = {
@@ -209,7 +209,7 @@ def _check_declared(module: str, shape: tuple[int, int], layout: Layout, declare
     if layout.scale == "weight_scale_inv":
         agrees = declared.block_format == layout.format
     else:
-        agrees = declared.allows_integers(4 if layout.format == "int4" else 8, layout.group_size, shape[1])
+        agrees = declared.allows_integers(Scheme(layout.format, layout.group_size), shape[1])
     if not agrees:
         found = f"{layout.format} with groups of {layout.group_size} columns"
         raise CheckpointError(
@@ -221,7 +221,7 @@ def _check_declared(module: str, shape: tuple[int, int], layout: Layout, declare
 def _described(declared: Declared) -> str:
     if declared.block_format:
         return f"{declared.method} in blocks of {declared.block[0]} x {declared.block[1]}"
-    groups = [f"int{bits} {f'in groups of {size}' if size else 'by rows'}" for bits, size in sorted(declared.integers)]
+    groups = [f"{name} {f'in groups of {size}' if size else 'by rows'}" for name, size in sorted(declared.integers)]
     return f"{declared.method} {', '.join(groups) or 'without weights'}"
 
 

@@ -20,8 +20,8 @@ from deepzig.checkpoint.loader import load_weights
 from deepzig.checkpoint.names import EMBEDDING, HEAD, expected_tensors
 from deepzig.checkpoint.quantization_config import converted_config
 from deepzig.checkpoint.reader import DTYPES, parse_json_object
-from deepzig.checkpoint.recipe import INTEGERS, KEEP, Recipe, Scheme
-from deepzig.checkpoint.schemes import CHANNEL, FP8_BLOCK, GROUP_SIZES, packed_words
+from deepzig.checkpoint.recipe import INTEGERS, Recipe
+from deepzig.checkpoint.schemes import CHANNEL, FP8_BLOCK, GROUP_SIZES, KEEP, Scheme, packed_words
 from deepzig.checkpoint.writer import Entry
 from deepzig.config import MAX_CONFIG_BYTES, ModelConfig
 from deepzig.errors import CheckpointError, RequestError

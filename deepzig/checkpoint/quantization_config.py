@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from deepzig.checkpoint.names import HEAD
-from deepzig.checkpoint.recipe import INTEGERS, KEEP, Scheme, is_embedding, is_head, is_routed, is_router
-from deepzig.checkpoint.schemes import CHANNEL, FP8_BLOCK, declared_integer
+from deepzig.checkpoint.recipe import INTEGERS, is_embedding, is_head, is_routed, is_router
+from deepzig.checkpoint.schemes import CHANNEL, FP8_BLOCK, KEEP, Scheme, declared_integer
 from deepzig.config import PLAIN_FORMATS
 from deepzig.errors import CheckpointError, shown
 
@@ -131,10 +131,9 @@ def integer_schemes(declared: Mapping[str, Any], modules: Iterable[str]) -> dict
     Raises CheckpointError if it names modules in a way that cannot be.
     """
     groups = [
-        (_matcher(group.get("targets", ["Linear"])), Scheme(f"int{bits}", group_size))
+        (_matcher(group.get("targets", ["Linear"])), declared_integer(group["weights"]))
         for group in (declared.get("config_groups") or {}).values()
         if group.get("weights") is not None
-        for bits, group_size in [declared_integer(group["weights"])]
     ]
     is_ignored = _matcher(declared.get("ignore") or [])
     if declared.get("quant_method") == "w8a8_int8":

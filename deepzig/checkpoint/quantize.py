@@ -16,10 +16,9 @@ import numpy as np
 from deepzig import _kernels
 from deepzig._kernels.weight import PLAIN
 from deepzig.checkpoint.plan import Item
-from deepzig.checkpoint.recipe import Scheme
 from deepzig.checkpoint.rounding import cast
 from deepzig.checkpoint.rounding_numba import first_non_finite, round_fp8, round_int4, round_int8
-from deepzig.checkpoint.schemes import CHANNEL, FP8_BLOCK, packed_words
+from deepzig.checkpoint.schemes import CHANNEL, FP8_BLOCK, Scheme, packed_words
 from deepzig.errors import CheckpointError, shown
 
 SLAB_VALUES = 1 << 20  # 4 MB as f32, so that decoded values are still in the cache when they are rounded

@@ -1,7 +1,7 @@
 """Recipe: the format that each matrix of a model gets when it is quantised.
 
-Made by the command line, asked by `plan` and `sizes`; calls `names`. Knows module paths and sizes, no values and no
-files.
+Made by the command line, asked by `plan` and `sizes`; calls `names` and `schemes`. Knows module paths and sizes, no
+values and no files.
 
 What stays as it is in every recipe: norms, biases, the router, and unless all is cast to a plain float, the embedding.
 The head has a scale for each group of columns even where all else has one a row: on V2-Lite one scale a row for
@@ -12,31 +12,15 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 from deepzig.checkpoint.names import HEAD
-from deepzig.checkpoint.schemes import CHANNEL, GROUP_SIZES
+from deepzig.checkpoint.schemes import CHANNEL, GROUP_SIZES, KEEP, Scheme
 from deepzig.config import ModelConfig
 from deepzig.errors import RequestError
 
 FORMATS = ("int8", "int4", "fp8", "fp16", "bf16")
 INTEGERS = ("int8", "int4")
 INT4_GROUP = 64
-
-
-class Scheme(NamedTuple):
-    """How a matrix is stored."""
-
-    format: str  # of Weight, or "" to leave the matrix as it is
-    group_size: int = CHANNEL  # columns that share a scale in int8 and int4; CHANNEL: one scale a row
-
-    @property
-    def bits(self) -> int:
-        """Of an integer in int8 or int4."""
-        return int(self.format.removeprefix("int"))
-
-
-KEEP = Scheme("")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
-"""What `quantization_config` of config.json declares about weights; refuses schemes that deepzig does not compute.
+"""Scheme: how a matrix is stored. Declared: the schemes that `quantization_config` of config.json declares.
 
-Called by `formats`, `loader`, `sizes` and the converter; calls nothing but the errors. Knows no tensors: `formats`
-reads from them how each weight is stored, and asks here only whether that contradicts the config.
+Called by `formats`, `loader`, `sizes`, `recipe` and the converter; calls nothing but the errors. Refuses schemes that
+deepzig does not compute. Knows no tensors: `formats` reads from them how each weight is stored, and asks here only
+whether that contradicts the config.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from deepzig.errors import CheckpointError, shown
 
@@ -19,25 +20,39 @@ _BLOCK_METHODS = {"fp8": "fp8", "blockwise_int8": "int8"}  # quant_method -> for
 _FORMATS = (None, "dense", "pack-quantized", "int-quantized", "naive-quantized", "mixed-precision")
 
 
+class Scheme(NamedTuple):
+    """How a matrix is stored."""
+
+    format: str  # of Weight, or "" to leave the matrix as it is
+    group_size: int = CHANNEL  # columns that share a scale in int8 and int4; CHANNEL: one scale a row
+
+    @property
+    def bits(self) -> int:
+        """Of an integer in int8 or int4."""
+        return int(self.format.removeprefix("int"))
+
+
+KEEP = Scheme("")
+
+
 @dataclass(frozen=True)
 class Declared:
     """A supported `quantization_config`.
 
     block_format  "fp8" or "int8" where weights have a scale for each `block`, else ""
     block         rows and columns that share a scale
-    integers      pairs of bits and group size (CHANNEL: a scale a row) of compressed-tensors weights
+    integers      of compressed-tensors weights
     """
 
     method: str
     block_format: str = ""
     block: tuple[int, int] = DEFAULT_BLOCK
-    integers: frozenset[tuple[int, int]] = frozenset()
+    integers: frozenset[Scheme] = frozenset()
 
-    def allows_integers(self, bits: int, group_size: int, n_columns: int) -> bool:
-        """Whether weights of `n_columns` may be stored with `bits` and `group_size`."""
-        if (bits, group_size) in self.integers:
-            return True
-        return group_size == n_columns and (bits, CHANNEL) in self.integers
+    def allows_integers(self, scheme: Scheme, n_columns: int) -> bool:
+        """Whether weights of `n_columns` may be stored by `scheme`."""
+        by_row = Scheme(scheme.format, CHANNEL)
+        return scheme in self.integers or (scheme.group_size == n_columns and by_row in self.integers)
 
 
 def declared_scheme(quantization_config: Mapping[str, Any] | None) -> Declared | None:
@@ -52,7 +67,7 @@ def declared_scheme(quantization_config: Mapping[str, Any] | None) -> Declared |
     if isinstance(method, str) and method in _BLOCK_METHODS:
         return _declared_blocks(method, quantization_config)
     if method == "w8a8_int8":  # SGLang's name for int8 with a scale a row, stored as int-quantized
-        return Declared(method, integers=frozenset({(8, CHANNEL)}))
+        return Declared(method, integers=frozenset({Scheme("int8", CHANNEL)}))
     if method == "compressed-tensors":
         return Declared(method, integers=_declared_integers(quantization_config))
     if method is None and {"bits", "group_size"} <= quantization_config.keys():
@@ -83,8 +98,8 @@ def _declared_blocks(method: str, config: Mapping[str, Any]) -> Declared:
     return Declared(method, _BLOCK_METHODS[method], (sizes[0], sizes[1]))
 
 
-def _declared_integers(config: Mapping[str, Any]) -> frozenset[tuple[int, int]]:
-    """Bits and group sizes of all config groups of compressed-tensors (`QuantizationArgs` there)."""
+def _declared_integers(config: Mapping[str, Any]) -> frozenset[Scheme]:
+    """Those of all config groups of compressed-tensors (`QuantizationArgs` there)."""
     _check_storage_format(config)
     if config.get("transform_config"):
         raise _refused("compressed-tensors with transform_config (rotated weights)")
@@ -109,8 +124,8 @@ def _check_storage_format(config: Mapping[str, Any]) -> None:
         raise _refused(f"compressed-tensors {shown(config['format'])}")
 
 
-def declared_integer(weights: Any) -> tuple[int, int]:
-    """Bits and group size of one group. A missing strategy follows from group_size, as in compressed-tensors."""
+def declared_integer(weights: Any) -> Scheme:
+    """That of one group. A missing strategy follows from group_size, as in compressed-tensors."""
     if not isinstance(weights, Mapping):
         raise CheckpointError("weights of a config group of config.json is no object; fetch it again")
     bits, kind = weights.get("num_bits", 8), weights.get("type", "int")
@@ -124,9 +139,9 @@ def declared_integer(weights: Any) -> tuple[int, int]:
     inferred = "tensor" if group_size is None else "channel" if group_size == -1 else "group"
     strategy = weights.get("strategy") or inferred
     if strategy == "channel":
-        return bits, CHANNEL
+        return Scheme(f"int{bits}", CHANNEL)
     if strategy != "group":
         raise _refused(f"compressed-tensors weights with strategy {shown(strategy)}")
     if type(group_size) is not int or group_size not in GROUP_SIZES:
         raise _refused(f"compressed-tensors weights in groups of {shown(group_size)}, not {GROUP_SIZES} or a row")
-    return bits, group_size
+    return Scheme(f"int{bits}", group_size)

@@ -18,8 +18,8 @@ from deepzig.checkpoint.names import EMBEDDING, HEAD, Expected, expected_tensors
 from deepzig.checkpoint.plan import stored_tensors
 from deepzig.checkpoint.quantization_config import integer_schemes
 from deepzig.checkpoint.reader import DTYPES
-from deepzig.checkpoint.recipe import INTEGERS, KEEP, Recipe, Scheme
-from deepzig.checkpoint.schemes import GROUP_SIZES, Declared, declared_scheme
+from deepzig.checkpoint.recipe import INTEGERS, Recipe
+from deepzig.checkpoint.schemes import GROUP_SIZES, KEEP, Declared, Scheme, declared_scheme
 from deepzig.config import ModelConfig
 
 LAYERS = "model.layers."

@@ -21,8 +21,8 @@ from deepzig.checkpoint.directory import open_checkpoint
 from deepzig.checkpoint.loader import ModelWeights, load_weights
 from deepzig.checkpoint.plan import Item
 from deepzig.checkpoint.quantize import row_slabs
-from deepzig.checkpoint.recipe import FORMATS, Recipe, Scheme
-from deepzig.checkpoint.schemes import CHANNEL
+from deepzig.checkpoint.recipe import FORMATS, Recipe
+from deepzig.checkpoint.schemes import CHANNEL, Scheme
 from deepzig.checkpoint.verify import verify
 from deepzig.config import ModelConfig
 from deepzig.errors import CheckpointError, RequestError

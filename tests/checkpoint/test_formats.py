@@ -8,7 +8,7 @@ import pytest
 
 from bench.reference_rounding import plain_weight, quantize_fp8, quantize_int4, quantize_int8
 from bench.weight_tensors import dequantize, tensors_from_weight, weight_from_tensors
-from deepzig.checkpoint.schemes import CHANNEL, Declared
+from deepzig.checkpoint.schemes import CHANNEL, Declared, Scheme
 from deepzig.errors import CheckpointError
 
 Tensors = dict[str, np.ndarray]
@@ -109,7 +109,8 @@ def test_int8_in_the_fp8_layout() -> None:
 def test_pack_quantized(bits: int, n_columns: int, group_size: int, dtype: Any) -> None:
     shape = (3, n_columns)
     tensors = packed(bits, shape, n_columns // group_size, dtype)
-    declared = Declared("compressed-tensors", integers=frozenset({(bits, group_size), (bits, CHANNEL)}))
+    allowed = frozenset(Scheme(f"int{bits}", size) for size in (group_size, CHANNEL))
+    declared = Declared("compressed-tensors", integers=allowed)
     weight = weight_from_tensors("m", shape, tensors, declared)
     assert (weight.format, weight.group_size, weight.offset) == (f"int{bits}", group_size, 128 if bits == 8 else 0)
     assert np.shares_memory(weight.codes, tensors["weight_packed"])
@@ -231,7 +232,7 @@ def test_foreign_scheme_is_named(case: str) -> None:
         weight_from_tensors("m", (3, 128), tensors)
 
 
-INT8_128 = Declared("compressed-tensors", integers=frozenset({(8, 128)}))
+INT8_128 = Declared("compressed-tensors", integers=frozenset({Scheme("int8", 128)}))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ INT8_128 = Declared("compressed-tensors", integers=frozenset({(8, 128)}))
     [
         (INT4, INT8_128),
         (INT4, Declared("fp8", "fp8")),
-        (INT4, Declared("compressed-tensors", integers=frozenset({(4, 32)}))),
+        (INT4, Declared("compressed-tensors", integers=frozenset({Scheme("int4", 32)}))),
         (INT4, Declared("compressed-tensors")),
         (INT8, Declared("blockwise_int8", "int8")),
         (fp8((3, 128)), INT8_128),

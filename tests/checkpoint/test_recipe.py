@@ -10,8 +10,8 @@ import pytest
 
 from deepzig.checkpoint.names import expected_tensors
 from deepzig.checkpoint.quantization_config import converted_config, quantization_config, targets
-from deepzig.checkpoint.recipe import KEEP, Recipe, Scheme
-from deepzig.checkpoint.schemes import CHANNEL, declared_scheme
+from deepzig.checkpoint.recipe import Recipe
+from deepzig.checkpoint.schemes import CHANNEL, KEEP, Scheme, declared_scheme
 from deepzig.config import ModelConfig
 from deepzig.errors import RequestError
 
@@ -181,7 +181,7 @@ def test_the_group_of_the_routed_experts_comes_first() -> None:
 
 def test_our_own_reader_accepts_what_is_declared() -> None:
     declared = declared_scheme(quantization_config(assign(Recipe("int4"), LITE)))
-    assert declared is not None and declared.integers == {(4, 64), (8, 64), (8, 128)}
+    assert declared is not None and declared.integers == {Scheme("int4", 64), Scheme("int8", 64), Scheme("int8", 128)}
     blocks = declared_scheme(quantization_config(assign(Recipe("fp8"))))
     assert blocks is not None and (blocks.block_format, blocks.block) == ("fp8", (128, 128))
     assert quantization_config(assign(Recipe("bf16"))) is None

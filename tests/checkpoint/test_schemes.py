@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from deepzig.checkpoint.schemes import CHANNEL, Declared, declared_scheme
+from deepzig.checkpoint.schemes import CHANNEL, Declared, Scheme, declared_scheme
 from deepzig.errors import CheckpointError
 
 
@@ -38,15 +38,17 @@ def test_compressed_tensors_groups() -> None:
     config["config_groups"]["group_2"] = compressed(strategy="channel", group_size=None)["config_groups"]["group_0"]
     config["config_groups"]["group_3"] = {"targets": ["re:.*norm"], "weights": None}
     declared = declared_scheme(config)
-    assert declared is not None and declared.integers == {(8, 128), (4, 64), (8, CHANNEL)}
-    assert declared.allows_integers(4, 64, 256) and declared.allows_integers(8, 96, 96)
-    assert not declared.allows_integers(4, 128, 256) and not declared.allows_integers(4, 96, 96)
+    assert declared is not None
+    assert declared.integers == {Scheme("int8", 128), Scheme("int4", 64), Scheme("int8", CHANNEL)}
+    assert declared.allows_integers(Scheme("int4", 64), 256) and declared.allows_integers(Scheme("int8", 96), 96)
+    assert not declared.allows_integers(Scheme("int4", 128), 256)
+    assert not declared.allows_integers(Scheme("int4", 96), 96)
 
 
 @pytest.mark.parametrize(("group_size", "expected"), [(-1, CHANNEL), (32, 32)])
 def test_strategy_follows_from_group_size(group_size: int, expected: int) -> None:
     declared = declared_scheme(compressed(strategy=None, group_size=group_size))
-    assert declared is not None and declared.integers == {(8, expected)}
+    assert declared is not None and declared.integers == {Scheme("int8", expected)}
 
 
 @pytest.mark.parametrize(
