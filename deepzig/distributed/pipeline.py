@@ -15,9 +15,8 @@ import numpy as np
 from deepzig.checkpoint.loader import ModelWeights
 from deepzig.config import ModelConfig
 from deepzig.distributed.crew import Crew
-from deepzig.model.cache import PAGE_SIZE, LatentCache
-from deepzig.model.deepseek import DeepseekModel, HiddenStates
-from deepzig.model.workspace import Step
+from deepzig.model.cache import PAGE_SIZE, LatentCache, Rows
+from deepzig.model.deepseek import DeepseekModel, HiddenStates, Observer
 
 
 class PipelineCache(LatentCache):
@@ -86,14 +85,38 @@ class PipelineModel(DeepseekModel):
         """As many calls as there are other machines."""
         return len(self._crew.layers)
 
-    def _finish(self, hidden: np.ndarray, step: Step, is_wanted: bool) -> HiddenStates:
-        """Send the rows on. The machines may still be at it on return.
+    def forward(
+        self,
+        token_ids: np.ndarray,
+        rows: Rows,
+        cache: LatentCache,
+        *,
+        form: str | None = None,
+        observer: Observer | None = None,
+    ) -> np.ndarray:
+        """As `DeepseekModel` does. Raises as `forward_ahead`."""
+        return self.forward_ahead(token_ids, rows, cache, form=form, observer=observer, is_wanted=True)()
+
+    def forward_ahead(
+        self,
+        token_ids: np.ndarray,
+        rows: Rows,
+        cache: LatentCache,
+        *,
+        form: str | None = None,
+        observer: Observer | None = None,
+        is_wanted: bool,
+    ) -> HiddenStates:
+        """Run the layers that are here and send the rows on. The machines may still be at it on return.
 
         Raises:
             ClusterError: a machine is lost, or what it had computed.
         """
-        assert isinstance(step.cache, PipelineCache)
-        beyond = self._crew.run(step.cache.key, step.rows, step.form, step.space.products, hidden, is_wanted)
+        assert isinstance(cache, PipelineCache)
+        step = self._step(rows, cache, self._form(form, rows), self._products(rows))
+        hidden = self._embed(token_ids, step.space.hidden)
+        self._through_layers(hidden, step, observer)
+        beyond = self._crew.run(cache.key, rows, step.form, step.space.products, hidden, is_wanted)
 
         @functools.cache
         def normed() -> np.ndarray:

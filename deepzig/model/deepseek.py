@@ -116,7 +116,10 @@ class DeepseekModel:
         Returns:
             f32 (T, D) after the final norm: a new array, input of `logits` and of `mtp_forward`.
         """
-        return self.forward_ahead(token_ids, rows, cache, form=form, observer=observer, is_wanted=True)()
+        step = self._step(rows, cache, self._form(form, rows), self._products(rows))
+        hidden = self._embed(token_ids, step.space.hidden)
+        self._through_layers(hidden, step, observer)
+        return self.norm(hidden, np.empty_like(hidden))
 
     def forward_ahead(
         self,
@@ -134,22 +137,10 @@ class DeepseekModel:
             is_wanted: somebody will ask for them; False: only the cache is to be filled.
 
         Returns:
-            What gives them, as `forward` does, and may wait for them.
+            What gives them, as `forward` does, and may wait for them (`distributed`).
         """
-        step = self._step(rows, cache, self._form(form, rows), self._products(rows))
-        hidden = self._embed(token_ids, step.space.hidden)
-        if observer is not None:
-            observer(-1, hidden, step.space)
-        for index, layer in zip(self._layer_range, self.layers, strict=True):
-            layer(hidden, step)
-            if observer is not None:
-                observer(index, hidden, step.space)
-        return self._finish(hidden, step, is_wanted)
-
-    def _finish(self, hidden: np.ndarray, step: Step, is_wanted: bool) -> HiddenStates:
-        """What gives hidden f32 (T, D), behind the layers that are here, after all others and the final norm."""
-        result = self.norm(hidden, np.empty_like(hidden))
-        return lambda: result
+        hidden = self.forward(token_ids, rows, cache, form=form, observer=observer)
+        return lambda: hidden
 
     def run_layers(self, hidden: np.ndarray, rows: Rows, cache: LatentCache, form: str, products: int) -> np.ndarray:
         """The layers alone, over rows that those below them, on another machine, have been through.
@@ -164,9 +155,17 @@ class DeepseekModel:
         """
         step = self._step(rows, cache, form, products)
         np.copyto(step.space.hidden, hidden)
-        for layer in self.layers:
-            layer(step.space.hidden, step)
+        self._through_layers(step.space.hidden, step)
         return step.space.hidden
+
+    def _through_layers(self, hidden: np.ndarray, step: Step, observer: Observer | None = None) -> None:
+        """hidden f32 (T, D), the residual stream, in place."""
+        if observer is not None:
+            observer(-1, hidden, step.space)
+        for index, layer in zip(self._layer_range, self.layers, strict=True):
+            layer(hidden, step)
+            if observer is not None:
+                observer(index, hidden, step.space)
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """hidden f32 (T, D) after the final norm -> f32 (T, vocab_size)."""
