@@ -28,7 +28,8 @@ class DeepseekModel:
     """The network of a DeepSeek-V2 or V3 checkpoint, or what one machine has of it: a range of the decoder layers.
 
     Attributes are named as in the checkpoint, without `model.`: `layers[3].self_attn.q_a_proj`, if all layers are here.
-    Two differ: `mlp.experts` has a list for each matrix, and MTP layers are in `mtp_layers`.
+    These differ: `mlp.experts` has a list for each matrix; a router's correction bias is `mlp`'s, not `mlp.gate`'s.
+    MTP layers are in `mtp_layers`, each with its decoder layer as `layer`, with `shared_head_norm` and `shared_head`.
     """
 
     def __init__(
