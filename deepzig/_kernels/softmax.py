@@ -5,6 +5,8 @@ out  f32 (T, S), likewise; may be x itself
 
 A row of -inf only gives zeros: nothing is visible, so nothing has weight. A row with NaN or +inf gives NaN. Sums are
 f32 in a fixed order per row, whatever T and n_threads.
+
+No step of the model calls it: attention and the router have a softmax of their own within.
 """
 
 from collections.abc import Iterator
