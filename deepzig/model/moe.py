@@ -29,8 +29,26 @@ class MoE:
         self._config = config
         self._n_threads = n_threads
 
-    def route(self, x: np.ndarray, space: Workspace) -> tuple[np.ndarray, np.ndarray]:
-        """x f32 (T, D) -> topk_idx i32 (T, K), topk_weight f32 (T, K), in `space`."""
+    def __call__(self, x: np.ndarray, space: Workspace, out: np.ndarray) -> np.ndarray:
+        """x f32 (T, D) -> out f32 (T, D), returned."""
+        self._route(x, space)
+        multiply = _kernels.experts if space.products == _kernels.DECODING else _kernels.prompt_experts
+        multiply(
+            x,
+            space.topk_idx,
+            space.topk_weight,
+            self.experts,
+            space.expert_scratch,
+            out,
+            products=space.products,
+            n_threads=self._n_threads,
+        )
+        if self.shared_experts is not None:
+            out += self.shared_experts(x, space, space.shared_out)
+        return out
+
+    def _route(self, x: np.ndarray, space: Workspace) -> None:
+        """x f32 (T, D) -> space.topk_idx i32 (T, K), space.topk_weight f32 (T, K)."""
         config = self._config
         self.gate(x, space.router_logits)
         _kernels.expert_gate(
@@ -47,22 +65,3 @@ class MoE:
             space.topk_weight,
             n_threads=self._n_threads,
         )
-        return space.topk_idx, space.topk_weight
-
-    def __call__(self, x: np.ndarray, space: Workspace, out: np.ndarray) -> np.ndarray:
-        """x f32 (T, D) -> out f32 (T, D), returned."""
-        topk_idx, topk_weight = self.route(x, space)
-        multiply = _kernels.experts if space.products == _kernels.DECODING else _kernels.prompt_experts
-        multiply(
-            x,
-            topk_idx,
-            topk_weight,
-            self.experts,
-            space.expert_scratch,
-            out,
-            products=space.products,
-            n_threads=self._n_threads,
-        )
-        if self.shared_experts is not None:
-            out += self.shared_experts(x, space, space.shared_out)
-        return out
