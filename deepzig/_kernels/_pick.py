@@ -1,7 +1,8 @@
 """Chooses one implementation per kernel, once, when `deepzig._kernels` is imported.
 
-Called by `_kernels/__init__.py` (`pick`, `pick_for_prompts`), by tests and bench (`implementations`) and by `deepzig
-kernels` (`table`, `build_report`). Reads DEEPZIG_ISA and DEEPZIG_KERNEL; knows nothing of what the kernels compute.
+Called by `_kernels/__init__.py` (`pick`, `pick_for_prompts`), by tests and bench (`implementations`), by `deepzig
+kernels` (`table`, `build_report`), by `deepzig info` and the log (`in_a_line`). Reads DEEPZIG_ISA and DEEPZIG_KERNEL;
+knows nothing of what the kernels compute.
 
 An implementation is a module beside the contract `<stem>.py`, with one function named like the stem:
 `<stem>_cython_<isa>` (label "cython/<isa>"), `<stem>_numba` and other portable ones (label "numba", "blas", ...), and
@@ -14,6 +15,7 @@ import importlib.util
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,6 +275,12 @@ def _available(kernel: Kernel) -> tuple[str, ...]:
 def implementations(stem: str) -> list[tuple[str, Implementation]]:
     """Every implementation of a kernel that this CPU can run, as (label, function), slowest first."""
     return [(label, _load(stem, label)) for label in _available(REGISTRY[stem])]
+
+
+def in_a_line() -> str:
+    """How many kernels run what, as "11 cython/plain, 2 numba, 2 blas for prompts"."""
+    counts = Counter([*ACTIVE.values(), *(f"{label} for prompts" for label in FOR_PROMPTS.values())])
+    return ", ".join(f"{count} {label}" for label, count in counts.most_common())
 
 
 def table() -> list[KernelRow]:

@@ -6,7 +6,6 @@ that one can ask before a long download. `info_lines` prints.
 """
 
 import json
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -225,8 +224,7 @@ def kernels_in_use() -> str:
     """The implementations that were picked, in a line; why there are no compiled ones if so."""
     from deepzig import _kernels
 
-    counts = Counter(row.runs for row in _kernels.table())
-    shown = ", ".join(f"{count} {label}" for label, count in counts.most_common())
+    shown = _kernels.in_a_line()
     report = _kernels.build_report()
     if report.problem:
         return f"{shown}; no compiled kernels: {report.problem}"

@@ -8,7 +8,6 @@ import logging
 import os
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,8 +156,7 @@ def _network_here(
 
 
 def _log_loaded(directory: Path, network: DeepseekModel, n_tokens: int, seconds: float) -> None:
-    kernels = Counter([*_kernels.ACTIVE.values(), *(f"{label} for prompts" for label in _kernels.FOR_PROMPTS.values())])
-    log.info("kernels: %s", ", ".join(f"{count} {label}" for label, count in kernels.most_common()))
+    log.info("kernels: %s", _kernels.in_a_line())
     config = network.config
     log.info("%s: %s, %d layers", directory, config.model_type, config.num_hidden_layers)
     log.info("loaded in %.2f s: %d threads, cache of %d tokens", seconds, network.n_threads, n_tokens)

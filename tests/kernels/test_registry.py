@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import deepzig._kernels
-from deepzig._kernels import ACTIVE, REGISTRY, build_report, implementations, table
+from deepzig._kernels import ACTIVE, FOR_PROMPTS, REGISTRY, build_report, implementations, in_a_line, table
 from deepzig._kernels._isa import ISA_NAMES
 
 from .agreement import parameter_names
@@ -69,6 +69,13 @@ def test_what_is_active_is_available(stem: str) -> None:
     assert row.runs in row.available
     assert row.available[0] == "reference"
     assert getattr(deepzig._kernels, stem) is dict(implementations(stem))[row.runs]
+
+
+def test_a_line_counts_the_kernels_of_prompts_beside_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepzig._kernels._pick.ACTIVE", dict.fromkeys("abc", "cython/plain") | {"d": "numba"})
+    monkeypatch.setitem(FOR_PROMPTS, "experts", "blas")
+    monkeypatch.setitem(FOR_PROMPTS, "linear", "blas")
+    assert in_a_line() == "3 cython/plain, 2 blas for prompts, 1 numba"
 
 
 @pytest.mark.skipif(build_report().problem is not None, reason="nothing is compiled here")
