@@ -89,8 +89,8 @@ def in_all_ways(stem: str, name: str, arguments: Arguments) -> Iterator[Case]:
     """A product as in decoding and, where the picked kernel may tell them apart, as of fast and of exact prompts."""
     yield Case(stem, name, [arguments])
     if is_fast_apart(stem):
-        yield Case(stem, f"{name}, fast", [arguments], {"products": FAST})
-        yield Case(stem, f"{name}, exact", [arguments], {"products": EXACT})
+        yield Case(stem, f"{name}, fast", [arguments], {"arithmetic": FAST})
+        yield Case(stem, f"{name}, exact", [arguments], {"arithmetic": EXACT})
 
 
 def linear_cases(operands: Operands) -> Iterator[Case]:
@@ -195,7 +195,7 @@ def mla_prefill_cases(operands: Operands) -> Iterator[Case]:
         shown = f"{N_HEADS} heads, {PROMPT} x {PROMPT}{'' if first_query else ', causal'}"
         yield Case("mla_prefill", shown, [arguments])
         if ACTIVE["mla_prefill"].endswith(("amx", "bf16")):
-            yield Case("mla_prefill", f"{shown}, fast", [arguments], {"products": FAST})
+            yield Case("mla_prefill", f"{shown}, fast", [arguments], {"arithmetic": FAST})
 
 
 def expert_gate_cases(operands: Operands) -> Iterator[Case]:

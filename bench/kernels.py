@@ -30,7 +30,7 @@ class KernelTime:
     n_bytes: int  # that the call must move at least
     n_flops: int
     is_cold: bool  # operands come from memory
-    products: int  # DECODING, FAST or EXACT
+    arithmetic: int  # DECODING, FAST or EXACT
 
     @property
     def gb_s(self) -> float:
@@ -42,7 +42,7 @@ class KernelTime:
 
     def peak(self, limits: Limits) -> float:
         """GFLOPS that the arithmetic of this case could reach: fp32, or bf16 with as many products as make up one."""
-        return limits.fp32 if self.products == DECODING else max(limits.fp32, (limits.bf16 or 0) / self.products)
+        return limits.fp32 if self.arithmetic == DECODING else max(limits.fp32, (limits.bf16 or 0) / self.arithmetic)
 
     def is_arithmetic(self, limits: Limits) -> bool:
         """Whether the peak bounds it rather than the bandwidth."""
@@ -77,7 +77,7 @@ def time_case(case: Case, n_threads: int) -> KernelTime:
         if len(seconds) >= LEAST_CALLS and ended - began > BUDGET_S:
             break
     n_bytes, n_flops = REGISTRY[case.stem].cost(*case.variants[0])
-    products = int(case.keywords.get("products", DECODING))
+    arithmetic = int(case.keywords.get("arithmetic", DECODING))
     return KernelTime(
-        case.stem, case.name, label, min(seconds), median(seconds), n_bytes, n_flops, case.is_cold, products
+        case.stem, case.name, label, min(seconds), median(seconds), n_bytes, n_flops, case.is_cold, arithmetic
     )

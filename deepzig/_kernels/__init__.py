@@ -36,7 +36,7 @@ softmax = pick("softmax")
 swiglu = pick("swiglu")
 top_tokens = pick("top_tokens")
 
-# For rows of prompts that need not have the bits of decoding, where `products` is FAST or EXACT.
+# For rows of prompts that need not have the bits of decoding, where `arithmetic` is FAST or EXACT.
 prompt_experts = pick_for_prompts("experts")
 prompt_linear = pick_for_prompts("linear")
 LONG_CHUNK = long_chunk()

@@ -241,7 +241,7 @@ def pick(stem: str) -> Implementation:
 
 
 def pick_for_prompts(stem: str) -> Implementation:
-    """The implementation of a picked kernel for rows of prompts, called with products FAST or EXACT.
+    """The implementation of a picked kernel for rows of prompts, called with arithmetic FAST or EXACT.
 
     It is BLAS unless one is forced or the picked one is compiled with vectors, whose own products of so many rows are
     measured to be as fast or faster (docs/log.md).

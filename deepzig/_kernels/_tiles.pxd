@@ -45,7 +45,7 @@ cdef extern from "ways.h" nogil:
     ctypedef struct Way:
         int kind, parts
 
-    Way way_for(const Matrix* w, int products, int64_t x_rows)
+    Way way_for(const Matrix* w, int arithmetic, int64_t x_rows)
     bint same_packing(Way a, const Matrix* first, Way b, const Matrix* second)
     int64_t packed_bytes(Way way, const Matrix* w, int64_t x_rows)
     int64_t pack_space(Way way, const Matrix* w)

@@ -50,7 +50,7 @@ INLINE int64_t product_columns(int bf16) { return bf16 ? BF16_STEP : 2 * LANES; 
 
 INLINE int64_t floats_of(int bf16, int64_t elements) { return bf16 ? elements / 2 : elements; }
 
-INLINE int attention_in_bf16(int products) { return products == FAST && HAS_BF16_ATTENTION; }
+INLINE int attention_in_bf16(int arithmetic) { return arithmetic == FAST && HAS_BF16_ATTENTION; }
 
 /* Room for keys and values in `space`, which holds attention_space floats; with no space, to know how many. */
 static inline PackedKeys room_for_keys(int bf16, int64_t nope, int64_t rope, int64_t value_dim, float *space) {

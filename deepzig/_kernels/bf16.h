@@ -37,9 +37,9 @@ INLINE int bf16_scales_apart(const Matrix *w) {
 }
 
 /* Terms to give activations for w: 0 stands for plain float products. */
-INLINE int bf16_terms(const Matrix *w, int products) {
-    if (!HAS_BF16_TILES || products == DECODING) return 0;
-    if (products == FAST) return 1;
+INLINE int bf16_terms(const Matrix *w, int arithmetic) {
+    if (!HAS_BF16_TILES || arithmetic == DECODING) return 0;
+    if (arithmetic == FAST) return 1;
     const int exact = w->format == BF16 || w->format == FP8 || w->format == INT8 || w->format == INT4;
     return exact && bf16_scales_apart(w) ? 3 : 0;
 }

@@ -4,7 +4,7 @@ over routed experts).
     out[t] = sum_j topk_weight[t, j] * down_e(silu(gate_e(x[t])) * up_e(x[t])),   e = topk_idx[t, j]
 
 Tokens are grouped by expert, so that each expert's weights are read once a call. The sum over j runs in slot order
-whatever the grouping, so a row does not depend on the other rows, nor on n_threads. products as in `linear`.
+whatever the grouping, so a row does not depend on the other rows, nor on n_threads. arithmetic as in `linear`.
 Called by `model.moe`.
 """
 
@@ -37,7 +37,7 @@ def reference(
     scratch: np.ndarray,
     out: np.ndarray,
     *,
-    products: int = DECODING,
+    arithmetic: int = DECODING,
     n_threads: int,
 ) -> None:
     """x f32 (T, D), topk_idx i32 (T, K), topk_weight f32 (T, K), scratch f32 (>= scratch_size,), out f32 (T, D)."""
@@ -47,10 +47,10 @@ def reference(
         gate = np.empty((len(token), weights.intermediate_size), np.float32)
         up = np.empty_like(gate)
         down = np.empty((len(token), weights.hidden_size), np.float32)
-        linear_reference(x[token], weights.gate_proj[expert], gate, products=products, n_threads=n_threads)
-        linear_reference(x[token], weights.up_proj[expert], up, products=products, n_threads=n_threads)
+        linear_reference(x[token], weights.gate_proj[expert], gate, arithmetic=arithmetic, n_threads=n_threads)
+        linear_reference(x[token], weights.up_proj[expert], up, arithmetic=arithmetic, n_threads=n_threads)
         swiglu_reference(gate, up, gate, n_threads=n_threads)
-        linear_reference(gate, weights.down_proj[expert], down, products=products, n_threads=n_threads)
+        linear_reference(gate, weights.down_proj[expert], down, arithmetic=arithmetic, n_threads=n_threads)
         by_slot[token, slot] = down * topk_weight[token, slot, None]
     np.sum(by_slot, axis=1, out=out)
 

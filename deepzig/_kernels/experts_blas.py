@@ -26,7 +26,7 @@ def experts(
     scratch: np.ndarray,
     out: np.ndarray,
     *,
-    products: int = DECODING,
+    arithmetic: int = DECODING,
     n_threads: int,
 ) -> None:
     need(topk_idx, "topk_idx", np.int32, None, None)

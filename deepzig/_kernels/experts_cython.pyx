@@ -149,15 +149,15 @@ cdef void sum_task(void* ctx, int64_t token, int thread) noexcept nogil:
                 out[d] += weight * row[d]
 
 
-cdef Way common_way(const Job* job, int64_t first, int64_t count, int products) noexcept nogil:
+cdef Way common_way(const Job* job, int64_t first, int64_t count, int arithmetic) noexcept nogil:
     """The way of matrices first, .., first + count - 1 of every expert if rows packed for one suit all; or WAY_FLOATS."""
     cdef const Matrix* one = job.weights + first
     cdef int64_t rows = job.n_tokens * job.n_slots // job.n_experts  # of an expert, about
-    cdef Way way = way_for(one, products, rows), other
+    cdef Way way = way_for(one, arithmetic, rows), other
     cdef int64_t i, j
     for i in range(job.n_experts):
         for j in range(first, first + count):
-            other = way_for(job.weights + 3 * i + j, products, rows)
+            other = way_for(job.weights + 3 * i + j, arithmetic, rows)
             if not same_packing(way, one, other, job.weights + 3 * i + j):
                 way.kind = WAY_FLOATS
                 return way
@@ -211,7 +211,7 @@ cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept 
 
 
 def experts(cnp.ndarray x not None, cnp.ndarray topk_idx not None, cnp.ndarray topk_weight not None, weights not None,
-            cnp.ndarray scratch not None, cnp.ndarray out not None, *, int products=0, int n_threads):
+            cnp.ndarray scratch not None, cnp.ndarray out not None, *, int arithmetic=0, int n_threads):
     cdef Job job
     cdef int64_t total, i
     cdef int64_t* integers
@@ -249,8 +249,8 @@ def experts(cnp.ndarray x not None, cnp.ndarray topk_idx not None, cnp.ndarray t
     job.activations = floats(scratch)
     job.outputs = job.activations + total * job.activation_step
     job.out, job.out_step = floats(out), step(out, 0)
-    job.up_way = common_way(&job, 0, 2, products)
-    job.down_way = common_way(&job, 2, 1, products)
+    job.up_way = common_way(&job, 0, 2, arithmetic)
+    job.down_way = common_way(&job, 2, 1, arithmetic)
     integers = <int64_t*>calloc(2 * total + 4 * job.n_experts + 3, sizeof(int64_t))
     if integers == NULL:
         raise MemoryError

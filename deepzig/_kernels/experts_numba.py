@@ -79,7 +79,7 @@ def experts(
     scratch: np.ndarray,
     out: np.ndarray,
     *,
-    products: int = DECODING,
+    arithmetic: int = DECODING,
     n_threads: int,
 ) -> None:
     hidden, intermediate = weights.hidden_size, weights.intermediate_size

@@ -3,7 +3,7 @@
     out[t, n] = sum_k x[t, k] * W[n, k]
 
 Products are as accurate as float32 arithmetic, in one of the ways of `ways.h`. A row of `out` does not depend on the
-other rows, nor on n_threads. `products` lets an implementation take another way for prompts; it may be ignored:
+other rows, nor on n_threads. `arithmetic` lets an implementation take another way for prompts; it may be ignored:
 
     DECODING  rows that are decoded, and prompts that must have the same bits as if they were
     EXACT     rows of a prompt, as accurate as float32, but with other last bits
@@ -28,11 +28,11 @@ PORTABLE = ("numba", "blas")
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}  # sums of a few hundred products of order 1e-1
 
 
-def reference(x: np.ndarray, weight: Weight, out: np.ndarray, *, products: int = DECODING, n_threads: int) -> None:
+def reference(x: np.ndarray, weight: Weight, out: np.ndarray, *, arithmetic: int = DECODING, n_threads: int) -> None:
     """x f32 (T, K), rows contiguous; weight (N, K); out f32 (T, N), rows contiguous."""
     decoded = np.empty(weight.shape, np.float32)
     dequantize_reference(weight, all_rows(weight), decoded, n_threads=n_threads)
-    np.matmul(x if products == DECODING else sum_of_bf16(x, products), decoded.T, out=out)
+    np.matmul(x if arithmetic == DECODING else sum_of_bf16(x, arithmetic), decoded.T, out=out)
 
 
 def sum_of_bf16(x: np.ndarray, n_terms: int) -> np.ndarray:

@@ -95,7 +95,7 @@ def _panel_of(weight: Weight, first: int, last: int) -> np.ndarray:
     return panel
 
 
-def linear(x: np.ndarray, weight: Weight, out: np.ndarray, *, products: int = DECODING, n_threads: int) -> None:
+def linear(x: np.ndarray, weight: Weight, out: np.ndarray, *, arithmetic: int = DECODING, n_threads: int) -> None:
     n_rows, n_columns = weight.shape
     need(x, "x", np.float32, None, n_columns)
     need_output(out, "out", len(x), n_rows)

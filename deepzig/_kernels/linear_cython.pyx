@@ -106,7 +106,7 @@ cdef void run(Job* job, int n_threads) noexcept nogil:
         job.first_row += pass_x_rows(job)
 
 
-def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *, int products=0, int n_threads):
+def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *, int arithmetic=0, int n_threads):
     cdef Job job
     need_array(x, "x", cnp.NPY_FLOAT32, 2, 1)
     need_output(out, "out", cnp.NPY_FLOAT32, 2, 1)
@@ -117,7 +117,7 @@ def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *,
     need_size(out, "out", 1, job.weight.n)
     job.given, job.given_step = floats(x), step(x, 0)
     job.out, job.out_step = floats(out), step(out, 0)
-    job.way = way_for(&job.weight, products, job.n_rows)
+    job.way = way_for(&job.weight, arithmetic, job.n_rows)
     job.task_rows = task_rows(&job, n_threads)
     job.no_memory = False
     with nogil:

@@ -15,7 +15,7 @@ def _rows(first: int, stop: int, matrix: np.ndarray, x: np.ndarray, out: np.ndar
     dot_rows(matrix, first, stop, x, rows, out, rows, first)
 
 
-def linear(x: np.ndarray, weight: Weight, out: np.ndarray, *, products: int = DECODING, n_threads: int) -> None:
+def linear(x: np.ndarray, weight: Weight, out: np.ndarray, *, arithmetic: int = DECODING, n_threads: int) -> None:
     n_rows, n_columns = weight.shape
     need(x, "x", np.float32, None, n_columns)
     need_output(out, "out", len(x), n_rows)

@@ -5,7 +5,7 @@
     out, running_max, running_sum: continued from the tiles before; the last tile's caller divides out by running_sum
 
 Keys and values of a tile come from kv_b_proj applied to cached rows, so that nothing of size T x S, nor all expanded
-keys, exists at once. A row does not depend on the other rows, nor on n_threads. products as in `linear`: FAST allows
+keys, exists at once. A row does not depend on the other rows, nor on n_threads. arithmetic as in `linear`: FAST allows
 queries, keys, probabilities and values to be rounded once to bfloat16 (1e-2 of a weighted sum); sums and softmax stay
 float32. DECODING and EXACT round nothing. Implementations may ignore it.
 Called by `model.attention`.
@@ -33,7 +33,7 @@ def reference(
     running_sum: np.ndarray,
     out: np.ndarray,
     *,
-    products: int = DECODING,
+    arithmetic: int = DECODING,
     n_threads: int,
 ) -> None:
     """

@@ -31,7 +31,7 @@ cdef extern from "attention.h" nogil:
         int64_t query_step, running_step, out_step, size, rope, value_dim, rows, next, visible
         float scale
 
-    bint attention_in_bf16(int products)
+    bint attention_in_bf16(int arithmetic)
     int64_t attention_space(bint bf16, int64_t nope, int64_t rope, int64_t value_dim)
     PackedKeys room_for_keys(bint bf16, int64_t nope, int64_t rope, int64_t value_dim, float* space)
     void pack_keys(PackedKeys* packed, const float* rows, int64_t step, int64_t nope, const float* rope_rows,
@@ -91,7 +91,7 @@ cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
 
 def mla_prefill(cnp.ndarray query not None, cnp.ndarray kv not None, cnp.ndarray k_pe not None, int64_t first_query,
                 int64_t first_key, float softmax_scale, cnp.ndarray running_max not None,
-                cnp.ndarray running_sum not None, cnp.ndarray out not None, *, int products=0, int n_threads):
+                cnp.ndarray running_sum not None, cnp.ndarray out not None, *, int arithmetic=0, int n_threads):
     cdef Job job
     need_array(query, "query", cnp.NPY_FLOAT32, 3, 3)
     need_array(kv, "kv", cnp.NPY_FLOAT32, 3, 3)
@@ -116,7 +116,7 @@ def mla_prefill(cnp.ndarray query not None, cnp.ndarray kv not None, cnp.ndarray
     job.softmax_scale = softmax_scale
     job.no_memory = False
     job.task_rows = rows_of_task(&job, n_threads)
-    job.bf16 = attention_in_bf16(products)
+    job.bf16 = attention_in_bf16(arithmetic)
     with nogil:
         parallel_for(attend_task, &job, job.n_heads * task_count(job.n_rows, job.task_rows), n_threads)
     if job.no_memory:

@@ -82,7 +82,7 @@ def mla_prefill(
     running_sum: np.ndarray,
     out: np.ndarray,
     *,
-    products: int = DECODING,
+    arithmetic: int = DECODING,
     n_threads: int,
 ) -> None:
     need(query, "query", np.float32, None, None, None)

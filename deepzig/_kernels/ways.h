@@ -45,19 +45,19 @@ typedef struct {
 #define DIGIT_TILES_FROM 5 /* x rows from which WAY_DIGIT_TILES is faster than WAY_DIGIT_ROWS */
 
 /* The way for w and about so many x rows. DECODING is asked for of prompts too if they are to have its bits. */
-INLINE Way way_for(const Matrix *w, int products, int64_t x_rows) {
-    const int terms = bf16_terms(w, products), digits = products == FAST ? 2 : 3;
+INLINE Way way_for(const Matrix *w, int arithmetic, int64_t x_rows) {
+    const int terms = bf16_terms(w, arithmetic), digits = arithmetic == FAST ? 2 : 3;
 #if HAS_DIGITS
-    if (takes_digit_tiles(w) && (tiles_equal_rows(w) ? x_rows >= DIGIT_TILES_FROM : products != DECODING))
+    if (takes_digit_tiles(w) && (tiles_equal_rows(w) ? x_rows >= DIGIT_TILES_FROM : arithmetic != DECODING))
         return (Way){WAY_DIGIT_TILES, digits};
 #endif
-    if (products == DECODING && takes_fp8_rows(w)) return (Way){WAY_FP8_ROWS, 3};
+    if (arithmetic == DECODING && takes_fp8_rows(w)) return (Way){WAY_FP8_ROWS, 3};
     if (takes_digits(w)) return (Way){WAY_DIGIT_ROWS, digits};
-    if (products == DECODING && takes_nibble_rows(w)) return (Way){WAY_NIBBLE_ROWS, NIBBLE_DIGITS};
+    if (arithmetic == DECODING && takes_nibble_rows(w)) return (Way){WAY_NIBBLE_ROWS, NIBBLE_DIGITS};
     if (terms) return (Way){WAY_BF16_SUMS, terms};
-    if (products == DECODING && takes_fp8_floats(w)) return (Way){WAY_FP8_FLOATS, 0};
-    if (products == FAST && takes_words(w)) return (Way){WAY_WORD_LANES, 1};
-    return (Way){products == DECODING ? WAY_FLOATS : WAY_FLOAT_LANES, 0};
+    if (arithmetic == DECODING && takes_fp8_floats(w)) return (Way){WAY_FP8_FLOATS, 0};
+    if (arithmetic == FAST && takes_words(w)) return (Way){WAY_WORD_LANES, 1};
+    return (Way){arithmetic == DECODING ? WAY_FLOATS : WAY_FLOAT_LANES, 0};
 }
 
 /* Whether rows packed for one are packed for the other. */

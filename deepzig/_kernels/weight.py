@@ -12,7 +12,7 @@ FORMATS = ("f32", "f16", "bf16", "fp8", "int8", "int4")
 FORMAT_CODE = {name: code for code, name in enumerate(FORMATS)}
 SCALE_CODE = {"none": 0, "f32": 1, "f16": 2, "bf16": 3}
 PLAIN = ("f32", "f16", "bf16")  # without a scale
-# `products` of `linear`: how exact it must be. FAST and EXACT are also how many bf16 terms hold that much of a float.
+# The arithmetic of a step, as `linear` has it. FAST and EXACT are also how many bf16 terms hold that much of a float.
 DECODING, FAST, EXACT = 0, 1, 3
 CODES_DTYPE = {
     "f32": np.float32,

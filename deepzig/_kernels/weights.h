@@ -19,7 +19,7 @@ INLINE const uint8_t *codes_of(const Matrix *w, int64_t row) { return (const uin
 /* weight.FORMAT_CODE; then fp8 whose codes' bits are taken as floats, 2^120 times too small (fp8_floats.h). */
 enum { F32, F16, BF16, FP8, INT8, INT4, TINY_FP8 };
 enum { SCALE_NONE, SCALE_F32, SCALE_F16, SCALE_BF16 }; /* weight.SCALE_CODE */
-enum { DECODING, FAST, EXACT = 3 };                    /* what products are to be like, as in weight.py */
+enum { DECODING, FAST, EXACT = 3 };                    /* arithmetic that is asked for, as in weight.py */
 
 INLINE float bits_to_float(uint32_t bits) {
     float value;

@@ -75,7 +75,7 @@ class Crew:
         self._changes.append(("drop_cache", key))
 
     def run(
-        self, key: int, rows: Rows, form: str, products: int, hidden: np.ndarray, is_wanted: bool
+        self, key: int, rows: Rows, form: str, arithmetic: int, hidden: np.ndarray, is_wanted: bool
     ) -> Callable[[], np.ndarray]:
         """Send rows through all machines: hidden f32 (T, D), as `DeepseekModel.run_layers` takes them.
 
@@ -91,8 +91,8 @@ class Crew:
         *others, last = self._machines
         handed: object = hidden
         for machine in others:
-            handed = machine.start("run", key, rows, form, products, handed, True)
-        call = last, last.start("run", key, rows, form, products, handed, is_wanted)
+            handed = machine.start("run", key, rows, form, arithmetic, handed, True)
+        call = last, last.start("run", key, rows, form, arithmetic, handed, is_wanted)
         self._under_way.append(call)
         self._ahead.append(call)
         if len(self._ahead) > len(self._machines):

@@ -113,10 +113,10 @@ class PipelineModel(DeepseekModel):
             ClusterError: a machine is lost, or what it had computed.
         """
         assert isinstance(cache, PipelineCache)
-        step = self._step(rows, cache, self._form(form, rows), self._products(rows))
+        step = self._step(rows, cache, self._form(form, rows), self._arithmetic(rows))
         hidden = self._embed(token_ids, step.space.hidden)
         self._through_layers(hidden, step, observer)
-        beyond = self._crew.run(cache.key, rows, step.form, step.space.products, hidden, is_wanted)
+        beyond = self._crew.run(cache.key, rows, step.form, step.arithmetic, hidden, is_wanted)
 
         @functools.cache
         def normed() -> np.ndarray:

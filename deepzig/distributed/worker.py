@@ -71,10 +71,10 @@ class Worker:
         self._caches.pop(key, None)
 
     def run(
-        self, key: int, rows: Rows, form: str, products: int, hidden: np.ndarray, is_wanted: bool
+        self, key: int, rows: Rows, form: str, arithmetic: int, hidden: np.ndarray, is_wanted: bool
     ) -> np.ndarray | None:
         """`DeepseekModel.run_layers`: f32 (T, D), None unless it is wanted."""
-        result = self._loaded.run_layers(hidden, rows, self._caches[key], form, products)
+        result = self._loaded.run_layers(hidden, rows, self._caches[key], form, arithmetic)
         return result if is_wanted else None
 
     def copy_page(self, key: int, source: int, target: int) -> None:

@@ -66,7 +66,7 @@ def work_bytes(config: ModelConfig) -> int:
     """Of the arrays that steps use: workspaces, keys and values of a tile, logits of all that are decoded, and a
     chunk's rows as kernels pack them. The scratch of absorbed attention, up to 64 MB unless the context is very
     long, comes on top."""
-    workspaces = KEPT_ROWS * Workspace(config, 1, 0, AttentionScratch(config)).nbytes
+    workspaces = KEPT_ROWS * Workspace(config, 1, AttentionScratch(config)).nbytes
     expanded = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
     floats = KEY_TILE * expanded + MAX_RUNNING * config.vocab_size
     for_experts = config.num_experts_per_tok * (config.hidden_size + config.moe_intermediate_size)

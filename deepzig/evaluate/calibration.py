@@ -25,7 +25,7 @@ from deepzig.errors import NonFiniteLogitsError
 from deepzig.evaluate.windows import windows_of
 from deepzig.model.linear import Linear
 from deepzig.model.moe import MoE
-from deepzig.model.workspace import Workspace
+from deepzig.model.workspace import Step
 
 MIN_IMPORTANCE = 1e-3  # of a column, beside a mean of 1: a text that never uses it proves little
 
@@ -141,9 +141,9 @@ def _linear_observer(sums: _Sums, path: str) -> Callable[..., None]:
 def _expert_observer(sums: _Sums, path: str, moe: MoE, n_threads: int) -> Callable[..., None]:
     """Inputs of gate_proj and up_proj are the tokens that an expert gets; those of down_proj are computed again."""
 
-    def observe(x: np.ndarray, space: Workspace, *_: Any) -> None:
+    def observe(x: np.ndarray, step: Step, *_: Any) -> None:
         for e in range(len(moe.experts)):
-            given = x[(space.topk_idx == e).any(axis=1)]  # f32 (T, D)
+            given = x[(step.space.topk_idx == e).any(axis=1)]  # f32 (T, D)
             if len(given):
                 gate, up = (
                     Linear(weight, None, n_threads)(given, np.empty((len(given), weight.shape[0]), np.float32))

@@ -19,10 +19,9 @@ import numpy as np
 
 from deepzig import _kernels
 from deepzig.config import ModelConfig
-from deepzig.model.cache import LatentCache, Rows
 from deepzig.model.linear import Linear
 from deepzig.model.norm import RMSNorm
-from deepzig.model.workspace import Step, Workspace
+from deepzig.model.workspace import Step
 
 KEY_TILE = 512  # cached rows that are expanded at a time
 
@@ -61,31 +60,32 @@ class Attention:
         self._project_latent(x, step)
         step.cache.write(self._cache_layer, step.rows, space.latent)
         if step.form == "absorbed":
-            self._attend_absorbed(step.rows, step.cache, space)
+            self._attend_absorbed(step)
         else:
-            self._attend_expanded(step.rows, step.cache, space)
-        return self.o_proj(space.o_flat, out, space.products)
+            self._attend_expanded(step)
+        return self.o_proj(space.o_flat, out, step.arithmetic)
 
     def _project_query(self, x: np.ndarray, step: Step) -> None:
         """space.q f32 (T, H, N + P), its last P rotated."""
         space = step.space
         if self.q_proj is not None:
-            self.q_proj(x, space.q_flat, space.products)
+            self.q_proj(x, space.q_flat, step.arithmetic)
         else:
             assert self.q_a_proj is not None and self.q_a_layernorm is not None and self.q_b_proj is not None
-            self.q_a_proj(x, space.q_a, space.products)
-            self.q_b_proj(self.q_a_layernorm(space.q_a, space.q_a), space.q_flat, space.products)
+            self.q_a_proj(x, space.q_a, step.arithmetic)
+            self.q_b_proj(self.q_a_layernorm(space.q_a, space.q_a), space.q_flat, step.arithmetic)
         _kernels.rope(space.q_pe, step.cos, step.sin, self._interleave, n_threads=self._n_threads)
 
     def _project_latent(self, x: np.ndarray, step: Step) -> None:
         """space.latent f32 (T, R + P): c_kv, normed, beside k_pe, rotated."""
         space = step.space
-        self.kv_a_proj_with_mqa(x, space.latent, space.products)
+        self.kv_a_proj_with_mqa(x, space.latent, step.arithmetic)
         self.kv_a_layernorm(space.c_kv, space.c_kv)
         _kernels.rope(space.k_pe, step.cos, step.sin, self._interleave, n_threads=self._n_threads)
 
-    def _attend_absorbed(self, rows: Rows, cache: LatentCache, space: Workspace) -> None:
+    def _attend_absorbed(self, step: Step) -> None:
         """space.o f32 (T, H, V) by way of the latent space."""
+        rows, space = step.rows, step.space
         weight = self.kv_b_proj.weight
         _kernels.absorb_query(space.q_nope, weight, space.query_c_kv, n_threads=self._n_threads)
         space.query_k_pe[...] = space.q_pe
@@ -94,7 +94,7 @@ class Attention:
             part = slice(first, first + at_a_time)
             _kernels.mla_decode(
                 space.query[part],
-                *cache.layer_rows(self._cache_layer),
+                *step.cache.layer_rows(self._cache_layer),
                 rows.block_tables,
                 rows.row_sequence[part],
                 rows.lengths[part],
@@ -105,21 +105,16 @@ class Attention:
             )
         _kernels.expand_value(space.o_latent, weight, space.o, n_threads=self._n_threads)
 
-    def _attend_expanded(self, rows: Rows, cache: LatentCache, space: Workspace) -> None:
+    def _attend_expanded(self, step: Step) -> None:
         """space.o f32 (T, H, V) by keys and values, sequence by sequence."""
+        rows, space = step.rows, step.space
         for first, last in rows.spans():
             block_table = rows.block_tables[rows.row_sequence[first]]
             first_query = int(rows.positions[first])
-            self._attend_sequence(space.q[first:last], first_query, cache, block_table, space, space.o[first:last])
+            self._attend_sequence(space.q[first:last], first_query, block_table, step, space.o[first:last])
 
     def _attend_sequence(
-        self,
-        q: np.ndarray,
-        first_query: int,
-        cache: LatentCache,
-        block_table: np.ndarray,
-        space: Workspace,
-        out: np.ndarray,
+        self, q: np.ndarray, first_query: int, block_table: np.ndarray, step: Step, out: np.ndarray
     ) -> None:
         """q f32 (T, H, N + P) of positions from first_query on -> out f32 (T, H, V). KEY_TILE cached rows at a time."""
         n_rows, n_heads = q.shape[:2]
@@ -129,9 +124,9 @@ class Attention:
         out.fill(0)
         for first_key in range(0, length, KEY_TILE):
             last_key = min(first_key + KEY_TILE, length)
-            latent = cache.read(self._cache_layer, block_table, first_key, last_key)  # (S, R + P)
-            kv = space.attention_scratch.keys_and_values(len(latent))
-            self.kv_b_proj(latent[:, : self._rank], kv, space.products)
+            latent = step.cache.read(self._cache_layer, block_table, first_key, last_key)  # (S, R + P)
+            kv = step.space.attention_scratch.keys_and_values(len(latent))
+            self.kv_b_proj(latent[:, : self._rank], kv, step.arithmetic)
             _kernels.mla_prefill(
                 q,
                 kv.reshape(len(latent), n_heads, -1),
@@ -142,7 +137,7 @@ class Attention:
                 running_max,
                 running_sum,
                 out,
-                products=space.products,
+                arithmetic=step.arithmetic,
                 n_threads=self._n_threads,
             )
         out /= running_sum[:, :, None]

@@ -25,4 +25,4 @@ class DecoderLayer:
         normed = self.input_layernorm(hidden, space.normed)
         hidden += self.self_attn(normed, step, space.sublayer_out)
         normed = self.post_attention_layernorm(hidden, space.normed)
-        hidden += self.mlp(normed, space, space.sublayer_out)
+        hidden += self.mlp(normed, step, space.sublayer_out)

@@ -63,11 +63,11 @@ class DeepseekModel:
         ]
         self._rotary = RotaryEmbedding(config)
         of_prompts = _kernels.FAST if precision == "fast" else _kernels.EXACT
-        self._prompt_products = _kernels.DECODING if deterministic else of_prompts
+        self._prompt_arithmetic = _kernels.DECODING if deterministic else of_prompts
         self._long_chunk = _kernels.LONG_CHUNK[precision]
         # BLAS, where it multiplies prompts, gives a row other bits in another batch.
-        self.batches_prefills = self._prompt_products == _kernels.DECODING or not _kernels.FOR_PROMPTS
-        self._workspaces: dict[tuple[int, int], Workspace] = {}
+        self.batches_prefills = self._prompt_arithmetic == _kernels.DECODING or not _kernels.FOR_PROMPTS
+        self._workspaces: dict[int, Workspace] = {}  # by n_rows
         self._attention_scratch = AttentionScratch(config)
 
     @property
@@ -117,7 +117,7 @@ class DeepseekModel:
         Returns:
             f32 (T, D) after the final norm: a new array, input of `logits` and of `mtp_forward`.
         """
-        step = self._step(rows, cache, self._form(form, rows), self._products(rows))
+        step = self._step(rows, cache, self._form(form, rows), self._arithmetic(rows))
         hidden = self._embed(token_ids, step.space.hidden)
         self._through_layers(hidden, step, observer)
         return self.norm(hidden, np.empty_like(hidden))
@@ -143,18 +143,18 @@ class DeepseekModel:
         hidden = self.forward(token_ids, rows, cache, form=form, observer=observer)
         return lambda: hidden
 
-    def run_layers(self, hidden: np.ndarray, rows: Rows, cache: LatentCache, form: str, products: int) -> np.ndarray:
+    def run_layers(self, hidden: np.ndarray, rows: Rows, cache: LatentCache, form: str, arithmetic: int) -> np.ndarray:
         """The layers alone, over rows that those below them, on another machine, have been through.
 
         Args:
             hidden: f32 (T, D), the residual stream.
             rows: as in `forward`.
-            form, products: how the layers below computed, so that all do (`Step.form`, `Workspace.products`).
+            form, arithmetic: how the layers below computed, so that all do (`Step.form`, `Step.arithmetic`).
 
         Returns:
             f32 (T, D), the residual stream behind the last layer: a view of a workspace, good until the next step.
         """
-        step = self._step(rows, cache, form, products)
+        step = self._step(rows, cache, form, arithmetic)
         np.copyto(step.space.hidden, hidden)
         self._through_layers(step.space.hidden, step)
         return step.space.hidden
@@ -190,7 +190,7 @@ class DeepseekModel:
             f32 (T, D) after the layer's own norm: input of `mtp_logits`, and of the next row when drafts are chained.
         """
         embedded = self._embed(token_ids, np.empty_like(hidden))
-        step = self._step(rows, cache, self._form(form, rows), self._products(rows))
+        step = self._step(rows, cache, self._form(form, rows), self._arithmetic(rows))
         return self.mtp_layers[depth](embedded, hidden, step)
 
     def mtp_logits(self, depth: int, state: np.ndarray) -> np.ndarray:
@@ -225,23 +225,22 @@ class DeepseekModel:
         are all short or all long, so that none depends on its batch."""
         return n_rows < self._long_chunk
 
-    def _step(self, rows: Rows, cache: LatentCache, form: str, products: int) -> Step:
+    def _step(self, rows: Rows, cache: LatentCache, form: str, arithmetic: int) -> Step:
         cos, sin = self._rotary.cos_sin(rows.positions)
-        return Step(rows, cos, sin, form, cache, self._workspace(rows.n_rows, products))
+        return Step(rows, cos, sin, form, arithmetic, cache, self._workspace(rows.n_rows))
 
     def _form(self, forced: str | None, rows: Rows) -> str:
         if not rows.is_prompt:
             return "absorbed"
         return forced or self.prompt_form(rows.n_rows, int(rows.positions[-1]) + 1)
 
-    def _products(self, rows: Rows) -> int:
+    def _arithmetic(self, rows: Rows) -> int:
         takes_prompt_kernels = rows.is_prompt and not self.is_short(rows.longest_span)
-        return self._prompt_products if takes_prompt_kernels else _kernels.DECODING
+        return self._prompt_arithmetic if takes_prompt_kernels else _kernels.DECODING
 
-    def _workspace(self, n_rows: int, products: int) -> Workspace:
-        key = (n_rows, products)
-        space = self._workspaces.pop(key, None) or Workspace(self.config, *key, self._attention_scratch)
-        self._workspaces[key] = space  # most recently used last
-        while len(self._workspaces) > 1 and sum(n_rows for n_rows, _ in self._workspaces) > KEPT_ROWS:
+    def _workspace(self, n_rows: int) -> Workspace:
+        space = self._workspaces.pop(n_rows, None) or Workspace(self.config, n_rows, self._attention_scratch)
+        self._workspaces[n_rows] = space  # most recently used last
+        while len(self._workspaces) > 1 and sum(self._workspaces) > KEPT_ROWS:
             self._workspaces.pop(next(iter(self._workspaces)))
         return space

@@ -19,10 +19,10 @@ class Linear:
         self.out_features = weight.shape[0]
         self._n_threads = n_threads
 
-    def __call__(self, x: np.ndarray, out: np.ndarray, products: int = _kernels.DECODING) -> np.ndarray:
-        """x f32 (T, K) -> out f32 (T, N), returned. Rows contiguous; row strides are free. products as the kernel."""
-        multiply = _kernels.linear if products == _kernels.DECODING else _kernels.prompt_linear
-        multiply(x, self.weight, out, products=products, n_threads=self._n_threads)
+    def __call__(self, x: np.ndarray, out: np.ndarray, arithmetic: int = _kernels.DECODING) -> np.ndarray:
+        """x f32 (T, K) -> out f32 (T, N), returned. Rows contiguous; row strides are free. arithmetic as the kernel."""
+        multiply = _kernels.linear if arithmetic == _kernels.DECODING else _kernels.prompt_linear
+        multiply(x, self.weight, out, arithmetic=arithmetic, n_threads=self._n_threads)
         if self.bias is not None:
             out += self.bias
         return out

@@ -4,7 +4,7 @@ import numpy as np
 
 from deepzig import _kernels
 from deepzig.model.linear import Linear
-from deepzig.model.workspace import Workspace
+from deepzig.model.workspace import Step
 
 
 class MLP:
@@ -14,11 +14,11 @@ class MLP:
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
         self._n_threads = n_threads
 
-    def __call__(self, x: np.ndarray, space: Workspace, out: np.ndarray) -> np.ndarray:
-        """x f32 (T, D) -> out f32 (T, D), returned; the activations are scratch of `space`."""
+    def __call__(self, x: np.ndarray, step: Step, out: np.ndarray) -> np.ndarray:
+        """x f32 (T, D) -> out f32 (T, D), returned; the activations are scratch of the step."""
         intermediate = self.gate_proj.out_features
-        gate, up = space.gate[:, :intermediate], space.up[:, :intermediate]
-        self.gate_proj(x, gate, space.products)
-        self.up_proj(x, up, space.products)
+        gate, up = step.space.gate[:, :intermediate], step.space.up[:, :intermediate]
+        self.gate_proj(x, gate, step.arithmetic)
+        self.up_proj(x, up, step.arithmetic)
         _kernels.swiglu(gate, up, gate, n_threads=self._n_threads)
-        return self.down_proj(gate, out, space.products)
+        return self.down_proj(gate, out, step.arithmetic)

@@ -7,7 +7,7 @@ from deepzig._kernels.weight import ExpertWeights
 from deepzig.config import ModelConfig
 from deepzig.model.linear import Linear
 from deepzig.model.mlp import MLP
-from deepzig.model.workspace import Workspace
+from deepzig.model.workspace import Step, Workspace
 
 
 class MoE:
@@ -29,10 +29,11 @@ class MoE:
         self._config = config
         self._n_threads = n_threads
 
-    def __call__(self, x: np.ndarray, space: Workspace, out: np.ndarray) -> np.ndarray:
+    def __call__(self, x: np.ndarray, step: Step, out: np.ndarray) -> np.ndarray:
         """x f32 (T, D) -> out f32 (T, D), returned."""
+        space = step.space
         self._route(x, space)
-        multiply = _kernels.experts if space.products == _kernels.DECODING else _kernels.prompt_experts
+        multiply = _kernels.experts if step.arithmetic == _kernels.DECODING else _kernels.prompt_experts
         multiply(
             x,
             space.topk_idx,
@@ -40,11 +41,11 @@ class MoE:
             self.experts,
             space.expert_scratch,
             out,
-            products=space.products,
+            arithmetic=step.arithmetic,
             n_threads=self._n_threads,
         )
         if self.shared_experts is not None:
-            out += self.shared_experts(x, space, space.shared_out)
+            out += self.shared_experts(x, step, space.shared_out)
         return out
 
     def _route(self, x: np.ndarray, space: Workspace) -> None:

@@ -53,9 +53,9 @@ class AttentionScratch:
 
 
 class Workspace:
-    """Arrays for steps of n_rows new tokens, and how activations are given to products (`_kernels.linear`)."""
+    """Arrays for steps of n_rows new tokens."""
 
-    def __init__(self, config: ModelConfig, n_rows: int, products: int, attention_scratch: AttentionScratch) -> None:
+    def __init__(self, config: ModelConfig, n_rows: int, attention_scratch: AttentionScratch) -> None:
         def floats(*shape: int) -> np.ndarray:
             array = aligned_floats(*shape)
             self.nbytes += array.nbytes
@@ -65,7 +65,6 @@ class Workspace:
         shared = config.n_shared_experts * config.moe_intermediate_size
         dense = config.intermediate_size
         self.nbytes = 0  # of all arrays of floats, in proportion to n_rows
-        self.products = products
         self.attention_scratch = attention_scratch  # shared with other workspaces
         self.hidden = floats(n_rows, config.hidden_size)  # (T, D) residual stream
         self.normed = floats(n_rows, config.hidden_size)  # (T, D)
@@ -101,5 +100,6 @@ class Step:
     cos: np.ndarray  # f32 (T, P / 2), of the rows' positions
     sin: np.ndarray  # f32 (T, P / 2)
     form: str  # of attention, "absorbed" or "expanded"
+    arithmetic: int  # of products, DECODING, EXACT or FAST (`_kernels.linear`)
     cache: LatentCache
     space: Workspace

@@ -55,7 +55,7 @@ def test_cache_of_v3_in_both_dtypes() -> None:
 def test_work_holds_the_workspaces_of_a_prompt_and_of_decoding(name: str) -> None:
     config = ModelConfig.from_directory(PUBLISHED / name)
     scratch = AttentionScratch(config)
-    both = Workspace(config, PREFILL_CHUNK, 3, scratch).nbytes + Workspace(config, 64, 0, scratch).nbytes
+    both = Workspace(config, PREFILL_CHUNK, scratch).nbytes + Workspace(config, 64, scratch).nbytes
     assert both < work_bytes(config) < 2 * both
 
 
@@ -118,6 +118,6 @@ def test_what_fits_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_arrays_of_a_workspace_begin_with_a_cache_line() -> None:
-    space = Workspace(STORIES, 3, 0, AttentionScratch(STORIES))
+    space = Workspace(STORIES, 3, AttentionScratch(STORIES))
     arrays = (space.normed, space.q, space.o, space.gate, space.expert_scratch)
     assert [array.ctypes.data % 64 for array in arrays] == [0] * 5

@@ -44,12 +44,12 @@ def inputs(
 
 @every_implementation_but("mla_prefill", "reference")
 @pytest.mark.parametrize("sizes", [(4, 32, 16, 48), (3, 5, 6, 7)])
-@pytest.mark.parametrize("products", [DECODING, FAST])
+@pytest.mark.parametrize("arithmetic", [DECODING, FAST])
 def test_a_row_does_not_depend_on_its_neighbours(
-    function: Callable[..., None], sizes: tuple[int, int, int, int], products: int
+    function: Callable[..., None], sizes: tuple[int, int, int, int], arithmetic: int
 ) -> None:
     query, kv, k_pe = inputs(np.random.default_rng(51), 140, 900, *sizes)
-    rounded = partial(function, products=products)
+    rounded = partial(function, arithmetic=arithmetic)
     for tile in (64, 700):
         together = attend(rounded, query, kv, k_pe, 760, tile)
         for t in range(0, 140, 3):
@@ -58,15 +58,15 @@ def test_a_row_does_not_depend_on_its_neighbours(
 
 
 @every_implementation("mla_prefill")
-@pytest.mark.parametrize("products", [FAST, EXACT])
-def test_roundings_of_prompts(function: Callable[..., None], products: int) -> None:
+@pytest.mark.parametrize("arithmetic", [FAST, EXACT])
+def test_roundings_of_prompts(function: Callable[..., None], arithmetic: int) -> None:
     """Beside the reference, in parts of the weighted sum of magnitudes: that of one rounding, or of float32."""
-    tolerance = 1e-2 if products == FAST else 1e-5
+    tolerance = 1e-2 if arithmetic == FAST else 1e-5
     for case, (given, magnitudes) in enumerate(
         zip(agreement.cases("mla_prefill"), agreement.cases("mla_prefill"), strict=True)
     ):
         *_, running_max, running_sum, out = given
-        function(*given, products=products, n_threads=1)
+        function(*given, arithmetic=arithmetic, n_threads=1)
         expected = agreement.expected_of("mla_prefill")[case]
         value_dim = out.shape[2]
         magnitudes[1][:, :, -value_dim:] = abs(magnitudes[1][:, :, -value_dim:])
@@ -83,13 +83,13 @@ def test_roundings_of_prompts(function: Callable[..., None], products: int) -> N
 
 @every_implementation("mla_prefill")
 def test_threads_do_not_matter_to_roundings(function: Callable[..., None]) -> None:
-    agreement.check_threads_do_not_matter("mla_prefill", partial(function, products=FAST))
+    agreement.check_threads_do_not_matter("mla_prefill", partial(function, arithmetic=FAST))
 
 
 @every_implementation_but("mla_prefill", "reference")
-@pytest.mark.parametrize("products", [DECODING, FAST])
-def test_nan_and_infinity_reach_the_queries_that_see_them(function: Callable[..., None], products: int) -> None:
-    rounded = partial(function, products=products)
+@pytest.mark.parametrize("arithmetic", [DECODING, FAST])
+def test_nan_and_infinity_reach_the_queries_that_see_them(function: Callable[..., None], arithmetic: int) -> None:
+    rounded = partial(function, arithmetic=arithmetic)
     for special in (np.nan, np.inf):
         query, kv, k_pe = inputs(np.random.default_rng(54), 80, 80, 2, 16, 16, 40)
         expected = attend(rounded, query, kv, k_pe, 0, tile=80)
@@ -118,10 +118,10 @@ def test_tiles_against_the_whole_softmax(function: Callable[..., None], tile: in
 
 
 @every_implementation("mla_prefill")
-@pytest.mark.parametrize("products", [DECODING, FAST])
-def test_keys_ahead_of_a_query_do_not_reach_it(function: Callable[..., None], products: int) -> None:
+@pytest.mark.parametrize("arithmetic", [DECODING, FAST])
+def test_keys_ahead_of_a_query_do_not_reach_it(function: Callable[..., None], arithmetic: int) -> None:
     query, kv, k_pe = inputs(np.random.default_rng(53), 6, 12, 2, 16, 16, 32)
-    rounded = partial(function, products=products)
+    rounded = partial(function, arithmetic=arithmetic)
     expected = attend(rounded, query, kv, k_pe, 2, tile=12)
     kv[8:], k_pe[8:] = 1e30, 1e30
     np.testing.assert_array_equal(attend(rounded, query, kv, k_pe, 2, tile=12), expected)
