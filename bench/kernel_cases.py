@@ -149,10 +149,10 @@ def absorb_query_cases(operands: Operands) -> Iterator[Case]:
         yield _half_of_kv_b_proj(operands, "absorb_query", name, NOPE, RANK)
 
 
-def expand_value_cases(operands: Operands) -> Iterator[Case]:
+def absorb_value_cases(operands: Operands) -> Iterator[Case]:
     """One row of V2-Lite."""
     for name in FORMATS:
-        yield _half_of_kv_b_proj(operands, "expand_value", name, RANK, VALUE)
+        yield _half_of_kv_b_proj(operands, "absorb_value", name, RANK, VALUE)
 
 
 def _half_of_kv_b_proj(operands: Operands, stem: str, name: str, n_in: int, n_out: int) -> Case:
@@ -170,7 +170,7 @@ def mla_decode_cases(operands: Operands) -> Iterator[Case]:
 
 def _mla_decode_case(operands: Operands, n_heads: int, dtype: str) -> Case:
     length, page_size, width = 4096, 64, RANK + ROPE
-    query, out = operands.floats(1, n_heads, width), aligned_floats(1, n_heads, RANK)
+    q_latent, out = operands.floats(1, n_heads, width), aligned_floats(1, n_heads, RANK)
     scratch = aligned_floats(mla_scratch_size(1, n_heads, RANK, length))
     block_tables = np.arange(length // page_size, dtype=np.int32)[None]
     row_sequence, lengths = np.zeros(1, np.int32), np.array([length], np.int32)
@@ -180,7 +180,7 @@ def _mla_decode_case(operands: Operands, n_heads: int, dtype: str) -> Case:
         if dtype == "int8":
             pages = np.clip(np.rint(30 * pages), -127, 127).astype(np.int8)
         scales = np.full(pages.shape[:2], 1 / 30, np.float32) if dtype == "int8" else None
-        return query, pages, scales, block_tables, row_sequence, lengths, 0.05, scratch, out
+        return q_latent, pages, scales, block_tables, row_sequence, lengths, 0.05, scratch, out
 
     return rotated("mla_decode", f"{n_heads} heads, {length} rows of {dtype}", make)
 
@@ -188,10 +188,10 @@ def _mla_decode_case(operands: Operands, n_heads: int, dtype: str) -> Case:
 def mla_prefill_cases(operands: Operands) -> Iterator[Case]:
     """A prompt over the tile of its own keys, and over an earlier one."""
     for first_query in (0, PROMPT):
-        query, kv = operands.floats(PROMPT, N_HEADS, NOPE + ROPE), operands.floats(PROMPT, N_HEADS, NOPE + VALUE)
+        q, kv = operands.floats(PROMPT, N_HEADS, NOPE + ROPE), operands.floats(PROMPT, N_HEADS, NOPE + VALUE)
         highest, total = np.full((PROMPT, N_HEADS), -np.inf, np.float32), np.zeros((PROMPT, N_HEADS), np.float32)
         out = np.zeros((PROMPT, N_HEADS, VALUE), np.float32)
-        arguments = (query, kv, operands.floats(PROMPT, ROPE), first_query, 0, 0.07, highest, total, out)
+        arguments = (q, kv, operands.floats(PROMPT, ROPE), first_query, 0, 0.07, highest, total, out)
         shown = f"{N_HEADS} heads, {PROMPT} x {PROMPT}{'' if first_query else ', causal'}"
         yield Case("mla_prefill", shown, [arguments])
         if ACTIVE["mla_prefill"].endswith(("amx", "bf16")):
@@ -274,7 +274,7 @@ CASES: dict[str, Callable[[Operands], Iterator[Case]]] = {
     "experts": experts_cases,
     "absorb_query": absorb_query_cases,
     "mla_decode": mla_decode_cases,
-    "expand_value": expand_value_cases,
+    "absorb_value": absorb_value_cases,
     "mla_prefill": mla_prefill_cases,
     "expert_gate": expert_gate_cases,
     "rms_norm": rms_norm_cases,

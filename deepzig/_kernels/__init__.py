@@ -23,8 +23,8 @@ from deepzig._kernels._pick import (
 from deepzig._kernels.weight import DECODING, EXACT, FAST
 
 absorb_query = pick("absorb_query")
+absorb_value = pick("absorb_value")
 dequantize = pick("dequantize")
-expand_value = pick("expand_value")
 expert_gate = pick("expert_gate")
 experts = pick("experts")
 linear = pick("linear")
@@ -53,9 +53,9 @@ __all__ = [
     "Kernel",
     "KernelRow",
     "absorb_query",
+    "absorb_value",
     "build_report",
     "dequantize",
-    "expand_value",
     "expert_gate",
     "experts",
     "highest_isa",

@@ -1,4 +1,4 @@
-/* Products of weight rows with any number of float rows: `dot_block`, called by linear, experts and expand_value.
+/* Products of weight rows with any number of float rows: `dot_block`, called by linear, experts and absorb_value.
  *
  * Few x rows meet weights that are decoded on the way (tiles.h). For many, blocks of decoded weights pass all of them.
  * Both add up in the order that tiles.h states, so that a product does not depend on which was taken.

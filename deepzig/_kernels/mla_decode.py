@@ -27,7 +27,7 @@ def scratch_size(n_rows: int, n_heads: int, latent_rank: int, longest: int) -> i
 
 
 def reference(
-    query: np.ndarray,
+    q_latent: np.ndarray,
     pages: np.ndarray,
     scales: np.ndarray | None,
     block_tables: np.ndarray,
@@ -40,7 +40,7 @@ def reference(
     n_threads: int,
 ) -> None:
     """
-    query f32 (T, H, R + P): W_UK-absorbed q_nope beside the rotated q_pe; C-contiguous
+    q_latent f32 (T, H, R + P): W_UK-absorbed q_nope beside the rotated q_pe; C-contiguous
     pages f32 or i8 (n_pages, page_size, R + P), C-contiguous
     scales f32 (n_pages, page_size), C-contiguous, one a row of i8 pages; None for f32 pages
     block_tables i32 (B, blocks); row_sequence i32 (T,), row of block_tables; lengths i32 (T,), visible rows, >= 1
@@ -52,7 +52,7 @@ def reference(
         latent = pages[blocks].reshape(-1, pages.shape[2])[:length]  # (S, R + P)
         if scales is not None:
             latent = latent.astype(np.float32) * scales[blocks].reshape(-1, 1)[:length]
-        scores = softmax_scale * (query[row] @ latent.T)  # (H, S)
+        scores = softmax_scale * (q_latent[row] @ latent.T)  # (H, S)
         probs = np.exp(scores - scores.max(axis=1, keepdims=True))
         out[row] = (probs / probs.sum(axis=1, keepdims=True)) @ latent[:, :rank]
 
@@ -73,14 +73,14 @@ def cases(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
             for lengths in ([1], [longest, 1, page_size, page_size + 1, longest - 1]):
                 visible = np.array(lengths, np.int32)
                 row_sequence = (np.arange(len(lengths)) % 2).astype(np.int32)
-                query = rng.standard_normal((len(lengths), n_heads, rank + rope_dim), np.float32)
+                q_latent = rng.standard_normal((len(lengths), n_heads, rank + rope_dim), np.float32)
                 scratch = np.empty(scratch_size(len(lengths), n_heads, rank, longest), np.float32)
                 out = np.empty((len(lengths), n_heads, rank), np.float32)
-                yield query, pages, row_scales, tables, row_sequence, visible, 0.05, scratch, out
+                yield q_latent, pages, row_scales, tables, row_sequence, visible, 0.05, scratch, out
 
 
 def cost(
-    query: np.ndarray,
+    q_latent: np.ndarray,
     pages: np.ndarray,
     scales: np.ndarray | None,
     block_tables: np.ndarray,
@@ -92,7 +92,7 @@ def cost(
 ) -> tuple[int, int]:
     """(bytes moved, floating-point operations)."""
     visible = int(lengths.sum())
-    width, rank = query.shape[2], out.shape[2]
+    width, rank = q_latent.shape[2], out.shape[2]
     row_bytes = width * pages.itemsize + (0 if scales is None else scales.itemsize)
-    moved = visible * row_bytes + query.nbytes + out.nbytes
-    return moved, 2 * visible * query.shape[1] * (width + rank)
+    moved = visible * row_bytes + q_latent.nbytes + out.nbytes
+    return moved, 2 * visible * q_latent.shape[1] * (width + rank)

@@ -39,7 +39,7 @@ cdef extern from "latent_attention.h" nogil:
 
 
 cdef struct Job:
-    const float* query  # (T, H, width)
+    const float* q_latent  # (T, H, width)
     const uint8_t* pages
     const float* scales  # of each row of pages, or NULL
     const int32_t* block_tables
@@ -88,8 +88,8 @@ cdef void attend(Job* job, int64_t t, int64_t chunk, int64_t head, float* own) n
     """One task. own: `latent_space`, and cached rows as floats."""
     cdef int64_t last = min((chunk + 1) * CHUNK, job.lengths[t]), s = chunk * CHUNK, count, j, r
     cdef int64_t n_heads = min(job.task_heads, job.n_heads - head), width = padded(job.width), rank = padded(job.rank)
-    cdef LatentHeads heads = latent_heads(job.query + (t * job.n_heads + head) * job.width, n_heads, job.width, width, rank,
-                                          job.softmax_scale, own)
+    cdef LatentHeads heads = latent_heads(job.q_latent + (t * job.n_heads + head) * job.width, n_heads, job.width, width,
+                                          rank, job.softmax_scale, own)
     cdef float* copy = own + latent_space(width, rank)
     cdef const float* rows
     cdef const float* next
@@ -165,12 +165,12 @@ cdef int check_tables(const Job* job, int64_t n_pages, int64_t n_sequences) exce
     return 0
 
 
-def mla_decode(cnp.ndarray query not None, cnp.ndarray pages not None, cnp.ndarray scales,
+def mla_decode(cnp.ndarray q_latent not None, cnp.ndarray pages not None, cnp.ndarray scales,
                cnp.ndarray block_tables not None, cnp.ndarray row_sequence not None, cnp.ndarray lengths not None,
                float softmax_scale, cnp.ndarray scratch not None, cnp.ndarray out not None, *, int n_threads):
     cdef Job job
     cdef int64_t longest = 0, t
-    need_array(query, "query", cnp.NPY_FLOAT32, 3, 3)
+    need_array(q_latent, "q_latent", cnp.NPY_FLOAT32, 3, 3)
     if scales is None:
         need_array(pages, "pages", cnp.NPY_FLOAT32, 3, 3)
         job.page_format, job.scales = F32, NULL
@@ -185,8 +185,8 @@ def mla_decode(cnp.ndarray query not None, cnp.ndarray pages not None, cnp.ndarr
     need_array(lengths, "lengths", cnp.NPY_INT32, 1, 1)
     need_output(scratch, "scratch", cnp.NPY_FLOAT32, 1, 1)
     need_output(out, "out", cnp.NPY_FLOAT32, 3, 3)
-    job.n_rows, job.n_heads, job.width = cnp.PyArray_DIM(query, 0), cnp.PyArray_DIM(query, 1), cnp.PyArray_DIM(query, 2)
-    job.rank = cnp.PyArray_DIM(out, 2)
+    job.n_rows, job.n_heads = cnp.PyArray_DIM(q_latent, 0), cnp.PyArray_DIM(q_latent, 1)
+    job.width, job.rank = cnp.PyArray_DIM(q_latent, 2), cnp.PyArray_DIM(out, 2)
     if job.rank > job.width:
         raise ValueError(f"out has {job.rank} numbers a head, more than the {job.width} of a cached row")
     need_size(pages, "pages", 2, job.width)
@@ -194,7 +194,7 @@ def mla_decode(cnp.ndarray query not None, cnp.ndarray pages not None, cnp.ndarr
     need_size(lengths, "lengths", 0, job.n_rows)
     need_size(out, "out", 0, job.n_rows)
     need_size(out, "out", 1, job.n_heads)
-    job.query, job.scratch, job.out = floats(query), floats(scratch), floats(out)
+    job.q_latent, job.scratch, job.out = floats(q_latent), floats(scratch), floats(out)
     job.pages = <const uint8_t*>cnp.PyArray_DATA(pages)
     job.block_tables = <const int32_t*>cnp.PyArray_DATA(block_tables)
     job.row_sequence = <const int32_t*>cnp.PyArray_DATA(row_sequence)

@@ -16,7 +16,7 @@ from deepzig._kernels.weight import Weight
 @jit()
 def _attend_row(
     rows: np.ndarray,
-    query: np.ndarray,
+    q_latent: np.ndarray,
     pages: np.ndarray,
     page_size: int,
     block_table: np.ndarray,
@@ -24,8 +24,8 @@ def _attend_row(
     scale: np.float32,
     out: np.ndarray,
 ) -> None:
-    """Heads of one token, `rows` of query f32 (T H, R + P) and out f32 (T H, R). pages: descriptor of the cache."""
-    width, rank = query.shape[1], out.shape[1]
+    """Heads of one token, `rows` of q_latent f32 (T H, R + P) and out f32 (T H, R). pages: descriptor of the cache."""
+    width, rank = q_latent.shape[1], out.shape[1]
     panel = np.empty((page_size, width), np.float32)
     scores = np.empty((rows.size, page_size), np.float32)
     places = np.arange(rows.size)
@@ -38,7 +38,7 @@ def _attend_row(
         count = min(page_size, length - first)
         start = block_table[first // page_size] * page_size
         cached = floats_of(pages, start, start + count, FROM_0, width, panel)
-        dot_panel(cached, count, query, rows, FROM_0, width, scores, places, FROM_0)
+        dot_panel(cached, count, q_latent, rows, FROM_0, width, scores, places, FROM_0)
         for j in range(rows.size):
             attend(scores[j, :count], scale, cached, softmax[j], out[rows[j]])
     for j in range(rows.size):
@@ -51,7 +51,7 @@ def _rows(
     first: int,
     stop: int,
     n_heads: int,
-    query: np.ndarray,
+    q_latent: np.ndarray,
     pages: np.ndarray,
     page_size: int,
     block_tables: np.ndarray,
@@ -65,13 +65,13 @@ def _rows(
         t = first // n_heads
         last = min((t + 1) * n_heads, stop)
         _attend_row(
-            np.arange(first, last), query, pages, page_size, block_tables[row_sequence[t]], lengths[t], scale, out
+            np.arange(first, last), q_latent, pages, page_size, block_tables[row_sequence[t]], lengths[t], scale, out
         )
         first = last
 
 
 def mla_decode(
-    query: np.ndarray,
+    q_latent: np.ndarray,
     pages: np.ndarray,
     scales: np.ndarray | None,
     block_tables: np.ndarray,
@@ -83,8 +83,8 @@ def mla_decode(
     *,
     n_threads: int,
 ) -> None:
-    need(query, "query", np.float32, None, None, None)
-    n_rows, n_heads, width = query.shape
+    need(q_latent, "q_latent", np.float32, None, None, None)
+    n_rows, n_heads, width = q_latent.shape
     cached = _cached_rows(pages, scales, width)
     need(block_tables, "block_tables", np.int32, None, None)
     need(row_sequence, "row_sequence", np.int32, n_rows)
@@ -96,7 +96,7 @@ def mla_decode(
     if scratch.size < scratch_size(n_rows, n_heads, rank, int(lengths.max(initial=0))):
         raise ValueError(f"scratch has {scratch.size} floats, fewer than mla_decode.scratch_size")
     result = packed(out)
-    flat = packed(query).reshape(-1, width), cached.descriptor, pages.shape[1]
+    flat = packed(q_latent).reshape(-1, width), cached.descriptor, pages.shape[1]
     tables = packed(block_tables), packed(row_sequence), packed(lengths)
     threads = threads_for(n_threads, int(lengths.sum()) * n_heads * width)
     scale = np.float32(softmax_scale)

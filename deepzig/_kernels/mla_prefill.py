@@ -23,7 +23,7 @@ TOLERANCE = {"rtol": 0.0, "atol": 5e-5}
 
 
 def reference(
-    query: np.ndarray,
+    q: np.ndarray,
     kv: np.ndarray,
     k_pe: np.ndarray,
     first_query: int,
@@ -37,16 +37,16 @@ def reference(
     n_threads: int,
 ) -> None:
     """
-    query f32 (T, H, N + P); kv f32 (S, H, N + V); k_pe f32 (S, P); all C-contiguous
+    q f32 (T, H, N + P); kv f32 (S, H, N + V); k_pe f32 (S, P); all C-contiguous
     first_query, first_key: positions of the first query and key
     running_max, running_sum f32 (T, H), at first -inf and 0; out f32 (T, H, V), at first 0, not yet divided
     """
     rope_dim = k_pe.shape[1]
-    nope = query.shape[2] - rope_dim
-    scores = np.einsum("thn,shn->ths", query[:, :, :nope], kv[:, :, :nope])
-    scores += np.einsum("thp,sp->ths", query[:, :, nope:], k_pe)
+    nope = q.shape[2] - rope_dim
+    scores = np.einsum("thn,shn->ths", q[:, :, :nope], kv[:, :, :nope])
+    scores += np.einsum("thp,sp->ths", q[:, :, nope:], k_pe)
     scores *= np.float32(softmax_scale)
-    visible = first_key + np.arange(len(kv))[None] <= first_query + np.arange(len(query))[:, None]  # (T, S)
+    visible = first_key + np.arange(len(kv))[None] <= first_query + np.arange(len(q))[:, None]  # (T, S)
     scores = np.where(visible[:, None], scores, np.float32(-np.inf))
     new_max = np.maximum(running_max, scores.max(axis=2))
     shift = np.where(np.isfinite(new_max), new_max, 0)
@@ -61,7 +61,7 @@ def cases(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
     """A first tile, a later tile that all queries see, one that some do not see; odd sizes."""
     for n_heads, nope, rope_dim, value_dim in ((4, 32, 16, 48), (2, 128, 64, 128), (3, 5, 6, 7)):
         for n_rows, n_keys, first_query, first_key in ((1, 1, 0, 0), (37, 37, 0, 0), (5, 64, 64, 0), (70, 40, 10, 20)):
-            query = rng.standard_normal((n_rows, n_heads, nope + rope_dim), np.float32)
+            q = rng.standard_normal((n_rows, n_heads, nope + rope_dim), np.float32)
             kv = rng.standard_normal((n_keys, n_heads, nope + value_dim), np.float32)
             k_pe = rng.standard_normal((n_keys, rope_dim), np.float32)
             running_max = rng.standard_normal((n_rows, n_heads), np.float32)
@@ -69,11 +69,11 @@ def cases(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
             out = rng.standard_normal((n_rows, n_heads, value_dim), np.float32)
             if first_key == 0:
                 running_max[:], running_sum[:], out[:] = -np.inf, 0, 0
-            yield query, kv, k_pe, first_query, first_key, 0.1, running_max, running_sum, out
+            yield q, kv, k_pe, first_query, first_key, 0.1, running_max, running_sum, out
 
 
 def cost(
-    query: np.ndarray,
+    q: np.ndarray,
     kv: np.ndarray,
     k_pe: np.ndarray,
     first_query: int,
@@ -84,6 +84,6 @@ def cost(
     out: np.ndarray,
 ) -> tuple[int, int]:
     """(bytes moved, floating-point operations), causal half counted."""
-    visible = sum(min(len(kv), max(0, first_query + t - first_key + 1)) for t in range(len(query)))
-    flops = 2 * visible * query.shape[1] * (query.shape[2] + out.shape[2])
-    return kv.nbytes + k_pe.nbytes + query.nbytes + 2 * out.nbytes, flops
+    visible = sum(min(len(kv), max(0, first_query + t - first_key + 1)) for t in range(len(q)))
+    flops = 2 * visible * q.shape[1] * (q.shape[2] + out.shape[2])
+    return kv.nbytes + k_pe.nbytes + q.nbytes + 2 * out.nbytes, flops

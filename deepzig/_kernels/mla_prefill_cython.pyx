@@ -40,7 +40,7 @@ cdef extern from "attention.h" nogil:
 
 
 cdef struct Job:
-    const float* query  # (T, H, nope + rope_dim)
+    const float* q  # (T, H, nope + rope_dim)
     const float* kv  # (S, H, nope + value_dim)
     const float* k_pe  # (S, rope_dim)
     float* running_max  # (T, H)
@@ -82,26 +82,26 @@ cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
             at = t * job.n_heads + head
             queries.rows, queries.visible = min(ATTENTION_QUERIES, stop - t), job.ahead + t - first
             queries.next = stop - t - queries.rows
-            queries.query, queries.out = job.query + at * queries.size, job.out + at * job.value_dim
+            queries.query, queries.out = job.q + at * queries.size, job.out + at * job.value_dim
             queries.running_max, queries.running_sum = job.running_max + at, job.running_sum + at
             attend(&queries, &packed)
             t += ATTENTION_QUERIES
         first += packed.most_keys
 
 
-def mla_prefill(cnp.ndarray query not None, cnp.ndarray kv not None, cnp.ndarray k_pe not None, int64_t first_query,
+def mla_prefill(cnp.ndarray q not None, cnp.ndarray kv not None, cnp.ndarray k_pe not None, int64_t first_query,
                 int64_t first_key, float softmax_scale, cnp.ndarray running_max not None,
                 cnp.ndarray running_sum not None, cnp.ndarray out not None, *, int arithmetic=0, int n_threads):
     cdef Job job
-    need_array(query, "query", cnp.NPY_FLOAT32, 3, 3)
+    need_array(q, "q", cnp.NPY_FLOAT32, 3, 3)
     need_array(kv, "kv", cnp.NPY_FLOAT32, 3, 3)
     need_array(k_pe, "k_pe", cnp.NPY_FLOAT32, 2, 2)
     need_output(running_max, "running_max", cnp.NPY_FLOAT32, 2, 2)
     need_output(running_sum, "running_sum", cnp.NPY_FLOAT32, 2, 2)
     need_output(out, "out", cnp.NPY_FLOAT32, 3, 3)
-    job.n_rows, job.n_heads = cnp.PyArray_DIM(query, 0), cnp.PyArray_DIM(query, 1)
+    job.n_rows, job.n_heads = cnp.PyArray_DIM(q, 0), cnp.PyArray_DIM(q, 1)
     job.n_keys, job.rope_dim = cnp.PyArray_DIM(k_pe, 0), cnp.PyArray_DIM(k_pe, 1)
-    job.nope, job.value_dim = cnp.PyArray_DIM(query, 2) - job.rope_dim, cnp.PyArray_DIM(out, 2)
+    job.nope, job.value_dim = cnp.PyArray_DIM(q, 2) - job.rope_dim, cnp.PyArray_DIM(out, 2)
     need_size(kv, "kv", 0, job.n_keys)
     need_size(kv, "kv", 1, job.n_heads)
     need_size(kv, "kv", 2, job.nope + job.value_dim)
@@ -110,7 +110,7 @@ def mla_prefill(cnp.ndarray query not None, cnp.ndarray kv not None, cnp.ndarray
         need_size(array, name, 1, job.n_heads)
     if job.nope < 0:
         raise ValueError(f"k_pe is wider than a query: {job.rope_dim}")
-    job.query, job.kv, job.k_pe = floats(query), floats(kv), floats(k_pe)
+    job.q, job.kv, job.k_pe = floats(q), floats(kv), floats(k_pe)
     job.running_max, job.running_sum, job.out = floats(running_max), floats(running_sum), floats(out)
     job.ahead = first_query - first_key + 1
     job.softmax_scale = softmax_scale

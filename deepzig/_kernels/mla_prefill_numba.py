@@ -32,7 +32,7 @@ def _pack(h: int, n_keys: int, kv: np.ndarray, k_pe: np.ndarray, keys: np.ndarra
 def _rows(
     first: int,
     stop: int,
-    query: np.ndarray,
+    q: np.ndarray,
     kv: np.ndarray,
     k_pe: np.ndarray,
     ahead: int,
@@ -43,11 +43,11 @@ def _rows(
 ) -> None:
     """first, stop count queries of all heads, head by head. Query t sees the keys before ahead + t.
 
-    query f32 (T H, N + P), kv f32 (S, H, N + V), k_pe f32 (S, P), running_max, running_sum f32 (T H,), out f32 (T H, V)
+    q f32 (T H, N + P), kv f32 (S, H, N + V), k_pe f32 (S, P), running_max, running_sum f32 (T H,), out f32 (T H, V)
     """
     n_keys, n_heads = kv.shape[:2]
-    n_rows = query.shape[0] // n_heads
-    keys = np.empty((n_keys, query.shape[1]), np.float32)
+    n_rows = q.shape[0] // n_heads
+    keys = np.empty((n_keys, q.shape[1]), np.float32)
     values = np.empty((n_keys, out.shape[1]), np.float32)
     scores = np.empty((QUERY_BLOCK, n_keys), np.float32)
     softmax = np.empty(2, np.float32)
@@ -61,7 +61,7 @@ def _rows(
             packed_head = h
         rows = np.arange(t * n_heads + h, (t + count) * n_heads, n_heads)
         most = min(ahead + t + count - 1, n_keys)
-        dot_panel(keys, most, query, rows, FROM_0, keys.shape[1], scores, places, FROM_0)
+        dot_panel(keys, most, q, rows, FROM_0, keys.shape[1], scores, places, FROM_0)
         for j in range(count):
             visible, row = min(ahead + t + j, n_keys), rows[j]
             if visible > 0:
@@ -72,7 +72,7 @@ def _rows(
 
 
 def mla_prefill(
-    query: np.ndarray,
+    q: np.ndarray,
     kv: np.ndarray,
     k_pe: np.ndarray,
     first_query: int,
@@ -85,8 +85,8 @@ def mla_prefill(
     arithmetic: int = DECODING,
     n_threads: int,
 ) -> None:
-    need(query, "query", np.float32, None, None, None)
-    n_rows, n_heads, width = query.shape
+    need(q, "q", np.float32, None, None, None)
+    n_rows, n_heads, width = q.shape
     need(k_pe, "k_pe", np.float32, None, None)
     need_output(out, "out", n_rows, n_heads, None)
     n_keys, rope_dim = k_pe.shape
@@ -99,8 +99,8 @@ def mla_prefill(
     outputs = running_max, running_sum, out
     results = [packed(array) for array in outputs]
     flat = results[0].reshape(-1), results[1].reshape(-1), results[2].reshape(-1, value_dim)
-    threads = threads_for(n_threads, query.size * n_keys)
-    inputs = packed(query).reshape(-1, width), packed(kv), packed(k_pe)
+    threads = threads_for(n_threads, q.size * n_keys)
+    inputs = packed(q).reshape(-1, width), packed(kv), packed(k_pe)
     positions = first_query - first_key + 1, np.float32(softmax_scale)
     run_rows(_rows, n_rows * n_heads, threads, *inputs, *positions, *flat)
     for array, result in zip(outputs, results, strict=True):

@@ -87,13 +87,13 @@ class Attention:
         """space.o f32 (T, H, V) by way of the latent space."""
         rows, space = step.rows, step.space
         weight = self.kv_b_proj.weight
-        _kernels.absorb_query(space.q_nope, weight, space.query_c_kv, n_threads=self._n_threads)
-        space.query_k_pe[...] = space.q_pe
+        _kernels.absorb_query(space.q_nope, weight, space.q_latent_nope, n_threads=self._n_threads)
+        space.q_latent_pe[...] = space.q_pe
         at_a_time, scratch = space.attention_scratch.for_decoding(rows.n_rows, rows.longest)
         for first in range(0, rows.n_rows, at_a_time):
             part = slice(first, first + at_a_time)
             _kernels.mla_decode(
-                space.query[part],
+                space.q_latent[part],
                 *step.cache.layer_rows(self._cache_layer),
                 rows.block_tables,
                 rows.row_sequence[part],
@@ -103,7 +103,7 @@ class Attention:
                 space.o_latent[part],
                 n_threads=self._n_threads,
             )
-        _kernels.expand_value(space.o_latent, weight, space.o, n_threads=self._n_threads)
+        _kernels.absorb_value(space.o_latent, weight, space.o, n_threads=self._n_threads)
 
     def _attend_expanded(self, step: Step) -> None:
         """space.o f32 (T, H, V) by keys and values, sequence by sequence."""

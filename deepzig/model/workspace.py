@@ -76,8 +76,8 @@ class Workspace:
         self.latent = floats(n_rows, config.latent_dim)  # (T, R + P)
         self.c_kv = self.latent[:, :rank]  # (T, R), a view as the next
         self.k_pe = self.latent[:, None, rank:]  # (T, 1, P)
-        self.query = floats(n_rows, heads, config.latent_dim)  # (T, H, R + P), absorbed form
-        self.query_c_kv, self.query_k_pe = np.split(self.query, [rank], axis=2)  # (T, H, R), (T, H, P), views
+        self.q_latent = floats(n_rows, heads, config.latent_dim)  # (T, H, R + P), absorbed form
+        self.q_latent_nope, self.q_latent_pe = np.split(self.q_latent, [rank], axis=2)  # (T, H, R), (T, H, P), views
         self.o_latent = floats(n_rows, heads, rank)  # (T, H, R), absorbed form
         self.o = floats(n_rows, heads, config.v_head_dim)  # (T, H, V)
         self.o_flat = self.o.reshape(n_rows, -1)  # (T, H V), a view

@@ -49,7 +49,7 @@ def test_reads_read_only_memory_maps(stem: str, function: Callable[..., None], t
     agreement.check_read_only_maps(stem, function, tmp_path)
 
 
-@pytest.mark.parametrize("stem", ["absorb_query", "dequantize", "expand_value", "experts", "linear"])
+@pytest.mark.parametrize("stem", ["absorb_query", "absorb_value", "dequantize", "experts", "linear"])
 def test_compiled_kernels_refuse_what_describes_no_matrix(stem: str) -> None:
     """They read where a descriptor says."""
     no_weight = SimpleNamespace(descriptor=np.zeros(9, np.int64), descriptors=np.zeros((1, 3, 9), np.int64))

@@ -26,7 +26,7 @@ def wider_than_a_row(out: np.ndarray) -> np.ndarray:
 
 def attend(
     function: Callable[..., None],
-    query: np.ndarray,
+    q_latent: np.ndarray,
     pages: np.ndarray,
     tables: np.ndarray,
     row_sequence: list[int],
@@ -36,11 +36,11 @@ def attend(
     scales: np.ndarray | None = None,
 ) -> np.ndarray:
     """f32 (T, H, R); softmax_scale 0.1."""
-    n_rows, n_heads = query.shape[:2]
+    n_rows, n_heads = q_latent.shape[:2]
     scratch = np.full(scratch_size(n_rows, n_heads, rank, max(lengths)), np.nan, np.float32)
     out = np.empty((n_rows, n_heads, rank), np.float32)
     rows = np.array(row_sequence, np.int32), np.array(lengths, np.int32)
-    function(query, pages, scales, tables, *rows, 0.1, scratch, out, n_threads=n_threads)
+    function(q_latent, pages, scales, tables, *rows, 0.1, scratch, out, n_threads=n_threads)
     return out
 
 
@@ -56,10 +56,10 @@ def test_a_row_does_not_depend_on_its_neighbours(function: Callable[..., None], 
         pages, scales = np.rint(40 * pages).astype(np.int8), rng.uniform(0.01, 0.05, (40, 32)).astype(np.float32)
     tables = rng.permutation(40)[:36].reshape(2, 18).astype(np.int32)
     row_sequence, lengths = [0, 1, 1, 0, 1], [1, 576, 257, 32, 300]
-    query = rng.standard_normal((5, n_heads, 48), np.float32)
-    together = attend(function, query, pages, tables, row_sequence, lengths, 40, scales=scales)
+    q_latent = rng.standard_normal((5, n_heads, 48), np.float32)
+    together = attend(function, q_latent, pages, tables, row_sequence, lengths, 40, scales=scales)
     for t in range(5):
-        one = query[t : t + 1], pages, tables, row_sequence[t:][:1], lengths[t:][:1]
+        one = q_latent[t : t + 1], pages, tables, row_sequence[t:][:1], lengths[t:][:1]
         alone = attend(function, *one, 40, n_threads=1, scales=scales)
         np.testing.assert_array_equal(together[t : t + 1], alone, err_msg=f"row {t}")
 
@@ -71,13 +71,13 @@ def test_large_scores_neither_overflow_nor_vanish(function: Callable[..., None])
     pages[:, :, 20] = -1e5
     pages[..., :16] = np.arange(5 * 64).reshape(5, 64, 1)
     tables = np.array([[4, 2, 0, 1, 3]], np.int32)
-    query = np.zeros((1, 3, 24), np.float32)
-    query[:, :, 20] = 10
+    q_latent = np.zeros((1, 3, 24), np.float32)
+    q_latent[:, :, 20] = 10
     for page, place, row in ((4, 0, 0), (0, 63, 191), (3, 43, 299)):
         marked = pages.copy()
         marked[page, place, 20] = 1e5
         assert tables[0, row // 64] == page
-        out = attend(function, query, marked, tables, [0], [300], 16)
+        out = attend(function, q_latent, marked, tables, [0], [300], 16)
         np.testing.assert_array_equal(out, np.full_like(out, page * 64 + place))
 
 
@@ -87,14 +87,14 @@ def test_int8_rows_are_codes_times_scale(function: Callable[..., None]) -> None:
     rng = np.random.default_rng(43)
     codes = rng.integers(-127, 128, (6, 64, 576)).astype(np.int8)
     scales = rng.uniform(0.001, 0.02, (6, 64)).astype(np.float32)
-    query = rng.standard_normal((2, 5, 576), np.float32)
+    q_latent = rng.standard_normal((2, 5, 576), np.float32)
     tables = np.array([[5, 0, 3, 1, 2]], np.int32)
     floats = codes.astype(np.float32) * scales[:, :, None]
-    expected = attend(function, query, floats, tables, [0, 0], [257, 300], 512)
-    out = attend(function, query, codes, tables, [0, 0], [257, 300], 512, scales=scales)
+    expected = attend(function, q_latent, floats, tables, [0, 0], [257, 300], 512)
+    out = attend(function, q_latent, codes, tables, [0, 0], [257, 300], 512, scales=scales)
     np.testing.assert_allclose(out, expected, rtol=0, atol=2e-6)
     scales[2, 2] = np.nan  # position 258
-    out = attend(function, query, codes, tables, [0, 0], [257, 300], 512, scales=scales)
+    out = attend(function, q_latent, codes, tables, [0, 0], [257, 300], 512, scales=scales)
     assert np.isfinite(out[0]).all() and np.isnan(out[1]).all()
 
 
@@ -103,10 +103,10 @@ def test_rows_beyond_the_length_are_not_read(function: Callable[..., None]) -> N
     """Neither the rest of a page nor pages of block_tables after it, which may be any number."""
     rng = np.random.default_rng(42)
     pages = rng.standard_normal((3, 64, 32), np.float32)
-    query = rng.standard_normal((1, 4, 32), np.float32)
-    expected = attend(function, query, pages, np.array([[2, 0, 1]], np.int32), [0], [100], 24)
+    q_latent = rng.standard_normal((1, 4, 32), np.float32)
+    expected = attend(function, q_latent, pages, np.array([[2, 0, 1]], np.int32), [0], [100], 24)
     pages[0, 36:], pages[1] = np.nan, np.nan
-    out = attend(function, query, pages, np.array([[2, 0, -7]], np.int32), [0], [100], 24)
+    out = attend(function, q_latent, pages, np.array([[2, 0, -7]], np.int32), [0], [100], 24)
     np.testing.assert_array_equal(out, expected)
 
 
@@ -128,7 +128,7 @@ def negative(numbers: np.ndarray) -> np.ndarray:
 
 @every_implementation_but("mla_decode", "reference")
 @wrong_arguments(
-    *wrong_floats("query", 3),
+    *wrong_floats("q_latent", 3),
     ("pages", as_float64),
     ("pages", one_more(2)),
     ("scales", as_float64),

@@ -15,7 +15,7 @@ from .refusals import as_float64, check_refuses, one_more, read_only, wrong_argu
 
 def attend(
     function: Callable[..., None],
-    query: np.ndarray,
+    q: np.ndarray,
     kv: np.ndarray,
     k_pe: np.ndarray,
     first_query: int,
@@ -23,23 +23,23 @@ def attend(
     n_threads: int = 2,
 ) -> np.ndarray:
     """f32 (T, H, V), divided: all keys up to each query, `tile` at a time; softmax_scale 0.1."""
-    n_rows, n_heads, width = query.shape
+    n_rows, n_heads, width = q.shape
     value_dim = kv.shape[2] - width + k_pe.shape[1]
     running_max = np.full((n_rows, n_heads), -np.inf, np.float32)
     running_sum = np.zeros((n_rows, n_heads), np.float32)
     out = np.zeros((n_rows, n_heads, value_dim), np.float32)
     for key in range(0, len(kv), tile):
         tiles = kv[key : key + tile], k_pe[key : key + tile]
-        function(query, *tiles, first_query, key, 0.1, running_max, running_sum, out, n_threads=n_threads)
+        function(q, *tiles, first_query, key, 0.1, running_max, running_sum, out, n_threads=n_threads)
     return out / running_sum[:, :, None]
 
 
 def inputs(
     rng: np.random.Generator, n_rows: int, n_keys: int, n_heads: int, nope: int, rope_dim: int, value_dim: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    query = rng.standard_normal((n_rows, n_heads, nope + rope_dim), np.float32)
+    q = rng.standard_normal((n_rows, n_heads, nope + rope_dim), np.float32)
     kv = rng.standard_normal((n_keys, n_heads, nope + value_dim), np.float32)
-    return query, kv, rng.standard_normal((n_keys, rope_dim), np.float32)
+    return q, kv, rng.standard_normal((n_keys, rope_dim), np.float32)
 
 
 @every_implementation_but("mla_prefill", "reference")
@@ -48,12 +48,12 @@ def inputs(
 def test_a_row_does_not_depend_on_its_neighbours(
     function: Callable[..., None], sizes: tuple[int, int, int, int], arithmetic: int
 ) -> None:
-    query, kv, k_pe = inputs(np.random.default_rng(51), 140, 900, *sizes)
+    q, kv, k_pe = inputs(np.random.default_rng(51), 140, 900, *sizes)
     rounded = partial(function, arithmetic=arithmetic)
     for tile in (64, 700):
-        together = attend(rounded, query, kv, k_pe, 760, tile)
+        together = attend(rounded, q, kv, k_pe, 760, tile)
         for t in range(0, 140, 3):
-            alone = attend(rounded, query[t : t + 1], kv, k_pe, 760 + t, tile, n_threads=1)
+            alone = attend(rounded, q[t : t + 1], kv, k_pe, 760 + t, tile, n_threads=1)
             np.testing.assert_array_equal(together[t : t + 1], alone, err_msg=f"row {t}, tile {tile}")
 
 
@@ -91,11 +91,11 @@ def test_threads_do_not_matter_to_roundings(function: Callable[..., None]) -> No
 def test_nan_and_infinity_reach_the_queries_that_see_them(function: Callable[..., None], arithmetic: int) -> None:
     rounded = partial(function, arithmetic=arithmetic)
     for special in (np.nan, np.inf):
-        query, kv, k_pe = inputs(np.random.default_rng(54), 80, 80, 2, 16, 16, 40)
-        expected = attend(rounded, query, kv, k_pe, 0, tile=80)
-        query[3, 0, 5] = special
+        q, kv, k_pe = inputs(np.random.default_rng(54), 80, 80, 2, 16, 16, 40)
+        expected = attend(rounded, q, kv, k_pe, 0, tile=80)
+        q[3, 0, 5] = special
         kv[40, 1, 16 + 7] = special
-        out = attend(rounded, query, kv, k_pe, 0, tile=80)
+        out = attend(rounded, q, kv, k_pe, 0, tile=80)
         assert np.isnan(out[3, 0]).all()
         assert not np.isfinite(out[40:, 1, 7]).any()
         out[3, 0], out[:, 1, 7] = expected[3, 0], expected[:, 1, 7]
@@ -106,30 +106,30 @@ def test_nan_and_infinity_reach_the_queries_that_see_them(function: Callable[...
 @pytest.mark.parametrize("tile", [1, 7, 64, 300])
 def test_tiles_against_the_whole_softmax(function: Callable[..., None], tile: int) -> None:
     nope, rope_dim, first_query = 24, 8, 150
-    query, kv, k_pe = inputs(np.random.default_rng(52), 130, 280, 3, nope, rope_dim, 20)
+    q, kv, k_pe = inputs(np.random.default_rng(52), 130, 280, 3, nope, rope_dim, 20)
     keys = np.concatenate([kv[:, :, :nope], np.repeat(k_pe[:, None], 3, axis=1)], axis=2).astype(np.float64)
-    scores = 0.1 * np.einsum("thn,shn->ths", query.astype(np.float64), keys)
+    scores = 0.1 * np.einsum("thn,shn->ths", q.astype(np.float64), keys)
     hidden = np.arange(280)[None] > first_query + np.arange(130)[:, None]
     scores[np.repeat(hidden[:, None], 3, axis=1)] = -np.inf
     probs = np.exp(scores - scores.max(axis=2, keepdims=True))
     expected = np.einsum("ths,shv->thv", probs / probs.sum(axis=2, keepdims=True), kv[:, :, nope:])
-    out = attend(function, query, kv, k_pe, first_query, tile)
+    out = attend(function, q, kv, k_pe, first_query, tile)
     np.testing.assert_allclose(out, expected, rtol=0, atol=5e-6)
 
 
 @every_implementation("mla_prefill")
 @pytest.mark.parametrize("arithmetic", [DECODING, FAST])
 def test_keys_ahead_of_a_query_do_not_reach_it(function: Callable[..., None], arithmetic: int) -> None:
-    query, kv, k_pe = inputs(np.random.default_rng(53), 6, 12, 2, 16, 16, 32)
+    q, kv, k_pe = inputs(np.random.default_rng(53), 6, 12, 2, 16, 16, 32)
     rounded = partial(function, arithmetic=arithmetic)
-    expected = attend(rounded, query, kv, k_pe, 2, tile=12)
+    expected = attend(rounded, q, kv, k_pe, 2, tile=12)
     kv[8:], k_pe[8:] = 1e30, 1e30
-    np.testing.assert_array_equal(attend(rounded, query, kv, k_pe, 2, tile=12), expected)
+    np.testing.assert_array_equal(attend(rounded, q, kv, k_pe, 2, tile=12), expected)
 
 
 @every_implementation_but("mla_prefill", "reference")
 @wrong_arguments(
-    *wrong_floats("query", 3),
+    *wrong_floats("q", 3),
     ("kv", as_float64),
     ("kv", one_more(0)),
     ("kv", one_more(1)),

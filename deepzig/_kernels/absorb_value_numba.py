@@ -1,4 +1,4 @@
-"""expand_value with Numba; contract in `expand_value.py`."""
+"""absorb_value with Numba; contract in `absorb_value.py`."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def _heads(first: int, stop: int, matrix: np.ndarray, n_heads: int, o_latent: np
         dot_rows(matrix, last - value_dim, last, o_latent, rows, out, rows, FROM_0)
 
 
-def expand_value(o_latent: np.ndarray, kv_b_proj: Weight, out: np.ndarray, *, n_threads: int) -> None:
+def absorb_value(o_latent: np.ndarray, kv_b_proj: Weight, out: np.ndarray, *, n_threads: int) -> None:
     n_rows, rank = kv_b_proj.shape
     need(o_latent, "o_latent", np.float32, None, None, rank)
     need_output(out, "out", *o_latent.shape[:2], None)

@@ -1,4 +1,4 @@
-"""The kernel expand_value, beyond what `test_contracts` checks of every kernel: `deepzig/_kernels/expand_value.py`."""
+"""The kernel absorb_value, beyond what `test_contracts` checks of every kernel: `deepzig/_kernels/absorb_value.py`."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from .products import decoded
 from .refusals import as_float64, check_refuses, one_more, read_only, wrong_arguments, wrong_floats
 
 
-@every_implementation_but("expand_value", "reference")
+@every_implementation_but("absorb_value", "reference")
 @pytest.mark.parametrize(("n_heads", "nope", "value_dim", "rank"), [(4, 32, 48, 64), (3, 7, 45, 100)])
 def test_a_row_does_not_depend_on_its_neighbours(
     function: Callable[..., None], n_heads: int, nope: int, value_dim: int, rank: int
@@ -27,7 +27,7 @@ def test_a_row_does_not_depend_on_its_neighbours(
         np.testing.assert_array_equal(together, alone, err_msg=weight.format)
 
 
-@every_implementation("expand_value")
+@every_implementation("absorb_value")
 @pytest.mark.parametrize("n_rows", [1, 2, 7, 40])
 def test_many_rows_against_exact_sums(function: Callable[..., None], n_rows: int) -> None:
     rng = np.random.default_rng(32)
@@ -39,7 +39,7 @@ def test_many_rows_against_exact_sums(function: Callable[..., None], n_rows: int
         np.testing.assert_allclose(out, exact, rtol=0, atol=2e-6 * abs(exact).max(), err_msg=weight.format)
 
 
-@every_implementation_but("expand_value", "reference")
+@every_implementation_but("absorb_value", "reference")
 @wrong_arguments(
     *wrong_floats("o_latent", 3),
     ("out", as_float64),
@@ -50,10 +50,10 @@ def test_many_rows_against_exact_sums(function: Callable[..., None], n_rows: int
 def test_wrong_arrays_are_refused(
     function: Callable[..., None], name: str, change: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    check_refuses("expand_value", function, name, change)
+    check_refuses("absorb_value", function, name, change)
 
 
-@every_implementation_but("expand_value", "reference")
+@every_implementation_but("absorb_value", "reference")
 def test_heads_that_do_not_fit_the_weight_are_refused(function: Callable[..., None]) -> None:
     weight = next(random_weights(np.random.default_rng(33), (24, 16)))
     for n_heads, value_dim in ((2, 13), (5, 3), (0, 3)):

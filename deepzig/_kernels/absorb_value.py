@@ -1,4 +1,5 @@
-"""expand_value: attention output, moved from the latent space to the heads (DeepSeek-V2 report, section 2.1.2).
+"""absorb_value: attention output, moved from the latent space to the heads (DeepSeek-V2 report, section 2.1.2), the
+counterpart of `absorb_query`.
 
     out[t, h, v] = sum_r o_latent[t, h, r] * W_UV[h, v, r]
 

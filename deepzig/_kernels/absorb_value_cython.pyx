@@ -1,4 +1,4 @@
-"""Attention output out of the latent space, compiled once per ISA; contract in `expand_value.py`."""
+"""Attention output out of the latent space, compiled once per ISA; contract in `absorb_value.py`."""
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
@@ -55,7 +55,7 @@ cdef void run(Job* job, const float* o_latent, int n_threads) noexcept nogil:
     parallel_for(head_task, job, job.n_heads, n_threads)
 
 
-def expand_value(cnp.ndarray o_latent not None, kv_b_proj not None, cnp.ndarray out not None, *, int n_threads):
+def absorb_value(cnp.ndarray o_latent not None, kv_b_proj not None, cnp.ndarray out not None, *, int n_threads):
     cdef Job job
     need_array(o_latent, "o_latent", cnp.NPY_FLOAT32, 3, 3)
     need_output(out, "out", cnp.NPY_FLOAT32, 3, 3)
