@@ -22,6 +22,6 @@ cdef inline float* floats(cnp.ndarray array) noexcept nogil:
     return <float*>cnp.PyArray_DATA(array)
 
 
-cdef inline int64_t step(cnp.ndarray array, int axis) noexcept nogil:
+cdef inline int64_t stride(cnp.ndarray array, int axis) noexcept nogil:
     """Distance of neighbours along an axis, in elements."""
     return cnp.PyArray_STRIDE(array, axis) // cnp.PyArray_ITEMSIZE(array)

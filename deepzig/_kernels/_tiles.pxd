@@ -18,13 +18,13 @@ cdef extern from "tiles.h" nogil:
     int64_t parts_of(int64_t n, int64_t size)
     int64_t round_up(int64_t n, int64_t size)
     int64_t padded(int64_t k)
-    int64_t copy_step(int64_t k)
+    int64_t copy_stride(int64_t k)
     int FOR_TASK
     int FOR_CALL
     float* thread_floats(int use, int64_t count)
     bint fits_steps(const Matrix* w)
     bint has_nan(const Matrix* w, int64_t first, int64_t last)
-    Matrix float_matrix(const float* values, int64_t n, int64_t k, int64_t row_step)
+    Matrix float_matrix(const float* values, int64_t n, int64_t k, int64_t row_stride)
     void dequantize_row(const Matrix* w, int64_t n, float* out)
     void mix_rows(const Matrix* w, int64_t first, int64_t last, const float** c, int outs, int64_t width, float* out,
                   int64_t out_stride)
@@ -51,7 +51,7 @@ cdef extern from "ways.h" nogil:
     int64_t pack_space(Way way, const Matrix* w)
     void pack_rows(Way way, const Matrix* w, const float** x, int64_t x_rows, uint8_t* packed, float* space)
     int64_t multiply_space(Way way, const Matrix* w, int64_t rows)
-    int64_t row_step(Way way)
+    int64_t row_multiple(Way way)
     bint takes_floats(Way way)
     int64_t rows_of_task(Way way, const Matrix* w, int64_t bytes)
     bint packs(Way way)

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
 
-from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
+from deepzig._kernels._array cimport floats, need_array, need_output, need_size, stride
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._tiles cimport (
     FOR_TASK, Matrix, TILE_X_ROWS, codes_of, dequantize_row, float_matrix, has_nan, fits_steps, matrix_of, mix_rows, padded,
@@ -21,7 +21,7 @@ cdef struct Job:
     Matrix weight
     const float* query
     float* out
-    int64_t n_rows, n_heads, nope, head_rows, query_step, query_head_step, out_step, out_head_step
+    int64_t n_rows, n_heads, nope, head_rows, query_stride, query_head_stride, out_stride, out_head_stride
     bint no_memory
 
 
@@ -52,13 +52,13 @@ cdef void head_task(void* ctx, int64_t head, int thread) noexcept nogil:
         while n < job.nope:
             rows = job.nope if decoded else min(L1_ROWS, job.nope - n)
             for j in range(count):
-                coefficients[j] = job.query + (t + j) * job.query_step + head * job.query_head_step + n
+                coefficients[j] = job.query + (t + j) * job.query_stride + head * job.query_head_stride + n
             if not decoded:  # soon this thread will want the same rows of the next head
                 prefetch_range(codes_of(&matrix, first + n + job.head_rows), rows * matrix.row_bytes)
             mix_rows(&matrix, first + n, first + n + rows, coefficients, <int>count, width, sums, width)
             n += rows
         for j in range(count):
-            memcpy(job.out + (t + j) * job.out_step + head * job.out_head_step, sums + j * width, rank * sizeof(float))
+            memcpy(job.out + (t + j) * job.out_stride + head * job.out_head_stride, sums + j * width, rank * sizeof(float))
         t += count
 
 
@@ -72,8 +72,8 @@ def absorb_query(cnp.ndarray q_nope not None, kv_b_proj not None, cnp.ndarray ou
     need_size(out, "out", 1, job.n_heads)
     need_size(out, "out", 2, job.weight.k)
     job.head_rows = rows_of_head(&job.weight, job.n_heads, job.nope)
-    job.query, job.query_step, job.query_head_step = floats(q_nope), step(q_nope, 0), step(q_nope, 1)
-    job.out, job.out_step, job.out_head_step = floats(out), step(out, 0), step(out, 1)
+    job.query, job.query_stride, job.query_head_stride = floats(q_nope), stride(q_nope, 0), stride(q_nope, 1)
+    job.out, job.out_stride, job.out_head_stride = floats(out), stride(out, 0), stride(out, 1)
     job.no_memory = False
     with nogil:
         parallel_for(head_task, &job, job.n_heads, n_threads)

@@ -174,10 +174,10 @@ INLINE void bf16_multiply(int wide, int terms, int set, const uint16_t *weights,
     else BF16_PRODUCTS(2, 3);
 }
 
-/* sum[16][16] += scale[row * scale_step] * product. */
-INLINE void bf16_collect(float *sum, const float *scale, int64_t scale_step, float (*product)[16]) {
+/* sum[16][16] += scale[row * scale_stride] * product. */
+INLINE void bf16_collect(float *sum, const float *scale, int64_t scale_stride, float (*product)[16]) {
     for (int i = 0; i < 16; i++)
-        vstore(sum + 16 * i, vload(sum + 16 * i) + vset(scale[i * scale_step]) * vload(product[i]));
+        vstore(sum + 16 * i, vload(sum + 16 * i) + vset(scale[i * scale_stride]) * vload(product[i]));
 }
 
 /* sum (1 or 2 blocks, rows, 16): the panel's rows times 16 x rows, or 32 if `wide`. What is multiplied is collected one

@@ -38,7 +38,7 @@ INLINE __mmask16 first_lanes(int64_t count) {
 INLINE int64_t bf16_pack_space(int64_t width) { return 9 * width; }
 
 /* As float_pack_keys, into panels of bf16_width(nope + 2 rope) steps. */
-static inline void bf16_pack_keys(const float *rows, int64_t step, int64_t nope, const float *rope_rows, int64_t rope,
+static inline void bf16_pack_keys(const float *rows, int64_t stride, int64_t nope, const float *rope_rows, int64_t rope,
                                   int64_t n_keys, int64_t padded_keys, uint16_t *panel, float *space) {
     const int64_t width = bf16_width(nope + 2 * rope);
     float *row = space, *rounded = space + width; /* (width), (16, width) bf16 */
@@ -50,7 +50,7 @@ static inline void bf16_pack_keys(const float *rows, int64_t step, int64_t nope,
                 memset(key, 0, (size_t)width * 2);
                 continue;
             }
-            memcpy(row, rows + s * step, (size_t)nope * 4);
+            memcpy(row, rows + s * stride, (size_t)nope * 4);
             memcpy(row + nope, rope_rows + s * rope, (size_t)rope * 4);
             for (int64_t p = 0; p < rope; p += 16) {
                 __m512 rest;
@@ -71,7 +71,7 @@ static inline void bf16_pack_keys(const float *rows, int64_t step, int64_t nope,
 }
 
 /* As float_pack_values. */
-static inline void bf16_pack_values(const float *rows, int64_t step, int64_t value_dim, int64_t value_width, int64_t n_keys,
+static inline void bf16_pack_values(const float *rows, int64_t stride, int64_t value_dim, int64_t value_width, int64_t n_keys,
                                     int64_t padded_keys, uint16_t *to) {
     uint16_t order[32];
     for (int i = 0; i < 32; i++) order[i] = (uint16_t)(i / 2 + i % 2 * 16);
@@ -79,9 +79,9 @@ static inline void bf16_pack_values(const float *rows, int64_t step, int64_t val
     for (int64_t s = 0; s < padded_keys; s += 2)
         for (int64_t v = 0; v < value_width; v += 16) {
             const __mmask16 some = first_lanes(value_dim - v);
-            const float *even = rows + s * step + v;
+            const float *even = rows + s * stride + v;
             __m512 low = _mm512_maskz_loadu_ps(s < n_keys ? some : 0, even);
-            __m512 high = _mm512_maskz_loadu_ps(s + 1 < n_keys ? some : 0, even + step);
+            __m512 high = _mm512_maskz_loadu_ps(s + 1 < n_keys ? some : 0, even + stride);
             __m512i pairs = _mm512_permutexvar_epi16(side_by_side, (__m512i)_mm512_cvtne2ps_pbh(high, low));
             _mm512_storeu_si512(to + v * padded_keys + s * 16, pairs);
         }
@@ -107,13 +107,13 @@ INLINE void bf16_end(void) { amx_end(); }
 #define ATTENTION_TILES(TALL)                                                                                           \
     do {                                                                                                               \
         for (int64_t k = 0; k < steps; k += 32) {                                                                      \
-            _tile_loadd(4, a + k, 2 * a_step);                                                                         \
+            _tile_loadd(4, a + k, 2 * a_stride);                                                                       \
             _tile_loadd(6, b + 16 * k, 64);                                                                            \
             _tile_dpbf16ps(0, 4, 6);                                                                                   \
             _tile_loadd(7, b + panel + 16 * k, 64);                                                                    \
             _tile_dpbf16ps(1, 4, 7);                                                                                   \
             if (TALL) {                                                                                                \
-                _tile_loadd(5, a + 16 * a_step + k, 2 * a_step);                                                       \
+                _tile_loadd(5, a + 16 * a_stride + k, 2 * a_stride);                                                   \
                 _tile_dpbf16ps(2, 5, 6);                                                                               \
                 _tile_dpbf16ps(3, 5, 7);                                                                               \
             }                                                                                                          \
@@ -121,32 +121,32 @@ INLINE void bf16_end(void) { amx_end(); }
     } while (0)
 
 /* As float_product, BF16_PRODUCT_ROWS in place of ROWS_AT_ONCE, `steps` a multiple of BF16_STEP. */
-static inline void bf16_product(int adds, const uint16_t *a, int64_t a_step, int64_t rows, const uint16_t *b, int64_t panel,
-                                int64_t steps, float *out, int64_t out_step) {
+static inline void bf16_product(int adds, const uint16_t *a, int64_t a_stride, int64_t rows, const uint16_t *b, int64_t panel,
+                                int64_t steps, float *out, int64_t out_stride) {
     __asm__ volatile("" ::: "memory"); /* as in amx_begin */
     if (adds) {
-        _tile_loadd(0, out, 4 * out_step);
-        _tile_loadd(1, out + 16, 4 * out_step);
+        _tile_loadd(0, out, 4 * out_stride);
+        _tile_loadd(1, out + 16, 4 * out_stride);
     } else {
         _tile_zero(0);
         _tile_zero(1);
     }
     if (rows > 16) {
         if (adds) {
-            _tile_loadd(2, out + 16 * out_step, 4 * out_step);
-            _tile_loadd(3, out + 16 * out_step + 16, 4 * out_step);
+            _tile_loadd(2, out + 16 * out_stride, 4 * out_stride);
+            _tile_loadd(3, out + 16 * out_stride + 16, 4 * out_stride);
         } else {
             _tile_zero(2);
             _tile_zero(3);
         }
         ATTENTION_TILES(1);
-        _tile_stored(2, out + 16 * out_step, 4 * out_step);
-        _tile_stored(3, out + 16 * out_step + 16, 4 * out_step);
+        _tile_stored(2, out + 16 * out_stride, 4 * out_stride);
+        _tile_stored(3, out + 16 * out_stride + 16, 4 * out_stride);
     } else {
         ATTENTION_TILES(0);
     }
-    _tile_stored(0, out, 4 * out_step);
-    _tile_stored(1, out + 16, 4 * out_step);
+    _tile_stored(0, out, 4 * out_stride);
+    _tile_stored(1, out + 16, 4 * out_stride);
 }
 
 #else
@@ -157,26 +157,26 @@ INLINE void bf16_begin(void) {}
 INLINE void bf16_end(void) {}
 
 /* As float_product, BF16_PRODUCT_ROWS in place of ROWS_AT_ONCE. */
-static inline void bf16_product(int adds, const uint16_t *a, int64_t a_step, int64_t rows, const uint16_t *b, int64_t panel,
-                                int64_t steps, float *out, int64_t out_step) {
+static inline void bf16_product(int adds, const uint16_t *a, int64_t a_stride, int64_t rows, const uint16_t *b, int64_t panel,
+                                int64_t steps, float *out, int64_t out_stride) {
     for (int64_t i = 0; i < rows;
-         i += BF16_PRODUCT_ROWS, a += BF16_PRODUCT_ROWS * a_step, out += BF16_PRODUCT_ROWS * out_step) {
+         i += BF16_PRODUCT_ROWS, a += BF16_PRODUCT_ROWS * a_stride, out += BF16_PRODUCT_ROWS * out_stride) {
         __m512 sum[BF16_PRODUCT_ROWS][2];
         for (int j = 0; j < BF16_PRODUCT_ROWS; j++)
             for (int c = 0; c < 2; c++)
-                sum[j][c] = adds ? _mm512_loadu_ps(out + j * out_step + 16 * c) : _mm512_setzero_ps();
+                sum[j][c] = adds ? _mm512_loadu_ps(out + j * out_stride + 16 * c) : _mm512_setzero_ps();
         for (int64_t k = 0; k < steps; k += 2) {
             const __m512bh left = (__m512bh)_mm512_loadu_si512(b + 16 * k);
             const __m512bh right = (__m512bh)_mm512_loadu_si512(b + panel + 16 * k);
             for (int j = 0; j < BF16_PRODUCT_ROWS; j++) {
                 int32_t pair;
-                memcpy(&pair, a + j * a_step + k, 4);
+                memcpy(&pair, a + j * a_stride + k, 4);
                 sum[j][0] = _mm512_dpbf16_ps(sum[j][0], left, (__m512bh)_mm512_set1_epi32(pair));
                 sum[j][1] = _mm512_dpbf16_ps(sum[j][1], right, (__m512bh)_mm512_set1_epi32(pair));
             }
         }
         for (int j = 0; j < BF16_PRODUCT_ROWS; j++)
-            for (int c = 0; c < 2; c++) _mm512_storeu_ps(out + j * out_step + 16 * c, sum[j][c]);
+            for (int c = 0; c < 2; c++) _mm512_storeu_ps(out + j * out_stride + 16 * c, sum[j][c]);
     }
 }
 
@@ -218,15 +218,15 @@ INLINE float bf16_softmax(const float *score, int64_t visible, int64_t padded, f
 #define BF16_PRODUCT_ROWS 1
 
 INLINE int64_t bf16_pack_space(int64_t width) { return 0; }
-INLINE void bf16_pack_keys(const float *rows, int64_t step, int64_t nope, const float *rope_rows, int64_t rope,
+INLINE void bf16_pack_keys(const float *rows, int64_t stride, int64_t nope, const float *rope_rows, int64_t rope,
                            int64_t n_keys, int64_t padded_keys, uint16_t *panel, float *space) {}
-INLINE void bf16_pack_values(const float *rows, int64_t step, int64_t value_dim, int64_t value_width, int64_t n_keys,
+INLINE void bf16_pack_values(const float *rows, int64_t stride, int64_t value_dim, int64_t value_width, int64_t n_keys,
                              int64_t padded_keys, uint16_t *to) {}
 INLINE void bf16_query(const float *row, int64_t size, int64_t rope, float scale, int64_t width, uint16_t *query) {}
 INLINE void bf16_begin(void) {}
 INLINE void bf16_end(void) {}
-INLINE void bf16_product(int adds, const uint16_t *a, int64_t a_step, int64_t rows, const uint16_t *b, int64_t panel,
-                         int64_t steps, float *out, int64_t out_step) {}
+INLINE void bf16_product(int adds, const uint16_t *a, int64_t a_stride, int64_t rows, const uint16_t *b, int64_t panel,
+                         int64_t steps, float *out, int64_t out_stride) {}
 INLINE float bf16_softmax(const float *score, int64_t visible, int64_t padded, float *running_max, float *running_sum,
                           uint16_t *probs) { return 1; }
 

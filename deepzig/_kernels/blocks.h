@@ -32,7 +32,7 @@ typedef struct {
 
 typedef struct {
     const float *weights;     /* of its first row */
-    int64_t step;             /* floats from one row to the next */
+    int64_t stride;           /* floats from one row to the next */
     int64_t k, width, group;  /* first column, and how many; columns of a group, or 0: one scale a row */
     int rows;
 } Block;
@@ -44,13 +44,13 @@ INLINE int64_t block_group(const Matrix *w) { return w->group_size < w->k ? w->g
 INLINE void block_tile(int grouped, int rows, int x_rows, const Block *b, int row, const float *const *x,
                        DotSpace *space, int64_t x_row) {
     vfloat sum[TILE_ROWS][TILE_X_ROWS], part[TILE_ROWS][TILE_X_ROWS];
-    const float *weights = b->weights + row * b->step;
+    const float *weights = b->weights + row * b->stride;
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < x_rows; j++) sum[i][j] = b->k ? space->sum[x_row + j][row + i] : vset(0);
     if (!grouped) {
         for (int64_t k = 0; k < b->width; k += LANES)
             for (int i = 0; i < rows; i++) {
-                const vfloat weight = vload(weights + i * b->step + k);
+                const vfloat weight = vload(weights + i * b->stride + k);
                 for (int j = 0; j < x_rows; j++) sum[i][j] += weight * vload(x[j] + b->k + k);
             }
     } else {
@@ -59,7 +59,7 @@ INLINE void block_tile(int grouped, int rows, int x_rows, const Block *b, int ro
                 for (int j = 0; j < x_rows; j++) part[i][j] = vset(0);
             for (const int64_t end = least(k + b->group, b->width); k < end; k += LANES)
                 for (int i = 0; i < rows; i++) {
-                    const vfloat weight = vload(weights + i * b->step + k);
+                    const vfloat weight = vload(weights + i * b->stride + k);
                     for (int j = 0; j < x_rows; j++) part[i][j] += weight * vload(x[j] + b->k + k);
                 }
             for (int i = 0; i < rows; i++) {
@@ -128,7 +128,7 @@ static inline void dot_pass(const Matrix *w, int64_t first, int rows, const floa
         for (int i = 0; i < rows; i++) prefetch_columns(w, first + BLOCK_ROWS + i, b.k, b.width);
         if (w->format == F32) {
             b.weights = (const float *)codes_of(w, first) + b.k;
-            b.step = w->row_bytes / 4;
+            b.stride = w->row_bytes / 4;
         } else {
             for (int i = 0; i < rows; i++) decode_weights(w, first + i, b.k, b.width, space->weights[i]);
         }

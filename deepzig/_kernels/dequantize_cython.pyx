@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, int64_t
 cimport numpy as cnp
 
-from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
+from deepzig._kernels._array cimport floats, need_array, need_output, need_size, stride
 from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
 from deepzig._kernels._tiles cimport Matrix, dequantize_row, matrix_of
 
@@ -14,14 +14,14 @@ cdef struct Job:
     const Matrix* weight
     const int32_t* rows
     float* out
-    int64_t n_rows, out_step, task_rows
+    int64_t n_rows, out_stride, task_rows
 
 
 cdef void dequantize_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef const Job* job = <const Job*>ctx
     cdef int64_t i
     for i in range(task * job.task_rows, min((task + 1) * job.task_rows, job.n_rows)):
-        dequantize_row(job.weight, job.rows[i], job.out + i * job.out_step)
+        dequantize_row(job.weight, job.rows[i], job.out + i * job.out_stride)
 
 
 def dequantize(weight not None, cnp.ndarray rows not None, cnp.ndarray out not None, *, int n_threads):
@@ -37,7 +37,7 @@ def dequantize(weight not None, cnp.ndarray rows not None, cnp.ndarray out not N
     for i in range(job.n_rows):
         if not 0 <= job.rows[i] < job.weight.n:
             raise ValueError(f"rows names row {job.rows[i]} of {job.weight.n}")
-    job.out, job.out_step = floats(out), step(out, 0)
+    job.out, job.out_stride = floats(out), stride(out, 0)
     job.task_rows = rows_per_task(job.weight.row_bytes + sizeof(float) * job.weight.k, job.n_rows, n_threads)
     with nogil:
         parallel_for(dequantize_task, &job, task_count(job.n_rows, job.task_rows), n_threads)

@@ -115,12 +115,12 @@ INLINE void multiply_digits(int digits, int set, const uint8_t *weights, const u
     }
 }
 
-/* sum[16][16] += scale[row * scale_step] * (joined digits of `product`); fused as in digits.h, for the same bits. */
-INLINE void collect_digits(int digits, float *sum, const float *scale, int64_t scale_step, int32_t (*product)[16][16]) {
+/* sum[16][16] += scale[row * scale_stride] * (joined digits of `product`); fused as in digits.h, for the same bits. */
+INLINE void collect_digits(int digits, float *sum, const float *scale, int64_t scale_stride, int32_t (*product)[16][16]) {
     for (int i = 0; i < 16; i++) {
         const __m512 value = join_digits(digits, _mm512_loadu_si512(product[0][i]), _mm512_loadu_si512(product[1][i]),
                                          _mm512_loadu_si512(product[2][i]));
-        const __m512 factor = _mm512_set1_ps(scale[i * scale_step]);
+        const __m512 factor = _mm512_set1_ps(scale[i * scale_stride]);
         _mm512_storeu_ps(sum + 16 * i, _mm512_fmadd_ps(factor, value, _mm512_loadu_ps(sum + 16 * i)));
     }
 }

@@ -21,7 +21,7 @@ cdef struct Job:
     int32_t* topk_idx
     float* topk_weight
     float* scratch  # (n_threads, 2 E + 2 n_group): scores, choice, value of each group, indices of the kept groups
-    int64_t n_rows, n_experts, n_group, topk_group, top_k, scratch_step, task_rows
+    int64_t n_rows, n_experts, n_group, topk_group, top_k, scratch_stride, task_rows
     bint is_softmax, by_groups, is_noaux, normalise
     float factor
 
@@ -116,7 +116,7 @@ cdef void gate_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef const Job* job = <const Job*>ctx
     cdef int64_t t
     for t in range(task * job.task_rows, min((task + 1) * job.task_rows, job.n_rows)):
-        gate_row(job, t, job.scratch + thread * job.scratch_step)
+        gate_row(job, t, job.scratch + thread * job.scratch_stride)
 
 
 def expert_gate(
@@ -158,10 +158,10 @@ def expert_gate(
     job.is_noaux = topk_method == "noaux_tc"
     job.normalise = norm_topk_prob
     job.factor = routed_scaling_factor
-    job.scratch_step = 2 * job.n_experts + (2 * n_group if job.by_groups else 0)
+    job.scratch_stride = 2 * job.n_experts + (2 * n_group if job.by_groups else 0)
     # 16: it computes more than it reads
     job.task_rows = rows_per_task(16 * sizeof(float) * job.n_experts, job.n_rows, n_threads)
-    job.scratch = <float*>malloc(max(n_threads, 1) * job.scratch_step * sizeof(float))
+    job.scratch = <float*>malloc(max(n_threads, 1) * job.scratch_stride * sizeof(float))
     if job.scratch == NULL:
         raise MemoryError
     with nogil:

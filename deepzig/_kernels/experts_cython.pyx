@@ -8,11 +8,11 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
 
-from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
+from deepzig._kernels._array cimport floats, need_array, need_output, need_size, stride
 from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._rows cimport swiglu_row
 from deepzig._kernels._tiles cimport (
-    FOR_CALL, FOR_TASK, Matrix, WAY_FLOATS, Way, codes_of, copy_step, multiply, multiply_space, pack_rows,
+    FOR_CALL, FOR_TASK, Matrix, WAY_FLOATS, Way, codes_of, copy_stride, multiply, multiply_space, pack_rows,
     pack_space, packed_bytes, packs, padded, parts_of, rows_of_task, same_packing, thread_floats, wants_copies, way_for,
 )
 
@@ -39,8 +39,8 @@ cdef struct Job:
     uint8_t* packed_activations
     Way up_way, down_way  # of gate_proj and up_proj; of down_proj
     int64_t n_tokens, n_slots, n_experts, n_hit, hidden_size, intermediate_size
-    int64_t activation_step, gate_rows, down_rows, gate_tasks, down_tasks, out_step
-    float* activations  # (T K, activation_step)
+    int64_t activation_stride, gate_rows, down_rows, gate_tasks, down_tasks, out_stride
+    float* activations  # (T K, activation_stride)
     float* outputs  # (T K, D)
     float* out
     bint no_memory
@@ -100,18 +100,18 @@ cdef void gate_up_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef int64_t space_floats = padded(max(multiply_space(job.up_way, gate, job.gate_rows),
                                            multiply_space(job.up_way, gate + 1, job.gate_rows)))
     cdef float* space = thread_floats(FOR_TASK, space_floats + count * rows)
-    cdef float* activation = job.activations + place * job.activation_step + first
+    cdef float* activation = job.activations + place * job.activation_stride + first
     cdef float* up = space + space_floats
     if space == NULL:
         job.no_memory = True
         return
-    multiply(job.up_way, gate, first, last, job.x + place, packed, count, activation, job.activation_step,
+    multiply(job.up_way, gate, first, last, job.x + place, packed, count, activation, job.activation_stride,
              codes_of(gate + 1, first), space)
     multiply(job.up_way, gate + 1, first, last, job.x + place, packed, count, up, rows, codes_of(gate, last), space)
     for j in range(count):
-        swiglu_row(activation + j * job.activation_step, up + j * rows, activation + j * job.activation_step, rows)
+        swiglu_row(activation + j * job.activation_stride, up + j * rows, activation + j * job.activation_stride, rows)
         if last == job.intermediate_size:
-            memset(activation + j * job.activation_step + rows, 0, (padded(last) - last) * sizeof(float))
+            memset(activation + j * job.activation_stride + rows, 0, (padded(last) - last) * sizeof(float))
 
 
 cdef void down_task(void* ctx, int64_t task, int thread) noexcept nogil:
@@ -134,7 +134,7 @@ cdef void down_task(void* ctx, int64_t task, int thread) noexcept nogil:
 cdef void sum_task(void* ctx, int64_t token, int thread) noexcept nogil:
     """The token's outputs, weighted, in order of slots."""
     cdef const Job* job = <const Job*>ctx
-    cdef float* out = job.out + token * job.out_step
+    cdef float* out = job.out + token * job.out_stride
     cdef const float* row
     cdef int64_t j, d
     cdef float weight
@@ -164,9 +164,9 @@ cdef Way common_way(const Job* job, int64_t first, int64_t count, int arithmetic
     return way
 
 
-cdef bint share_memory(Job* job, const float* x, int64_t x_step) noexcept nogil:
+cdef bint share_memory(Job* job, const float* x, int64_t x_stride) noexcept nogil:
     """Pointers to the rows of each sorted slot, copies of x that end in zeros, room for packed rows. False: no memory."""
-    cdef int64_t total = job.n_tokens * job.n_slots, width = copy_step(job.hidden_size), i, count
+    cdef int64_t total = job.n_tokens * job.n_slots, width = copy_stride(job.hidden_size), i, count
     cdef int64_t copied = job.n_tokens * width if wants_copies(job.up_way, job.weights, total // job.n_hit) else 0
     cdef float* shared
     for i in range(job.n_experts):
@@ -183,18 +183,18 @@ cdef bint share_memory(Job* job, const float* x, int64_t x_step) noexcept nogil:
     job.packed_activations = job.packed_x + job.x_start[job.n_experts]
     if copied:
         for i in range(job.n_tokens):
-            memcpy(shared + i * width, x + i * x_step, job.hidden_size * sizeof(float))
+            memcpy(shared + i * width, x + i * x_stride, job.hidden_size * sizeof(float))
             memset(shared + i * width + job.hidden_size, 0, (padded(job.hidden_size) - job.hidden_size) * sizeof(float))
-        x, x_step = shared, width
+        x, x_stride = shared, width
     for i in range(total):
-        job.x[i] = x + job.slot[i] // job.n_slots * x_step
-        job.activation[i] = job.activations + i * job.activation_step
+        job.x[i] = x + job.slot[i] // job.n_slots * x_stride
+        job.activation[i] = job.activations + i * job.activation_stride
     return True
 
 
-cdef void run(Job* job, const float* x, int64_t x_step, int n_threads) noexcept nogil:
+cdef void run(Job* job, const float* x, int64_t x_stride, int n_threads) noexcept nogil:
     sort_slots(job)
-    if not share_memory(job, x, x_step):
+    if not share_memory(job, x, x_stride):
         job.no_memory = True
         return
     job.gate_rows = rows_of_task(job.up_way, job.weights, STREAM_BYTES)
@@ -236,10 +236,10 @@ def experts(cnp.ndarray x not None, cnp.ndarray topk_idx not None, cnp.ndarray t
     need_size(topk_weight, "topk_weight", 1, job.n_slots)
     need_size(out, "out", 0, job.n_tokens)
     need_size(out, "out", 1, job.hidden_size)
-    job.activation_step = copy_step(job.intermediate_size)
+    job.activation_stride = copy_stride(job.intermediate_size)
     if total == 0:
         return
-    if cnp.PyArray_SIZE(scratch) < total * (job.hidden_size + job.activation_step):
+    if cnp.PyArray_SIZE(scratch) < total * (job.hidden_size + job.activation_stride):
         raise ValueError(f"scratch has {cnp.PyArray_SIZE(scratch)} floats, fewer than experts.scratch_size")
     job.topk_idx = <const int32_t*>cnp.PyArray_DATA(topk_idx)
     job.topk_weight = floats(topk_weight)
@@ -247,8 +247,8 @@ def experts(cnp.ndarray x not None, cnp.ndarray topk_idx not None, cnp.ndarray t
         if not 0 <= job.topk_idx[i] < job.n_experts:
             raise ValueError(f"topk_idx names expert {job.topk_idx[i]} of {job.n_experts}")
     job.activations = floats(scratch)
-    job.outputs = job.activations + total * job.activation_step
-    job.out, job.out_step = floats(out), step(out, 0)
+    job.outputs = job.activations + total * job.activation_stride
+    job.out, job.out_stride = floats(out), stride(out, 0)
     job.up_way = common_way(&job, 0, 2, arithmetic)
     job.down_way = common_way(&job, 2, 1, arithmetic)
     integers = <int64_t*>calloc(2 * total + 4 * job.n_experts + 3, sizeof(int64_t))
@@ -259,7 +259,7 @@ def experts(cnp.ndarray x not None, cnp.ndarray topk_idx not None, cnp.ndarray t
     job.x_start = job.start + job.n_experts + 1
     job.activation_start = job.x_start + job.n_experts + 1
     with nogil:
-        run(&job, floats(x), step(x, 0), n_threads)
+        run(&job, floats(x), stride(x, 0), n_threads)
     free(integers)
     if job.no_memory:
         raise MemoryError

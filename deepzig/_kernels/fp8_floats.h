@@ -16,7 +16,7 @@ INLINE int takes_fp8_floats(const Matrix *w) { return HAS_FP8_FLOATS && w->forma
 #if HAS_FP8_FLOATS
 
 /* A packed x row: its numbers, then what multiplies their sums. */
-INLINE int64_t fp8_float_row_bytes(const Matrix *w) { return copy_step(w->k) * (int64_t)sizeof(float); }
+INLINE int64_t fp8_float_row_bytes(const Matrix *w) { return copy_stride(w->k) * (int64_t)sizeof(float); }
 
 static inline void pack_fp8_float_row(const Matrix *w, const float *x, float *packed) {
     const float size = largest_of(F32, (const uint8_t *)x, w->k);
@@ -38,7 +38,7 @@ static inline void fp8_floats(const Matrix *w, int64_t first, int64_t last, cons
     for (int64_t j = 0; j < x_rows; j += PASS_X_ROWS) {
         const int64_t count = least(x_rows - j, PASS_X_ROWS);
         const float *x[PASS_X_ROWS];
-        for (int64_t i = 0; i < count; i++) x[i] = packed + (j + i) * copy_step(w->k);
+        for (int64_t i = 0; i < count; i++) x[i] = packed + (j + i) * copy_stride(w->k);
         dot_block(&tiny, first, last, x, count, out + j * out_stride, out_stride, space);
         for (int64_t i = 0; i < count; i++)
             for (int64_t n = 0; n < last - first; n++) out[(j + i) * out_stride + n] *= x[i][w->k];

@@ -144,18 +144,18 @@ INLINE void fp8_take(int blocks, const Fp8XRows *x, float (*product)[FP8_ROWS * 
     __asm__ volatile("" ::: "memory");
 }
 
-/* sum += scale * product. The rows' scales are scale_step apart; 0: they share one. */
+/* sum += scale * product. The rows' scales are scale_stride apart; 0: they share one. */
 INLINE void fp8_collect(int blocks, const Fp8XRows *x, float (*sum)[FP8_ROWS * 16], float (*product)[FP8_ROWS * 16],
-                        const float *scale, int64_t scale_step) {
+                        const float *scale, int64_t scale_stride) {
     for (int b = 0; b < blocks; b++) {
         const int64_t lanes = 4 * x->count[b];
-        if (scale_step == 0) {
+        if (scale_stride == 0) {
             for (int64_t i = 0; i < FP8_ROWS * lanes; i += LANES)
                 vstore(sum[b] + i, vload(sum[b] + i) + vset(*scale) * vload(product[b] + i));
         } else {
             for (int64_t i = 0; i < FP8_ROWS; i++)
                 for (int64_t c = 0; c < lanes; c++)
-                    sum[b][i * lanes + c] += scale[i * scale_step] * product[b][i * lanes + c];
+                    sum[b][i * lanes + c] += scale[i * scale_stride] * product[b][i * lanes + c];
         }
     }
 }
@@ -167,9 +167,9 @@ INLINE int64_t fp8_rows_space(const Matrix *w) { return FP8_ROWS * parts_of(w->k
 INLINE int64_t fp8_scales(const Matrix *w, int64_t n, int64_t last, float *scale) {
     const int64_t turn = fp8_turn(w), turns = parts_of(w->k, turn);
     const int64_t end = least(n + FP8_ROWS, last);
-    const int64_t step = n / w->block_rows == (end - 1) / w->block_rows ? 0 : turns;
-    for (int64_t i = 0; i < (step ? FP8_ROWS : 1); i++) row_scales(w, n + i < end ? n + i : n, turn, scale + i * turns);
-    return step;
+    const int64_t stride = n / w->block_rows == (end - 1) / w->block_rows ? 0 : turns;
+    for (int64_t i = 0; i < (stride ? FP8_ROWS : 1); i++) row_scales(w, n + i < end ? n + i : n, turn, scale + i * turns);
+    return stride;
 }
 
 INLINE void fp8_rows_of(int blocks, const Matrix *w, int64_t first, int64_t last, const Fp8XRows *x, float *out,
@@ -179,7 +179,7 @@ INLINE void fp8_rows_of(int blocks, const Matrix *w, int64_t first, int64_t last
     const int64_t steps = w->k / FP8_STEP, turn = fp8_turn(w) / FP8_STEP, ahead = FP8_ROWS * w->row_bytes;
     fp8_begin(x);
     for (int64_t n = first; n < last; n += FP8_ROWS, out += FP8_ROWS) {
-        const int64_t rows = least(last - n, FP8_ROWS), scale_step = fp8_scales(w, n, last, scale);
+        const int64_t rows = least(last - n, FP8_ROWS), scale_stride = fp8_scales(w, n, last, scale);
         const uint8_t *row[FP8_ROWS]; /* those beyond the last stand for nothing */
         for (int64_t i = 0; i < FP8_ROWS; i++)
             row[i] = codes_of(w, n + (i < rows ? i : 0));
@@ -194,10 +194,10 @@ INLINE void fp8_rows_of(int blocks, const Matrix *w, int64_t first, int64_t last
             fp8_multiply(blocks, 1, tiles[1], x, s);
             if ((s + 1) % turn && s + 1 < steps) continue;
             fp8_take(blocks, x, product[turns & 1]);
-            if (turns) fp8_collect(blocks, x, sum, product[(turns - 1) & 1], scale + turns - 1, scale_step);
+            if (turns) fp8_collect(blocks, x, sum, product[(turns - 1) & 1], scale + turns - 1, scale_stride);
             turns++;
         }
-        fp8_collect(blocks, x, sum, product[(turns - 1) & 1], scale + turns - 1, scale_step);
+        fp8_collect(blocks, x, sum, product[(turns - 1) & 1], scale + turns - 1, scale_stride);
         for (int b = 0; b < blocks; b++)
             for (int64_t j = 0; j < x->count[b]; j++)
                 for (int64_t i = 0; i < rows; i++) {

@@ -69,19 +69,19 @@ static inline LatentHeads latent_heads(const float *query, int64_t n_heads, int6
     return a;
 }
 
-/* Scores of `count` rows, `step` floats apart, by columns [first, last). */
-INLINE void score_tile(int vectors, int count, const LatentHeads *a, const float *rows, int64_t step, const float *next,
+/* Scores of `count` rows, `stride` floats apart, by columns [first, last). */
+INLINE void score_tile(int vectors, int count, const LatentHeads *a, const float *rows, int64_t stride, const float *next,
                        int64_t first, int64_t last, float *scores) {
     vfloat sum[16][HEAD_VECTORS];
     for (int i = 0; i < count; i++)
         for (int v = 0; v < vectors; v++) sum[i][v] = vset(0);
     for (int64_t k = first; k < last; k += 4) {
         if (k % 16 == 0)
-            for (int i = 0; i < count; i++) prefetch(next + i * step + k);
+            for (int i = 0; i < count; i++) prefetch(next + i * stride + k);
         for (int64_t c = k; c < k + 4; c++)
             for (int i = 0; i < count; i++)
                 for (int v = 0; v < vectors; v++)
-                    sum[i][v] += vset(rows[i * step + c]) * vload(a->queries + (c * vectors + v) * LANES);
+                    sum[i][v] += vset(rows[i * stride + c]) * vload(a->queries + (c * vectors + v) * LANES);
     }
     for (int i = 0; i < count; i++)
         for (int v = 0; v < vectors; v++) {
@@ -91,17 +91,18 @@ INLINE void score_tile(int vectors, int count, const LatentHeads *a, const float
         }
 }
 
-INLINE void score_rows(int vectors, const LatentHeads *a, const float *rows, int64_t step, int64_t count, const float *next) {
+INLINE void score_rows(int vectors, const LatentHeads *a, const float *rows, int64_t stride, int64_t count, const float *next) {
     const int64_t heads = vectors * LANES;
     for (int64_t k = 0; k < a->width; k += KEY_COLUMNS) {
         const int64_t last = least(k + KEY_COLUMNS, a->width);
         int64_t s = 0;
         for (; s + SCORE_ROWS(vectors) <= count; s += SCORE_ROWS(vectors))
-            score_tile(vectors, SCORE_ROWS(vectors), a, rows + s * step, step, next + s * step, k, last, a->scores + s * heads);
+            score_tile(vectors, SCORE_ROWS(vectors), a, rows + s * stride, stride, next + s * stride, k, last,
+                       a->scores + s * heads);
         for (; s + 4 <= count; s += 4)
-            score_tile(vectors, 4, a, rows + s * step, step, next + s * step, k, last, a->scores + s * heads);
+            score_tile(vectors, 4, a, rows + s * stride, stride, next + s * stride, k, last, a->scores + s * heads);
         for (; s < count; s++)
-            score_tile(vectors, 1, a, rows + s * step, step, next + s * step, k, last, a->scores + s * heads);
+            score_tile(vectors, 1, a, rows + s * stride, stride, next + s * stride, k, last, a->scores + s * heads);
     }
 }
 
@@ -129,7 +130,7 @@ static inline void latent_softmax(const LatentHeads *a, int64_t count) {
 }
 
 /* Add rows, weighted by their scores, to sums of some heads, for `vectors` vectors of values. */
-INLINE void sum_tile(int heads, int vectors, const LatentHeads *a, int64_t head, const float *values, int64_t step,
+INLINE void sum_tile(int heads, int vectors, const LatentHeads *a, int64_t head, const float *values, int64_t stride,
                      int64_t count, float *sums) {
     vfloat sum[2 * SUM_HEADS][SUM_VECTORS];
     for (int h = 0; h < heads; h++)
@@ -137,7 +138,7 @@ INLINE void sum_tile(int heads, int vectors, const LatentHeads *a, int64_t head,
     for (int64_t s = 0; s < count; s++) {
         const float *score = a->scores + s * a->vectors * LANES + head;
         vfloat value[SUM_VECTORS];
-        for (int v = 0; v < vectors; v++) value[v] = vload(values + s * step + v * LANES);
+        for (int v = 0; v < vectors; v++) value[v] = vload(values + s * stride + v * LANES);
         for (int h = 0; h < heads; h++)
             for (int v = 0; v < vectors; v++) sum[h][v] += vset(score[h]) * value[v];
     }
@@ -145,23 +146,23 @@ INLINE void sum_tile(int heads, int vectors, const LatentHeads *a, int64_t head,
         for (int v = 0; v < vectors; v++) vstore(sums + h * a->rank + v * LANES, sum[h][v]);
 }
 
-static inline void latent_sums(const LatentHeads *a, const float *rows, int64_t step, int64_t count) {
+static inline void latent_sums(const LatentHeads *a, const float *rows, int64_t stride, int64_t count) {
     const int64_t heads = a->vectors * LANES;
     int64_t r = 0;
     for (; r + SUM_VECTORS * LANES <= a->rank; r += SUM_VECTORS * LANES)
         for (int64_t h = 0; h < heads; h += SUM_HEADS)
-            sum_tile(SUM_HEADS, SUM_VECTORS, a, h, rows + r, step, count, a->sums + h * a->rank + r);
+            sum_tile(SUM_HEADS, SUM_VECTORS, a, h, rows + r, stride, count, a->sums + h * a->rank + r);
     for (; r < a->rank; r += LANES)
         for (int64_t h = 0; h < heads; h += SUM_HEADS)
-            sum_tile(SUM_HEADS, 1, a, h, rows + r, step, count, a->sums + h * a->rank + r);
+            sum_tile(SUM_HEADS, 1, a, h, rows + r, stride, count, a->sums + h * a->rank + r);
 }
 
-/* One step: count <= LATENT_ROWS rows, `step` floats apart; `next`: rows to be prefetched meanwhile. */
-static inline void attend_latent(const LatentHeads *a, const float *rows, int64_t step, int64_t count, const float *next) {
-    if (a->vectors == 1) score_rows(1, a, rows, step, count, next);
-    else score_rows(2, a, rows, step, count, next);
+/* One step: count <= LATENT_ROWS rows, `stride` floats apart; `next`: rows to be prefetched meanwhile. */
+static inline void attend_latent(const LatentHeads *a, const float *rows, int64_t stride, int64_t count, const float *next) {
+    if (a->vectors == 1) score_rows(1, a, rows, stride, count, next);
+    else score_rows(2, a, rows, stride, count, next);
     latent_softmax(a, count);
-    latent_sums(a, rows, step, count);
+    latent_sums(a, rows, stride, count);
 }
 
 #endif

@@ -4,11 +4,11 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
 
-from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
+from deepzig._kernels._array cimport floats, need_array, need_output, need_size, stride
 from deepzig._kernels._pool cimport parallel_for, per_thread
 from deepzig._kernels._tiles cimport (
-    FOR_CALL, FOR_TASK, Matrix, PACK_X_ROWS, PASS_X_ROWS, Way, codes_of, copy_step, matrix_of,
-    multiply, multiply_space, pack_rows, pack_space, packed_bytes, packs, padded, parts_of, round_up, row_step,
+    FOR_CALL, FOR_TASK, Matrix, PACK_X_ROWS, PASS_X_ROWS, Way, codes_of, copy_stride, matrix_of,
+    multiply, multiply_space, pack_rows, pack_space, packed_bytes, packs, padded, parts_of, round_up, row_multiple,
     rows_of_task, takes_floats, thread_floats, wants_copies, way_for,
 )
 
@@ -24,11 +24,11 @@ cdef enum:
 cdef struct Job:
     Matrix weight
     Way way
-    const float* given  # x as it was given, given_step apart
+    const float* given  # x as it was given, given_stride apart
     const float** x  # T rows: of `given`, or of its copy
-    float* copy  # with zeros behind each row, copy_step apart, if wants_copies
+    float* copy  # with zeros behind each row, copy_stride apart, if wants_copies
     uint8_t* packed  # the rows packed, if the way packs
-    int64_t given_step, n_rows, first_row, task_rows, out_step  # first_row: of the pass
+    int64_t given_stride, n_rows, first_row, task_rows, out_stride  # first_row: of the pass
     float* out
     bint no_memory
 
@@ -37,7 +37,7 @@ cdef int64_t task_rows(const Job* job, int n_threads) noexcept nogil:
     """Weight rows a task takes."""
     cdef int64_t n = job.weight.n, rows = rows_of_task(job.way, &job.weight, STREAM_BYTES)
     if job.n_rows * n * job.weight.k >= SPLIT_FROM:
-        rows = min(rows, round_up(per_thread(n, n_threads), row_step(job.way)))
+        rows = min(rows, round_up(per_thread(n, n_threads), row_multiple(job.way)))
     return rows
 
 
@@ -57,15 +57,15 @@ cdef void dot_task(void* ctx, int64_t task, int thread) noexcept nogil:
     else:
         multiply(job.way, &job.weight, first, last, job.x + job.first_row,
                  job.packed + packed_bytes(job.way, &job.weight, job.first_row),
-                 min(pass_x_rows(job), job.n_rows - job.first_row), job.out + job.first_row * job.out_step + first,
-                 job.out_step, codes_of(&job.weight, last), space)
+                 min(pass_x_rows(job), job.n_rows - job.first_row), job.out + job.first_row * job.out_stride + first,
+                 job.out_stride, codes_of(&job.weight, last), space)
 
 
 cdef void copy_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
-    cdef int64_t t, k = job.weight.k, width = copy_step(k)
+    cdef int64_t t, k = job.weight.k, width = copy_stride(k)
     for t in range(task * PACK_X_ROWS, min((task + 1) * PACK_X_ROWS, job.n_rows)):
-        memcpy(job.copy + t * width, job.given + t * job.given_step, k * sizeof(float))
+        memcpy(job.copy + t * width, job.given + t * job.given_stride, k * sizeof(float))
         memset(job.copy + t * width + k, 0, (padded(k) - k) * sizeof(float))
         job.x[t] = job.copy + t * width
 
@@ -84,7 +84,7 @@ cdef void pack_task(void* ctx, int64_t task, int thread) noexcept nogil:
 cdef void run(Job* job, int n_threads) noexcept nogil:
     """Rows of x as pointers, with zeros behind them or packed where the way needs it; then the products."""
     cdef int64_t t, pointers = padded(2 * job.n_rows)
-    cdef int64_t copied = job.n_rows * copy_step(job.weight.k) if wants_copies(job.way, &job.weight, job.n_rows) else 0
+    cdef int64_t copied = job.n_rows * copy_stride(job.weight.k) if wants_copies(job.way, &job.weight, job.n_rows) else 0
     cdef float* shared = thread_floats(
         FOR_CALL, pointers + copied + packed_bytes(job.way, &job.weight, job.n_rows) // 4)
     if shared == NULL:
@@ -97,7 +97,7 @@ cdef void run(Job* job, int n_threads) noexcept nogil:
         parallel_for(copy_task, job, parts_of(job.n_rows, PACK_X_ROWS), n_threads)
     else:
         for t in range(job.n_rows):
-            job.x[t] = job.given + t * job.given_step
+            job.x[t] = job.given + t * job.given_stride
     if packs(job.way):
         parallel_for(pack_task, job, parts_of(job.n_rows, PACK_X_ROWS), n_threads)
     job.first_row = 0
@@ -115,8 +115,8 @@ def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *,
     need_size(x, "x", 1, job.weight.k)
     need_size(out, "out", 0, job.n_rows)
     need_size(out, "out", 1, job.weight.n)
-    job.given, job.given_step = floats(x), step(x, 0)
-    job.out, job.out_step = floats(out), step(out, 0)
+    job.given, job.given_stride = floats(x), stride(x, 0)
+    job.out, job.out_stride = floats(out), stride(out, 0)
     job.way = way_for(&job.weight, arithmetic, job.n_rows)
     job.task_rows = task_rows(&job, n_threads)
     job.no_memory = False

@@ -35,7 +35,7 @@ cdef extern from "latent_attention.h" nogil:
     int64_t latent_space(int64_t width, int64_t rank)
     LatentHeads latent_heads(const float* query, int64_t n_heads, int64_t size, int64_t width, int64_t rank, float scale,
                              float* space)
-    void attend_latent(const LatentHeads* a, const float* rows, int64_t step, int64_t count, const float* next)
+    void attend_latent(const LatentHeads* a, const float* rows, int64_t stride, int64_t count, const float* next)
 
 
 cdef struct Job:
@@ -132,7 +132,7 @@ cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
 cdef void merge_task(void* ctx, int64_t task, int thread) noexcept nogil:
     """The chunks of a head of a row, weighted by exp of their greatest scores, in order."""
     cdef const Job* job = <const Job*>ctx
-    cdef int64_t t = task // job.n_heads, head = task % job.n_heads, step = job.n_heads * (job.rank + 2), chunk, r
+    cdef int64_t t = task // job.n_heads, head = task % job.n_heads, stride = job.n_heads * (job.rank + 2), chunk, r
     cdef int64_t chunks = parts_of(job.lengths[t], CHUNK)
     cdef const float* part = job.scratch + (t * job.chunks * job.n_heads + head) * (job.rank + 2)
     cdef float* out = job.out + task * job.rank
@@ -140,14 +140,14 @@ cdef void merge_task(void* ctx, int64_t task, int thread) noexcept nogil:
     if chunks == 1:
         return
     for chunk in range(1, chunks):
-        highest = max(highest, part[chunk * step + job.rank])
+        highest = max(highest, part[chunk * stride + job.rank])
     for chunk in range(chunks):
-        total += part[chunk * step + job.rank + 1] * expf(part[chunk * step + job.rank] - highest)
+        total += part[chunk * stride + job.rank + 1] * expf(part[chunk * stride + job.rank] - highest)
     memset(out, 0, job.rank * sizeof(float))
     for chunk in range(chunks):
-        weight = expf(part[chunk * step + job.rank] - highest) / total
+        weight = expf(part[chunk * stride + job.rank] - highest) / total
         for r in range(job.rank):
-            out[r] += weight * part[chunk * step + r]
+            out[r] += weight * part[chunk * stride + r]
 
 
 cdef int check_tables(const Job* job, int64_t n_pages, int64_t n_sequences) except -1:

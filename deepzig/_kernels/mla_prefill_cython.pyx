@@ -28,13 +28,13 @@ cdef extern from "attention.h" nogil:
         float* running_max
         float* running_sum
         float* out
-        int64_t query_step, running_step, out_step, size, rope, value_dim, rows, next, visible
+        int64_t query_stride, running_stride, out_stride, size, rope, value_dim, rows, next, visible
         float scale
 
     bint attention_in_bf16(int arithmetic)
     int64_t attention_space(bint bf16, int64_t nope, int64_t rope, int64_t value_dim)
     PackedKeys room_for_keys(bint bf16, int64_t nope, int64_t rope, int64_t value_dim, float* space)
-    void pack_keys(PackedKeys* packed, const float* rows, int64_t step, int64_t nope, const float* rope_rows,
+    void pack_keys(PackedKeys* packed, const float* rows, int64_t stride, int64_t nope, const float* rope_rows,
                    int64_t rope, int64_t value_dim, int64_t n_keys)
     void attend(const Queries* q, const PackedKeys* packed)
 
@@ -62,7 +62,7 @@ cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
     cdef int64_t head = task % job.n_heads, start = task // job.n_heads * job.task_rows, first = 0, t, at
     cdef int64_t stop = min(start + job.task_rows, job.n_rows), n_keys = min(job.n_keys, job.ahead + stop - 1)
-    cdef int64_t step = job.n_heads * (job.nope + job.value_dim)
+    cdef int64_t stride = job.n_heads * (job.nope + job.value_dim)
     cdef float* space = thread_floats(FOR_TASK, attention_space(job.bf16, job.nope, job.rope_dim, job.value_dim))
     cdef PackedKeys packed
     cdef Queries queries
@@ -71,11 +71,11 @@ cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
         return
     packed = room_for_keys(job.bf16, job.nope, job.rope_dim, job.value_dim, space)
     queries.size, queries.rope, queries.value_dim = job.nope + job.rope_dim, job.rope_dim, job.value_dim
-    queries.query_step, queries.out_step = job.n_heads * queries.size, job.n_heads * job.value_dim
-    queries.running_step = job.n_heads
+    queries.query_stride, queries.out_stride = job.n_heads * queries.size, job.n_heads * job.value_dim
+    queries.running_stride = job.n_heads
     queries.scale = job.softmax_scale
     while first < n_keys:
-        pack_keys(&packed, job.kv + first * step + head * (job.nope + job.value_dim), step, job.nope,
+        pack_keys(&packed, job.kv + first * stride + head * (job.nope + job.value_dim), stride, job.nope,
                   job.k_pe + first * job.rope_dim, job.rope_dim, job.value_dim, min(packed.most_keys, n_keys - first))
         t = max(start, first - job.ahead + 1)  # the first query that sees key `first`
         while t < stop:

@@ -4,7 +4,7 @@ from libc.math cimport sqrtf
 from libc.stdint cimport int64_t
 cimport numpy as cnp
 
-from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
+from deepzig._kernels._array cimport floats, need_array, need_output, need_size, stride
 from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
 from deepzig._kernels._simd cimport LANES, vfloat, vload, vload_part, vset, vstore, vstore_part, vsum
 
@@ -15,7 +15,7 @@ cdef struct Job:
     const float* x
     const float* weight
     float* out
-    int64_t n_rows, size, x_step, out_step, task_rows
+    int64_t n_rows, size, x_stride, out_stride, task_rows
     float eps
 
 
@@ -36,8 +36,8 @@ cdef inline float inverse_rms(const float* x, int64_t size, float eps) noexcept 
 
 
 cdef inline void norm_row(const Job* job, int64_t t) noexcept nogil:
-    cdef const float* x = job.x + t * job.x_step
-    cdef float* out = job.out + t * job.out_step
+    cdef const float* x = job.x + t * job.x_stride
+    cdef float* out = job.out + t * job.out_stride
     cdef vfloat factor = vset(inverse_rms(x, job.size, job.eps))
     cdef int64_t d = 0
     while d + LANES <= job.size:
@@ -65,9 +65,9 @@ def rms_norm(cnp.ndarray x not None, cnp.ndarray weight not None, float eps, cnp
     need_size(weight, "weight", 0, job.size)
     need_size(out, "out", 0, job.n_rows)
     need_size(out, "out", 1, job.size)
-    job.x, job.x_step = floats(x), step(x, 0)
+    job.x, job.x_stride = floats(x), stride(x, 0)
     job.weight = floats(weight)
-    job.out, job.out_step = floats(out), step(out, 0)
+    job.out, job.out_stride = floats(out), stride(out, 0)
     job.eps = eps
     job.task_rows = rows_per_task(2 * sizeof(float) * job.size, job.n_rows, n_threads)
     with nogil:

@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t
 cimport numpy as cnp
 
-from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
+from deepzig._kernels._array cimport floats, need_array, need_output, need_size, stride
 from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
 
 cnp.import_array()
@@ -38,20 +38,20 @@ cdef struct Job:
     float* x
     const float* cos
     const float* sin
-    int64_t n_rows, n_heads, half, x_step, head_step, cos_step, sin_step, task_rows
+    int64_t n_rows, n_heads, half, x_stride, head_stride, cos_stride, sin_stride, task_rows
     bint interleave
 
 
 cdef inline void rope_token(const Job* job, int64_t t) noexcept nogil:
-    cdef const float* cos = job.cos + t * job.cos_step
-    cdef const float* sin = job.sin + t * job.sin_step
-    cdef float* x = job.x + t * job.x_step
+    cdef const float* cos = job.cos + t * job.cos_stride
+    cdef const float* sin = job.sin + t * job.sin_stride
+    cdef float* x = job.x + t * job.x_stride
     cdef int64_t h
     for h in range(job.n_heads):
         if job.interleave:
-            rotate_interleaved(x + h * job.head_step, cos, sin, job.half)
+            rotate_interleaved(x + h * job.head_stride, cos, sin, job.half)
         else:
-            rotate_halves(x + h * job.head_step, x + h * job.head_step + job.half, cos, sin, job.half)
+            rotate_halves(x + h * job.head_stride, x + h * job.head_stride + job.half, cos, sin, job.half)
 
 
 cdef void rope_task(void* ctx, int64_t task, int thread) noexcept nogil:
@@ -74,9 +74,9 @@ def rope(cnp.ndarray x not None, cnp.ndarray cos not None, cnp.ndarray sin not N
     need_size(cos, "cos", 1, job.half)
     need_size(sin, "sin", 0, job.n_rows)
     need_size(sin, "sin", 1, job.half)
-    job.x, job.x_step, job.head_step = floats(x), step(x, 0), step(x, 1)
-    job.cos, job.cos_step = floats(cos), step(cos, 0)
-    job.sin, job.sin_step = floats(sin), step(sin, 0)
+    job.x, job.x_stride, job.head_stride = floats(x), stride(x, 0), stride(x, 1)
+    job.cos, job.cos_stride = floats(cos), stride(cos, 0)
+    job.sin, job.sin_stride = floats(sin), stride(sin, 0)
     job.interleave = interleave
     job.task_rows = rows_per_task(4 * sizeof(float) * job.half * job.n_heads, job.n_rows, n_threads)
     with nogil:

@@ -4,7 +4,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 cimport numpy as cnp
 
-from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
+from deepzig._kernels._array cimport floats, need_array, need_output, need_size, stride
 from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
 from deepzig._kernels._rows cimport exp_row, highest_of
 
@@ -14,7 +14,7 @@ cnp.import_array()
 cdef struct Job:
     const float* x
     float* out
-    int64_t n_rows, size, x_step, out_step, task_rows
+    int64_t n_rows, size, x_stride, out_stride, task_rows
 
 
 cdef inline void softmax_row(const float* x, float* out, int64_t size) noexcept nogil:
@@ -30,7 +30,7 @@ cdef void softmax_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef const Job* job = <const Job*>ctx
     cdef int64_t t
     for t in range(task * job.task_rows, min((task + 1) * job.task_rows, job.n_rows)):
-        softmax_row(job.x + t * job.x_step, job.out + t * job.out_step, job.size)
+        softmax_row(job.x + t * job.x_stride, job.out + t * job.out_stride, job.size)
 
 
 def softmax(cnp.ndarray x not None, cnp.ndarray out not None, *, int n_threads):
@@ -41,8 +41,8 @@ def softmax(cnp.ndarray x not None, cnp.ndarray out not None, *, int n_threads):
     job.size = cnp.PyArray_DIM(x, 1)
     need_size(out, "out", 0, job.n_rows)
     need_size(out, "out", 1, job.size)
-    job.x, job.x_step = floats(x), step(x, 0)
-    job.out, job.out_step = floats(out), step(out, 0)
+    job.x, job.x_stride = floats(x), stride(x, 0)
+    job.out, job.out_stride = floats(out), stride(out, 0)
     job.task_rows = rows_per_task(2 * sizeof(float) * job.size, job.n_rows, n_threads)
     with nogil:
         parallel_for(softmax_task, &job, task_count(job.n_rows, job.task_rows), n_threads)

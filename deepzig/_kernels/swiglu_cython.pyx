@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t
 cimport numpy as cnp
 
-from deepzig._kernels._array cimport floats, need_array, need_output, need_size, step
+from deepzig._kernels._array cimport floats, need_array, need_output, need_size, stride
 from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
 from deepzig._kernels._rows cimport swiglu_row
 
@@ -14,14 +14,14 @@ cdef struct Job:
     const float* gate
     const float* up
     float* out
-    int64_t n_rows, size, gate_step, up_step, out_step, task_rows
+    int64_t n_rows, size, gate_stride, up_stride, out_stride, task_rows
 
 
 cdef void swiglu_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef const Job* job = <const Job*>ctx
     cdef int64_t t
     for t in range(task * job.task_rows, min((task + 1) * job.task_rows, job.n_rows)):
-        swiglu_row(job.gate + t * job.gate_step, job.up + t * job.up_step, job.out + t * job.out_step, job.size)
+        swiglu_row(job.gate + t * job.gate_stride, job.up + t * job.up_stride, job.out + t * job.out_stride, job.size)
 
 
 def swiglu(cnp.ndarray gate not None, cnp.ndarray up not None, cnp.ndarray out not None, *, int n_threads):
@@ -35,9 +35,9 @@ def swiglu(cnp.ndarray gate not None, cnp.ndarray up not None, cnp.ndarray out n
     need_size(up, "up", 1, job.size)
     need_size(out, "out", 0, job.n_rows)
     need_size(out, "out", 1, job.size)
-    job.gate, job.gate_step = floats(gate), step(gate, 0)
-    job.up, job.up_step = floats(up), step(up, 0)
-    job.out, job.out_step = floats(out), step(out, 0)
+    job.gate, job.gate_stride = floats(gate), stride(gate, 0)
+    job.up, job.up_stride = floats(up), stride(up, 0)
+    job.out, job.out_stride = floats(out), stride(out, 0)
     job.task_rows = rows_per_task(3 * sizeof(float) * job.size, job.n_rows, n_threads)
     with nogil:
         parallel_for(swiglu_task, &job, task_count(job.n_rows, job.task_rows), n_threads)

@@ -46,10 +46,10 @@
 INLINE int64_t padded(int64_t k) { return round_up(k, LANES); }
 
 /* Floats from one row to the next in copies of x rows: rows a whole number of pages apart would displace each other in L1. */
-INLINE int64_t copy_step(int64_t k) { return padded(k) + 32; }
+INLINE int64_t copy_stride(int64_t k) { return padded(k) + 32; }
 
-INLINE Matrix float_matrix(const float *values, int64_t n, int64_t k, int64_t row_step) {
-    Matrix w = {(int64_t)(intptr_t)values, 0, n, k, 4 * row_step, F32, SCALE_NONE, k, 1, 0};
+INLINE Matrix float_matrix(const float *values, int64_t n, int64_t k, int64_t row_stride) {
+    Matrix w = {(int64_t)(intptr_t)values, 0, n, k, 4 * row_stride, F32, SCALE_NONE, k, 1, 0};
     return w;
 }
 

@@ -146,7 +146,7 @@ INLINE int64_t multiply_space(Way way, const Matrix *w, int64_t rows) {
 }
 
 /* Weight rows that a task takes in multiples of. */
-INLINE int64_t row_step(Way way) {
+INLINE int64_t row_multiple(Way way) {
     switch (way.kind) {
     case WAY_FLOATS:
     case WAY_FP8_FLOATS: return BLOCK_ROWS;
@@ -172,14 +172,14 @@ INLINE int has_panel(Way way) {
 /* Weight rows of a task that reads about so many bytes of weights once, or makes a panel of PANEL_VALUES: a multiple of what
  * the way takes at once, whatever the rest. */
 INLINE int64_t rows_of_task(Way way, const Matrix *w, int64_t bytes) {
-    const int64_t rows = has_panel(way) ? PANEL_VALUES / w->k : bytes / w->row_bytes, at_once = row_step(way);
+    const int64_t rows = has_panel(way) ? PANEL_VALUES / w->k : bytes / w->row_bytes, at_once = row_multiple(way);
     return rows < at_once ? at_once : rows / at_once * at_once;
 }
 
 /* Whether x rows are packed. */
 INLINE int packs(Way way) { return way.kind > WAY_FLOAT_LANES; }
 
-/* Whether x rows that are not packed are to be copied, copy_step apart and with zeros behind them: rows that do not fit
+/* Whether x rows that are not packed are to be copied, copy_stride apart and with zeros behind them: rows that do not fit
  * steps need the zeros, many the distance. */
 INLINE int wants_copies(Way way, const Matrix *w, int64_t x_rows) {
     return !packs(way) && (!fits_steps(w) || x_rows > TILE_X_ROWS);

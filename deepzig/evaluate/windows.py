@@ -9,8 +9,9 @@ BOS. Every window begins with the tokens that the tokenizer puts before a text (
 never predicted. Without such a rule the first token of a window has nothing before it and is not predicted either.
 
 Windows. The first window of a document holds its first `window` tokens, BOS among them. Each further one predicts the
-next `stride` tokens, behind as many tokens of context as the window has room for. With stride = window the context is
-BOS alone, which is fastest; the smaller the stride, the more context and the lower the perplexity.
+next `stride` tokens, or as many as fit behind BOS, after as many tokens of context as the window has room for. With
+stride = window the context is BOS alone, which is fastest; the smaller the stride, the more context and the lower the
+perplexity.
 """
 
 from collections.abc import Iterator, Sequence
@@ -102,9 +103,9 @@ def iter_windows(prefix: Sequence[int], token_ids: Sequence[int], window: int, s
     done = min(room, len(token_ids))
     if done > unpredicted:
         yield Window(np.array([*prefix, *token_ids[:done]], np.int32), max(len(prefix), 1))
-    step = min(stride, window - max(len(prefix), 1))
+    stride = min(stride, window - max(len(prefix), 1))
     while done < len(token_ids):
-        end = min(done + step, len(token_ids))
+        end = min(done + stride, len(token_ids))
         inside = [*prefix, *token_ids[max(0, end - room) : end]]
         yield Window(np.array(inside, np.int32), len(inside) - (end - done))
         done = end
