@@ -65,14 +65,14 @@ cdef void sort_slots(Job* job) noexcept nogil:
     job.start[0] = 0
 
 
-cdef inline void pack_expert(Job* job, int64_t expert, Way way, const Matrix* one, const float** rows,
+cdef inline void pack_expert(Job* job, int64_t expert, Way way, const Matrix* one, const float** x,
                              uint8_t* packed) noexcept nogil:
-    """The rows of an expert's slots, packed as they meet matrices like `one`."""
+    """The x rows of an expert's slots, packed as they meet matrices like `one`."""
     cdef float* space = thread_floats(FOR_TASK, pack_space(way, one))
     if space == NULL:
         job.no_memory = True
     else:
-        pack_rows(way, one, rows + job.start[expert], job.start[expert + 1] - job.start[expert], packed, space)
+        pack_rows(way, one, x + job.start[expert], job.start[expert + 1] - job.start[expert], packed, space)
 
 
 cdef void pack_x_task(void* ctx, int64_t task, int thread) noexcept nogil:
@@ -152,12 +152,12 @@ cdef void sum_task(void* ctx, int64_t token, int thread) noexcept nogil:
 cdef Way common_way(const Job* job, int64_t first, int64_t count, int arithmetic) noexcept nogil:
     """The way of matrices first, .., first + count - 1 of every expert if rows packed for one suit all; or WAY_FLOATS."""
     cdef const Matrix* one = job.weights + first
-    cdef int64_t rows = job.n_tokens * job.n_slots // job.n_experts  # of an expert, about
-    cdef Way way = way_for(one, arithmetic, rows), other
+    cdef int64_t x_rows = job.n_tokens * job.n_slots // job.n_experts  # of an expert, about
+    cdef Way way = way_for(one, arithmetic, x_rows), other
     cdef int64_t i, j
     for i in range(job.n_experts):
         for j in range(first, first + count):
-            other = way_for(job.weights + 3 * i + j, arithmetic, rows)
+            other = way_for(job.weights + 3 * i + j, arithmetic, x_rows)
             if not same_packing(way, one, other, job.weights + 3 * i + j):
                 way.kind = WAY_FLOATS
                 return way

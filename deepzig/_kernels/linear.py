@@ -48,9 +48,9 @@ def cases(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
     """One and many rows, every format, sizes that fill no vector and no group."""
     for shape in ((1, 1), (33, 64), (50, 256), (129, 384), (7, 100)):
         for weight in random_weights(rng, shape):
-            for n_rows in (1, 2, 5, 13):
-                x = rng.standard_normal((n_rows, shape[1]), np.float32) * np.float32(0.1)
-                yield x, weight, np.empty((n_rows, shape[0]), np.float32)
+            for x_rows in (1, 2, 5, 13):
+                x = rng.standard_normal((x_rows, shape[1]), np.float32) * np.float32(0.1)
+                yield x, weight, np.empty((x_rows, shape[0]), np.float32)
 
 
 def cost(x: np.ndarray, weight: Weight, out: np.ndarray) -> tuple[int, int]:

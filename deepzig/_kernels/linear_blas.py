@@ -56,11 +56,11 @@ class _Panel(threading.local):
 
     floats = np.empty(0, np.float32)
 
-    def of_shape(self, n_rows: int, n_columns: int) -> np.ndarray:
-        """f32 (n_rows, n_columns) of any content."""
-        if self.floats.size < n_rows * n_columns:
-            self.floats = np.empty(n_rows * n_columns, np.float32)
-        return self.floats[: n_rows * n_columns].reshape(n_rows, n_columns)
+    def of_shape(self, rows: int, columns: int) -> np.ndarray:
+        """f32 (rows, columns) of any content."""
+        if self.floats.size < rows * columns:
+            self.floats = np.empty(rows * columns, np.float32)
+        return self.floats[: rows * columns].reshape(rows, columns)
 
 
 _panel = _Panel()
@@ -68,9 +68,9 @@ _panel = _Panel()
 
 def _multiply_panels(first: int, stop: int, x: np.ndarray, weight: Weight, panel_rows: int, out: np.ndarray) -> None:
     """Panels [first, stop), each of panel_rows rows of the weight."""
-    n_rows = weight.shape[0]
-    for row in range(first * panel_rows, min(stop * panel_rows, n_rows), panel_rows):
-        last = min(row + panel_rows, n_rows)
+    rows = weight.shape[0]
+    for row in range(first * panel_rows, min(stop * panel_rows, rows), panel_rows):
+        last = min(row + panel_rows, rows)
         np.matmul(x, _panel_of(weight, row, last).T, out=out[:, row:last])
 
 
@@ -96,11 +96,11 @@ def _panel_of(weight: Weight, first: int, last: int) -> np.ndarray:
 
 
 def linear(x: np.ndarray, weight: Weight, out: np.ndarray, *, arithmetic: int = DECODING, n_threads: int) -> None:
-    n_rows, n_columns = weight.shape
-    need(x, "x", np.float32, None, n_columns)
-    need_output(out, "out", len(x), n_rows)
+    rows, columns = weight.shape
+    need(x, "x", np.float32, None, columns)
+    need_output(out, "out", len(x), rows)
     panel_rows = _panel_rows(weight)
-    threads = threads_for(n_threads, x.shape[0] * n_rows * n_columns)
+    threads = threads_for(n_threads, x.shape[0] * rows * columns)
     park()
     with one_blas_thread():
-        run_rows(_multiply_panels, -(-n_rows // panel_rows), threads, x, weight, panel_rows, out)
+        run_rows(_multiply_panels, -(-rows // panel_rows), threads, x, weight, panel_rows, out)

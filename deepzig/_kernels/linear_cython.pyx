@@ -28,7 +28,7 @@ cdef struct Job:
     const float** x  # T rows: of `given`, or of its copy
     float* copy  # with zeros behind each row, copy_stride apart, if wants_copies
     uint8_t* packed  # the rows packed, if the way packs
-    int64_t given_stride, n_rows, first_row, task_rows, out_stride  # first_row: of the pass
+    int64_t given_stride, x_rows, first_x_row, task_rows, out_stride  # first_x_row: of the pass
     float* out
     bint no_memory
 
@@ -36,7 +36,7 @@ cdef struct Job:
 cdef int64_t task_rows(const Job* job, int n_threads) noexcept nogil:
     """Weight rows a task takes."""
     cdef int64_t n = job.weight.n, rows = rows_of_task(job.way, &job.weight, STREAM_BYTES)
-    if job.n_rows * n * job.weight.k >= SPLIT_FROM:
+    if job.x_rows * n * job.weight.k >= SPLIT_FROM:
         rows = min(rows, round_up(per_thread(n, n_threads), row_multiple(job.way)))
     return rows
 
@@ -55,16 +55,16 @@ cdef void dot_task(void* ctx, int64_t task, int thread) noexcept nogil:
     if space == NULL:
         job.no_memory = True
     else:
-        multiply(job.way, &job.weight, first, last, job.x + job.first_row,
-                 job.packed + packed_bytes(job.way, &job.weight, job.first_row),
-                 min(pass_x_rows(job), job.n_rows - job.first_row), job.out + job.first_row * job.out_stride + first,
+        multiply(job.way, &job.weight, first, last, job.x + job.first_x_row,
+                 job.packed + packed_bytes(job.way, &job.weight, job.first_x_row),
+                 min(pass_x_rows(job), job.x_rows - job.first_x_row), job.out + job.first_x_row * job.out_stride + first,
                  job.out_stride, codes_of(&job.weight, last), space)
 
 
 cdef void copy_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
     cdef int64_t t, k = job.weight.k, width = copy_stride(k)
-    for t in range(task * PACK_X_ROWS, min((task + 1) * PACK_X_ROWS, job.n_rows)):
+    for t in range(task * PACK_X_ROWS, min((task + 1) * PACK_X_ROWS, job.x_rows)):
         memcpy(job.copy + t * width, job.given + t * job.given_stride, k * sizeof(float))
         memset(job.copy + t * width + k, 0, (padded(k) - k) * sizeof(float))
         job.x[t] = job.copy + t * width
@@ -77,16 +77,16 @@ cdef void pack_task(void* ctx, int64_t task, int thread) noexcept nogil:
     if space == NULL:
         job.no_memory = True
     else:
-        pack_rows(job.way, &job.weight, job.x + first, min(PACK_X_ROWS, job.n_rows - first),
+        pack_rows(job.way, &job.weight, job.x + first, min(PACK_X_ROWS, job.x_rows - first),
                   job.packed + packed_bytes(job.way, &job.weight, first), space)
 
 
 cdef void run(Job* job, int n_threads) noexcept nogil:
     """Rows of x as pointers, with zeros behind them or packed where the way needs it; then the products."""
-    cdef int64_t t, pointers = padded(2 * job.n_rows)
-    cdef int64_t copied = job.n_rows * copy_stride(job.weight.k) if wants_copies(job.way, &job.weight, job.n_rows) else 0
+    cdef int64_t t, pointers = padded(2 * job.x_rows)
+    cdef int64_t copied = job.x_rows * copy_stride(job.weight.k) if wants_copies(job.way, &job.weight, job.x_rows) else 0
     cdef float* shared = thread_floats(
-        FOR_CALL, pointers + copied + packed_bytes(job.way, &job.weight, job.n_rows) // 4)
+        FOR_CALL, pointers + copied + packed_bytes(job.way, &job.weight, job.x_rows) // 4)
     if shared == NULL:
         job.no_memory = True
         return
@@ -94,16 +94,16 @@ cdef void run(Job* job, int n_threads) noexcept nogil:
     job.copy = shared + pointers
     job.packed = <uint8_t*>job.copy
     if copied:
-        parallel_for(copy_task, job, parts_of(job.n_rows, PACK_X_ROWS), n_threads)
+        parallel_for(copy_task, job, parts_of(job.x_rows, PACK_X_ROWS), n_threads)
     else:
-        for t in range(job.n_rows):
+        for t in range(job.x_rows):
             job.x[t] = job.given + t * job.given_stride
     if packs(job.way):
-        parallel_for(pack_task, job, parts_of(job.n_rows, PACK_X_ROWS), n_threads)
-    job.first_row = 0
-    while job.first_row < job.n_rows and not job.no_memory:
+        parallel_for(pack_task, job, parts_of(job.x_rows, PACK_X_ROWS), n_threads)
+    job.first_x_row = 0
+    while job.first_x_row < job.x_rows and not job.no_memory:
         parallel_for(dot_task, job, parts_of(job.weight.n, job.task_rows), n_threads)
-        job.first_row += pass_x_rows(job)
+        job.first_x_row += pass_x_rows(job)
 
 
 def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *, int arithmetic=0, int n_threads):
@@ -111,13 +111,13 @@ def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *,
     need_array(x, "x", cnp.NPY_FLOAT32, 2, 1)
     need_output(out, "out", cnp.NPY_FLOAT32, 2, 1)
     job.weight = matrix_of(weight)[0]
-    job.n_rows = cnp.PyArray_DIM(x, 0)
+    job.x_rows = cnp.PyArray_DIM(x, 0)
     need_size(x, "x", 1, job.weight.k)
-    need_size(out, "out", 0, job.n_rows)
+    need_size(out, "out", 0, job.x_rows)
     need_size(out, "out", 1, job.weight.n)
     job.given, job.given_stride = floats(x), stride(x, 0)
     job.out, job.out_stride = floats(out), stride(out, 0)
-    job.way = way_for(&job.weight, arithmetic, job.n_rows)
+    job.way = way_for(&job.weight, arithmetic, job.x_rows)
     job.task_rows = task_rows(&job, n_threads)
     job.no_memory = False
     with nogil:

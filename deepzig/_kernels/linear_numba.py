@@ -11,15 +11,15 @@ from deepzig._kernels.weight import DECODING, Weight
 
 @jit()
 def _rows(first: int, stop: int, matrix: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
-    rows = np.arange(x.shape[0])
-    dot_rows(matrix, first, stop, x, rows, out, rows, first)
+    x_rows = np.arange(x.shape[0])
+    dot_rows(matrix, first, stop, x, x_rows, out, x_rows, first)
 
 
 def linear(x: np.ndarray, weight: Weight, out: np.ndarray, *, arithmetic: int = DECODING, n_threads: int) -> None:
-    n_rows, n_columns = weight.shape
-    need(x, "x", np.float32, None, n_columns)
-    need_output(out, "out", len(x), n_rows)
+    rows, columns = weight.shape
+    need(x, "x", np.float32, None, columns)
+    need_output(out, "out", len(x), rows)
     result = packed(out)
-    threads = threads_for(n_threads, x.shape[0] * n_rows * n_columns)
-    run_rows(_rows, n_rows, threads, weight.descriptor, packed(x), result)
+    threads = threads_for(n_threads, x.shape[0] * rows * columns)
+    run_rows(_rows, rows, threads, weight.descriptor, packed(x), result)
     unpack(result, out)
