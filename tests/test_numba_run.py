@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deepzig._kernels import REGISTRY, _numba_rows
+from deepzig._kernels import REGISTRY, _numba_threads
 from deepzig._kernels._numba_jit import jit
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -66,7 +66,7 @@ def test_all_rows_are_computed_when_the_main_thread_has_ended(monkeypatch: pytes
     """Executors take nothing any more, but a thread of the program may still generate."""
     closed = ThreadPoolExecutor(1)
     closed.shutdown()
-    monkeypatch.setattr(_numba_rows, "_executor", lambda _n_threads: closed)
+    monkeypatch.setattr(_numba_threads, "_executor", lambda _n_threads: closed)
     found: list[range] = []
-    _numba_rows.run_rows(lambda first, stop: found.append(range(first, stop)), 10, 4)
+    _numba_threads.run_rows(lambda first, stop: found.append(range(first, stop)), 10, 4)
     assert sorted(row for rows in found for row in rows) == list(range(10))

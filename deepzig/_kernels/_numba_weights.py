@@ -15,7 +15,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from deepzig._kernels._numba_jit import jit
-from deepzig._kernels._numba_rows import FASTMATH
+from deepzig._kernels._numba_threads import FASTMATH
 from deepzig._kernels.weight import FORMAT_CODE, SCALE_CODE
 
 F32, F16, BF16, FP8, INT8 = (FORMAT_CODE[name] for name in ("f32", "f16", "bf16", "fp8", "int8"))

@@ -20,10 +20,6 @@ cdef inline int64_t per_thread(int64_t n, int n_threads) noexcept nogil:
     return (n + max(1, n_threads) - 1) // max(1, n_threads)
 
 
-cdef inline int64_t task_count(int64_t n_rows, int64_t task_rows) noexcept nogil:
-    return (n_rows + task_rows - 1) // task_rows
-
-
 cdef inline int64_t rows_per_task(int64_t bytes_per_row, int64_t n_rows, int n_threads) noexcept nogil:
     """How many rows make a task, for kernels whose cost is the bytes that they touch: from SPLIT_FROM_BYTES on, every
     thread gets a part."""

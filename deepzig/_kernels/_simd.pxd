@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t
 
 cdef extern from "vmath.h" nogil:
     int64_t LANES
+    int64_t parts_of(int64_t n, int64_t size)
     # Truly a vector: Cython only passes its operators on to C. Never mix it with a scalar; use vset.
     ctypedef float vfloat
     vfloat vload(const float* p)

@@ -4,8 +4,8 @@ from libc.stdint cimport int32_t, int64_t
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, stride
-from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
-from deepzig._kernels._tiles cimport Matrix, dequantize_row, matrix_of
+from deepzig._kernels._pool cimport parallel_for, rows_per_task
+from deepzig._kernels._tiles cimport Matrix, dequantize_row, matrix_of, parts_of
 
 cnp.import_array()
 
@@ -14,13 +14,13 @@ cdef struct Job:
     const Matrix* weight
     const int32_t* rows
     float* out
-    int64_t n_rows, out_stride, task_rows
+    int64_t n_rows, out_stride, rows_per_task
 
 
 cdef void dequantize_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef const Job* job = <const Job*>ctx
     cdef int64_t i
-    for i in range(task * job.task_rows, min((task + 1) * job.task_rows, job.n_rows)):
+    for i in range(task * job.rows_per_task, min((task + 1) * job.rows_per_task, job.n_rows)):
         dequantize_row(job.weight, job.rows[i], job.out + i * job.out_stride)
 
 
@@ -38,6 +38,6 @@ def dequantize(weight not None, cnp.ndarray rows not None, cnp.ndarray out not N
         if not 0 <= job.rows[i] < job.weight.n:
             raise ValueError(f"rows names row {job.rows[i]} of {job.weight.n}")
     job.out, job.out_stride = floats(out), stride(out, 0)
-    job.task_rows = rows_per_task(job.weight.row_bytes + sizeof(float) * job.weight.k, job.n_rows, n_threads)
+    job.rows_per_task = rows_per_task(job.weight.row_bytes + sizeof(float) * job.weight.k, job.n_rows, n_threads)
     with nogil:
-        parallel_for(dequantize_task, &job, task_count(job.n_rows, job.task_rows), n_threads)
+        parallel_for(dequantize_task, &job, parts_of(job.n_rows, job.rows_per_task), n_threads)

@@ -6,7 +6,7 @@ import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output
 from deepzig._kernels._numba_jit import jit
-from deepzig._kernels._numba_rows import run_rows
+from deepzig._kernels._numba_threads import run_rows
 from deepzig._kernels.dequantize import scales_of, values_of
 from deepzig._kernels.weight import Weight
 

@@ -6,9 +6,9 @@ from libc.stdlib cimport free, malloc
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size
-from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
+from deepzig._kernels._pool cimport parallel_for, rows_per_task
 from deepzig._kernels._rows cimport exp_row, highest_of
-from deepzig._kernels._simd cimport LANES, vload, vload_part, vsigmoid, vstore, vstore_part
+from deepzig._kernels._simd cimport LANES, parts_of, vload, vload_part, vsigmoid, vstore, vstore_part
 
 from deepzig._kernels.expert_gate import check
 
@@ -21,7 +21,7 @@ cdef struct Job:
     int32_t* topk_idx
     float* topk_weight
     float* scratch  # (n_threads, 2 E + 2 n_group): scores, choice, value of each group, indices of the kept groups
-    int64_t n_rows, n_experts, n_group, topk_group, top_k, scratch_stride, task_rows
+    int64_t n_rows, n_experts, n_group, topk_group, top_k, scratch_stride, rows_per_task
     bint is_softmax, by_groups, is_noaux, normalise
     float factor
 
@@ -115,7 +115,7 @@ cdef inline void gate_row(const Job* job, int64_t t, float* scores) noexcept nog
 cdef void gate_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef const Job* job = <const Job*>ctx
     cdef int64_t t
-    for t in range(task * job.task_rows, min((task + 1) * job.task_rows, job.n_rows)):
+    for t in range(task * job.rows_per_task, min((task + 1) * job.rows_per_task, job.n_rows)):
         gate_row(job, t, job.scratch + thread * job.scratch_stride)
 
 
@@ -160,10 +160,10 @@ def expert_gate(
     job.factor = routed_scaling_factor
     job.scratch_stride = 2 * job.n_experts + (2 * n_group if job.by_groups else 0)
     # 16: it computes more than it reads
-    job.task_rows = rows_per_task(16 * sizeof(float) * job.n_experts, job.n_rows, n_threads)
+    job.rows_per_task = rows_per_task(16 * sizeof(float) * job.n_experts, job.n_rows, n_threads)
     job.scratch = <float*>malloc(max(n_threads, 1) * job.scratch_stride * sizeof(float))
     if job.scratch == NULL:
         raise MemoryError
     with nogil:
-        parallel_for(gate_task, &job, task_count(job.n_rows, job.task_rows), n_threads)
+        parallel_for(gate_task, &job, parts_of(job.n_rows, job.rows_per_task), n_threads)
     free(job.scratch)

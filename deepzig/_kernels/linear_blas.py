@@ -17,7 +17,7 @@ import numpy as np
 
 from deepzig import _kernels
 from deepzig._kernels._array_checks import need, need_output, threads_for
-from deepzig._kernels._numba_rows import run_rows
+from deepzig._kernels._numba_threads import run_rows
 from deepzig._kernels._park import park
 from deepzig._kernels.weight import DECODING, Weight
 

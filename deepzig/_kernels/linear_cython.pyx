@@ -9,7 +9,7 @@ from deepzig._kernels._pool cimport parallel_for, per_thread
 from deepzig._kernels._tiles cimport (
     FOR_CALL, FOR_TASK, Matrix, PACK_X_ROWS, PASS_X_ROWS, Way, codes_of, copy_stride, matrix_of,
     multiply, multiply_space, pack_rows, pack_space, packed_bytes, packs, padded, parts_of, round_up, row_multiple,
-    rows_of_task, takes_floats, thread_floats, wants_copies, way_for,
+    rows_per_task, takes_floats, thread_floats, wants_copies, way_for,
 )
 
 cnp.import_array()
@@ -28,17 +28,9 @@ cdef struct Job:
     const float** x  # T rows: of `given`, or of its copy
     float* copy  # with zeros behind each row, copy_stride apart, if wants_copies
     uint8_t* packed  # the rows packed, if the way packs
-    int64_t given_stride, x_rows, first_x_row, task_rows, out_stride  # first_x_row: of the pass
+    int64_t given_stride, x_rows, first_x_row, rows_per_task, out_stride  # first_x_row: of the pass
     float* out
     bint no_memory
-
-
-cdef int64_t task_rows(const Job* job, int n_threads) noexcept nogil:
-    """Weight rows a task takes."""
-    cdef int64_t n = job.weight.n, rows = rows_of_task(job.way, &job.weight, STREAM_BYTES)
-    if job.x_rows * n * job.weight.k >= SPLIT_FROM:
-        rows = min(rows, round_up(per_thread(n, n_threads), row_multiple(job.way)))
-    return rows
 
 
 cdef inline int64_t pass_x_rows(const Job* job) noexcept nogil:
@@ -49,9 +41,9 @@ cdef inline int64_t pass_x_rows(const Job* job) noexcept nogil:
 
 cdef void dot_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
-    cdef int64_t first = task * job.task_rows
-    cdef int64_t last = min(first + job.task_rows, job.weight.n)
-    cdef float* space = thread_floats(FOR_TASK, multiply_space(job.way, &job.weight, job.task_rows))
+    cdef int64_t first = task * job.rows_per_task
+    cdef int64_t last = min(first + job.rows_per_task, job.weight.n)
+    cdef float* space = thread_floats(FOR_TASK, multiply_space(job.way, &job.weight, job.rows_per_task))
     if space == NULL:
         job.no_memory = True
     else:
@@ -102,7 +94,7 @@ cdef void run(Job* job, int n_threads) noexcept nogil:
         parallel_for(pack_task, job, parts_of(job.x_rows, PACK_X_ROWS), n_threads)
     job.first_x_row = 0
     while job.first_x_row < job.x_rows and not job.no_memory:
-        parallel_for(dot_task, job, parts_of(job.weight.n, job.task_rows), n_threads)
+        parallel_for(dot_task, job, parts_of(job.weight.n, job.rows_per_task), n_threads)
         job.first_x_row += pass_x_rows(job)
 
 
@@ -118,7 +110,9 @@ def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *,
     job.given, job.given_stride = floats(x), stride(x, 0)
     job.out, job.out_stride = floats(out), stride(out, 0)
     job.way = way_for(&job.weight, arithmetic, job.x_rows)
-    job.task_rows = task_rows(&job, n_threads)
+    job.rows_per_task = rows_per_task(job.way, &job.weight, STREAM_BYTES)
+    if job.x_rows * job.weight.n * job.weight.k >= SPLIT_FROM:
+        job.rows_per_task = min(job.rows_per_task, round_up(per_thread(job.weight.n, n_threads), row_multiple(job.way)))
     job.no_memory = False
     with nogil:
         run(&job, n_threads)

@@ -8,8 +8,8 @@ from libc.stdint cimport int64_t
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size
-from deepzig._kernels._pool cimport parallel_for, task_count
-from deepzig._kernels._tiles cimport FOR_TASK, thread_floats
+from deepzig._kernels._pool cimport parallel_for
+from deepzig._kernels._tiles cimport FOR_TASK, parts_of, thread_floats
 
 cnp.import_array()
 
@@ -48,20 +48,20 @@ cdef struct Job:
     float* out  # (T, H, value_dim)
     int64_t n_rows, n_keys, n_heads, nope, rope_dim, value_dim
     int64_t ahead  # keys that query 0 sees; query t sees t more
-    int64_t task_rows  # queries of a task
+    int64_t queries_per_task
     float softmax_scale
     bint bf16, no_memory
 
 
-cdef int64_t rows_of_task(const Job* job, int n_threads) noexcept nogil:
-    cdef int64_t rows = job.n_rows * job.n_heads // (TASKS_PER_THREAD * max(1, n_threads))
-    return (rows // ATTENTION_QUERIES + 1) * ATTENTION_QUERIES
+cdef int64_t queries_per_task(const Job* job, int n_threads) noexcept nogil:
+    cdef int64_t queries = job.n_rows * job.n_heads // (TASKS_PER_THREAD * max(1, n_threads))
+    return (queries // ATTENTION_QUERIES + 1) * ATTENTION_QUERIES
 
 
 cdef void attend_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef Job* job = <Job*>ctx
-    cdef int64_t head = task % job.n_heads, start = task // job.n_heads * job.task_rows, first = 0, t, at
-    cdef int64_t stop = min(start + job.task_rows, job.n_rows), n_keys = min(job.n_keys, job.ahead + stop - 1)
+    cdef int64_t head = task % job.n_heads, start = task // job.n_heads * job.queries_per_task, first = 0, t, at
+    cdef int64_t stop = min(start + job.queries_per_task, job.n_rows), n_keys = min(job.n_keys, job.ahead + stop - 1)
     cdef int64_t stride = job.n_heads * (job.nope + job.value_dim)
     cdef float* space = thread_floats(FOR_TASK, attention_space(job.bf16, job.nope, job.rope_dim, job.value_dim))
     cdef PackedKeys packed
@@ -115,9 +115,9 @@ def mla_prefill(cnp.ndarray q not None, cnp.ndarray kv not None, cnp.ndarray k_p
     job.ahead = first_query - first_key + 1
     job.softmax_scale = softmax_scale
     job.no_memory = False
-    job.task_rows = rows_of_task(&job, n_threads)
+    job.queries_per_task = queries_per_task(&job, n_threads)
     job.bf16 = attention_in_bf16(arithmetic)
     with nogil:
-        parallel_for(attend_task, &job, job.n_heads * task_count(job.n_rows, job.task_rows), n_threads)
+        parallel_for(attend_task, &job, job.n_heads * parts_of(job.n_rows, job.queries_per_task), n_threads)
     if job.no_memory:
         raise MemoryError

@@ -8,7 +8,7 @@ import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output, packed, threads_for, unpack
 from deepzig._kernels._numba_jit import jit
-from deepzig._kernels._numba_rows import run_rows
+from deepzig._kernels._numba_threads import run_rows
 from deepzig._kernels._numba_weights import FROM_0, attend, dot_panel
 from deepzig._kernels.weight import DECODING
 

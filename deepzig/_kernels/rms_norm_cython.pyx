@@ -5,8 +5,8 @@ from libc.stdint cimport int64_t
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, stride
-from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
-from deepzig._kernels._simd cimport LANES, vfloat, vload, vload_part, vset, vstore, vstore_part, vsum
+from deepzig._kernels._pool cimport parallel_for, rows_per_task
+from deepzig._kernels._simd cimport LANES, parts_of, vfloat, vload, vload_part, vset, vstore, vstore_part, vsum
 
 cnp.import_array()
 
@@ -15,7 +15,7 @@ cdef struct Job:
     const float* x
     const float* weight
     float* out
-    int64_t n_rows, size, x_stride, out_stride, task_rows
+    int64_t n_rows, size, x_stride, out_stride, rows_per_task
     float eps
 
 
@@ -51,7 +51,7 @@ cdef inline void norm_row(const Job* job, int64_t t) noexcept nogil:
 cdef void norm_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef const Job* job = <const Job*>ctx
     cdef int64_t t
-    for t in range(task * job.task_rows, min((task + 1) * job.task_rows, job.n_rows)):
+    for t in range(task * job.rows_per_task, min((task + 1) * job.rows_per_task, job.n_rows)):
         norm_row(job, t)
 
 
@@ -69,6 +69,6 @@ def rms_norm(cnp.ndarray x not None, cnp.ndarray weight not None, float eps, cnp
     job.weight = floats(weight)
     job.out, job.out_stride = floats(out), stride(out, 0)
     job.eps = eps
-    job.task_rows = rows_per_task(2 * sizeof(float) * job.size, job.n_rows, n_threads)
+    job.rows_per_task = rows_per_task(2 * sizeof(float) * job.size, job.n_rows, n_threads)
     with nogil:
-        parallel_for(norm_task, &job, task_count(job.n_rows, job.task_rows), n_threads)
+        parallel_for(norm_task, &job, parts_of(job.n_rows, job.rows_per_task), n_threads)

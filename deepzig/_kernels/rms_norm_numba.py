@@ -4,7 +4,7 @@ import numpy as np
 
 from deepzig._kernels._array_checks import need, need_output
 from deepzig._kernels._numba_jit import jit
-from deepzig._kernels._numba_rows import FASTMATH_IN_ORDER, LANES, run_rows
+from deepzig._kernels._numba_threads import FASTMATH_IN_ORDER, LANES, run_rows
 
 
 @jit(fastmath=FASTMATH_IN_ORDER)

@@ -4,7 +4,8 @@ from libc.stdint cimport int64_t
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, stride
-from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
+from deepzig._kernels._pool cimport parallel_for, rows_per_task
+from deepzig._kernels._simd cimport parts_of
 
 cnp.import_array()
 
@@ -38,7 +39,7 @@ cdef struct Job:
     float* x
     const float* cos
     const float* sin
-    int64_t n_rows, n_heads, half, x_stride, head_stride, cos_stride, sin_stride, task_rows
+    int64_t n_rows, n_heads, half, x_stride, head_stride, cos_stride, sin_stride, rows_per_task
     bint interleave
 
 
@@ -57,7 +58,7 @@ cdef inline void rope_token(const Job* job, int64_t t) noexcept nogil:
 cdef void rope_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef const Job* job = <const Job*>ctx
     cdef int64_t t
-    for t in range(task * job.task_rows, min((task + 1) * job.task_rows, job.n_rows)):
+    for t in range(task * job.rows_per_task, min((task + 1) * job.rows_per_task, job.n_rows)):
         rope_token(job, t)
 
 
@@ -78,6 +79,6 @@ def rope(cnp.ndarray x not None, cnp.ndarray cos not None, cnp.ndarray sin not N
     job.cos, job.cos_stride = floats(cos), stride(cos, 0)
     job.sin, job.sin_stride = floats(sin), stride(sin, 0)
     job.interleave = interleave
-    job.task_rows = rows_per_task(4 * sizeof(float) * job.half * job.n_heads, job.n_rows, n_threads)
+    job.rows_per_task = rows_per_task(4 * sizeof(float) * job.half * job.n_heads, job.n_rows, n_threads)
     with nogil:
-        parallel_for(rope_task, &job, task_count(job.n_rows, job.task_rows), n_threads)
+        parallel_for(rope_task, &job, parts_of(job.n_rows, job.rows_per_task), n_threads)

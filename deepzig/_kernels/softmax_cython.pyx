@@ -5,8 +5,9 @@ from libc.stdint cimport int64_t
 cimport numpy as cnp
 
 from deepzig._kernels._array cimport floats, need_array, need_output, need_size, stride
-from deepzig._kernels._pool cimport parallel_for, rows_per_task, task_count
+from deepzig._kernels._pool cimport parallel_for, rows_per_task
 from deepzig._kernels._rows cimport exp_row, highest_of
+from deepzig._kernels._simd cimport parts_of
 
 cnp.import_array()
 
@@ -14,7 +15,7 @@ cnp.import_array()
 cdef struct Job:
     const float* x
     float* out
-    int64_t n_rows, size, x_stride, out_stride, task_rows
+    int64_t n_rows, size, x_stride, out_stride, rows_per_task
 
 
 cdef inline void softmax_row(const float* x, float* out, int64_t size) noexcept nogil:
@@ -29,7 +30,7 @@ cdef inline void softmax_row(const float* x, float* out, int64_t size) noexcept 
 cdef void softmax_task(void* ctx, int64_t task, int thread) noexcept nogil:
     cdef const Job* job = <const Job*>ctx
     cdef int64_t t
-    for t in range(task * job.task_rows, min((task + 1) * job.task_rows, job.n_rows)):
+    for t in range(task * job.rows_per_task, min((task + 1) * job.rows_per_task, job.n_rows)):
         softmax_row(job.x + t * job.x_stride, job.out + t * job.out_stride, job.size)
 
 
@@ -43,6 +44,6 @@ def softmax(cnp.ndarray x not None, cnp.ndarray out not None, *, int n_threads):
     need_size(out, "out", 1, job.size)
     job.x, job.x_stride = floats(x), stride(x, 0)
     job.out, job.out_stride = floats(out), stride(out, 0)
-    job.task_rows = rows_per_task(2 * sizeof(float) * job.size, job.n_rows, n_threads)
+    job.rows_per_task = rows_per_task(2 * sizeof(float) * job.size, job.n_rows, n_threads)
     with nogil:
-        parallel_for(softmax_task, &job, task_count(job.n_rows, job.task_rows), n_threads)
+        parallel_for(softmax_task, &job, parts_of(job.n_rows, job.rows_per_task), n_threads)
