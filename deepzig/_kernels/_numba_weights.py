@@ -108,19 +108,22 @@ def _scale_row(matrix: np.ndarray, n: int, first: int, row: np.ndarray) -> None:
 
 
 @jit()
-def floats_of(matrix: np.ndarray, first: int, last: int, start: int, stop: int, panel: np.ndarray) -> np.ndarray:
-    """W[first:last, start:stop] as f32, last axis contiguous: where it lies if W is f32, else decoded to panel.
+def floats_of(
+    matrix: np.ndarray, first: int, stop: int, first_column: int, stop_column: int, panel: np.ndarray
+) -> np.ndarray:
+    """W[first:stop, first_column:stop_column] as f32, last axis contiguous: where it lies if W is f32, else decoded to
+    panel.
 
-    matrix i64 (10,), a descriptor; panel f32 (>= last - first, >= stop - start). `start` is even.
+    matrix i64 (10,), a descriptor; panel f32 (>= stop - first, >= stop_column - first_column). first_column is even.
     """
     if matrix[5] == F32 and matrix[4] % 4 == 0:
-        step = matrix[4] // 4
-        return numba.carray(_pointer(matrix[0] + first * matrix[4] + 4 * start), (last - first, step), np.float32)
-    for n in range(first, last):
-        row = panel[n - first, : stop - start]
-        _decode_row(matrix, n, start, row)
+        address, stride = matrix[0] + first * matrix[4] + 4 * first_column, matrix[4] // 4
+        return numba.carray(_pointer(address), (stop - first, stride), np.float32)
+    for n in range(first, stop):
+        row = panel[n - first, : stop_column - first_column]
+        _decode_row(matrix, n, first_column, row)
         if matrix[6] != NO_SCALE:
-            _scale_row(matrix, n, start, row)
+            _scale_row(matrix, n, first_column, row)
     return panel
 
 
@@ -169,26 +172,26 @@ def dot_panel(
 def dot_rows(
     matrix: np.ndarray,
     first: int,
-    last: int,
+    stop: int,
     x: np.ndarray,
     x_rows: np.ndarray,
     out: np.ndarray,
     out_rows: np.ndarray,
     out_column: int,
 ) -> None:
-    """out[out_rows[j], out_column + n - first] = W[n] . x[x_rows[j]] for n in [first, last).
+    """out[out_rows[j], out_column + n - first] = W[n] . x[x_rows[j]] for n in [first, stop).
 
     matrix i64 (10,), a descriptor; x f32 (any, K), out f32 (any, any), C-contiguous; x_rows, out_rows i64 (columns,).
     """
     size = matrix[3]
     panel_rows = PANEL_ROWS if x_rows.size > 4 else 4
     panel = np.empty((panel_rows, min(size, PANEL_COLUMNS)), np.float32)
-    for n in range(first, last, panel_rows):
-        stop = min(n + panel_rows, last)
-        for start in range(0, size, PANEL_COLUMNS):
-            end = min(start + PANEL_COLUMNS, size)
-            weights = floats_of(matrix, n, stop, start, end, panel)
-            dot_panel(weights, stop - n, x, x_rows, start, end, out, out_rows, out_column + n - first)
+    for n in range(first, stop, panel_rows):
+        panel_stop = min(n + panel_rows, stop)
+        for column in range(0, size, PANEL_COLUMNS):
+            stop_column = min(column + PANEL_COLUMNS, size)
+            weights = floats_of(matrix, n, panel_stop, column, stop_column, panel)
+            dot_panel(weights, panel_stop - n, x, x_rows, column, stop_column, out, out_rows, out_column + n - first)
 
 
 @jit(fastmath=FASTMATH)

@@ -15,8 +15,8 @@ def _heads(first: int, stop: int, matrix: np.ndarray, n_heads: int, o_latent: np
     head_rows, value_dim = matrix[2] // n_heads, out.shape[1]
     for h in range(first, stop):
         rows = np.arange(h, o_latent.shape[0], n_heads)
-        last = (h + 1) * head_rows
-        dot_rows(matrix, last - value_dim, last, o_latent, rows, out, rows, FROM_0)
+        head_stop = (h + 1) * head_rows
+        dot_rows(matrix, head_stop - value_dim, head_stop, o_latent, rows, out, rows, FROM_0)
 
 
 def absorb_value(o_latent: np.ndarray, kv_b_proj: Weight, out: np.ndarray, *, n_threads: int) -> None:

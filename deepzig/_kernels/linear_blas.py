@@ -70,8 +70,8 @@ def _multiply_panels(first: int, stop: int, x: np.ndarray, weight: Weight, panel
     """Panels [first, stop), each of panel_rows rows of the weight."""
     rows = weight.shape[0]
     for row in range(first * panel_rows, min(stop * panel_rows, rows), panel_rows):
-        last = min(row + panel_rows, rows)
-        np.matmul(x, _panel_of(weight, row, last).T, out=out[:, row:last])
+        panel_stop = min(row + panel_rows, rows)
+        np.matmul(x, _panel_of(weight, row, panel_stop).T, out=out[:, row:panel_stop])
 
 
 def _panel_rows(weight: Weight) -> int:
@@ -82,16 +82,16 @@ def multiply_columns(weight: Weight, columns: np.ndarray, out: np.ndarray) -> No
     """out f32 (N, S) = weight (N, K) times columns f32 (K, S), on this thread alone; within `one_blas_thread`."""
     panel_rows = _panel_rows(weight)
     for row in range(0, weight.shape[0], panel_rows):
-        last = min(row + panel_rows, weight.shape[0])
-        np.matmul(_panel_of(weight, row, last), columns, out=out[row:last])
+        panel_stop = min(row + panel_rows, weight.shape[0])
+        np.matmul(_panel_of(weight, row, panel_stop), columns, out=out[row:panel_stop])
 
 
-def _panel_of(weight: Weight, first: int, last: int) -> np.ndarray:
-    """Rows [first, last) as floats; the thread's next panel takes their place."""
+def _panel_of(weight: Weight, first: int, stop: int) -> np.ndarray:
+    """Rows [first, stop) as floats; the thread's next panel takes their place."""
     if weight.format == "f32":
-        return weight.codes[first:last, : weight.shape[1]]
-    panel = _panel.of_shape(last - first, weight.shape[1])
-    _kernels.dequantize(weight, np.arange(first, last, dtype=np.int32), panel, n_threads=1)
+        return weight.codes[first:stop, : weight.shape[1]]
+    panel = _panel.of_shape(stop - first, weight.shape[1])
+    _kernels.dequantize(weight, np.arange(first, stop, dtype=np.int32), panel, n_threads=1)
     return panel
 
 

@@ -63,11 +63,10 @@ def _rows(
     """first, stop count heads of all tokens."""
     while first < stop:
         t = first // n_heads
-        last = min((t + 1) * n_heads, stop)
-        _attend_row(
-            np.arange(first, last), q_latent, pages, page_size, block_tables[row_sequence[t]], lengths[t], scale, out
-        )
-        first = last
+        row_stop = min((t + 1) * n_heads, stop)
+        rows = np.arange(first, row_stop)
+        _attend_row(rows, q_latent, pages, page_size, block_tables[row_sequence[t]], lengths[t], scale, out)
+        first = row_stop
 
 
 def mla_decode(

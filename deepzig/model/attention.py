@@ -108,10 +108,10 @@ class Attention:
     def _attend_expanded(self, step: Step) -> None:
         """space.o f32 (T, H, V) by keys and values, sequence by sequence."""
         rows, space = step.rows, step.space
-        for first, last in rows.spans():
+        for first, stop in rows.spans():
             block_table = rows.block_tables[rows.row_sequence[first]]
             first_query = int(rows.positions[first])
-            self._attend_sequence(space.q[first:last], first_query, block_table, step, space.o[first:last])
+            self._attend_sequence(space.q[first:stop], first_query, block_table, step, space.o[first:stop])
 
     def _attend_sequence(
         self, q: np.ndarray, first_query: int, block_table: np.ndarray, step: Step, out: np.ndarray
@@ -123,8 +123,8 @@ class Attention:
         running_sum = np.zeros((n_rows, n_heads), np.float32)
         out.fill(0)
         for first_key in range(0, length, KEY_TILE):
-            last_key = min(first_key + KEY_TILE, length)
-            latent = step.cache.read(self._cache_layer, block_table, first_key, last_key)  # (S, R + P)
+            stop_key = min(first_key + KEY_TILE, length)
+            latent = step.cache.read(self._cache_layer, block_table, first_key, stop_key)  # (S, R + P)
             kv = step.space.attention_scratch.keys_and_values(len(latent))
             self.kv_b_proj(latent[:, : self._rank], kv, step.arithmetic)
             _kernels.mla_prefill(

@@ -103,14 +103,14 @@ class LatentCache:
         if self._scales is not None:
             self._scales[:, target] = self._scales[:, source]
 
-    def read(self, layer: int, block_table: np.ndarray, first: int, last: int) -> np.ndarray:
-        """Rows [first, last) of the sequence with block_table i32 (blocks,): f32 (last - first, R + P), a copy."""
-        blocks = block_table[first // PAGE_SIZE : -(-last // PAGE_SIZE)]
+    def read(self, layer: int, block_table: np.ndarray, first: int, stop: int) -> np.ndarray:
+        """Rows [first, stop) of the sequence with block_table i32 (blocks,): f32 (stop - first, R + P), a copy."""
+        blocks = block_table[first // PAGE_SIZE : -(-stop // PAGE_SIZE)]
         start = first % PAGE_SIZE
-        rows = self.pages[layer, blocks].reshape(-1, self.pages.shape[3])[start : start + last - first]
+        rows = self.pages[layer, blocks].reshape(-1, self.pages.shape[3])[start : start + stop - first]
         if self._scales is None:
             return rows
-        return rows * self._scales[layer, blocks].reshape(-1, 1)[start : start + last - first]
+        return rows * self._scales[layer, blocks].reshape(-1, 1)[start : start + stop - first]
 
     def export_pages(self, pages: Sequence[int]) -> dict[str, np.ndarray]:
         """Copies of pages: "rows" (n, n_layers, PAGE_SIZE, R + P), with an int8 cache "scales" too, without R + P."""
