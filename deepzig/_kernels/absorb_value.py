@@ -33,7 +33,7 @@ def cases(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
     """The shapes of the stories model, of V3's heads, and odd ones."""
     for n_heads, nope, value_dim, rank in ((4, 32, 48, 64), (3, 128, 128, 512), (2, 5, 7, 36)):
         for weight in random_weights(rng, (n_heads * (nope + value_dim), rank)):
-            for n_rows in (1, 6):
+            for n_rows in (0, 1, 6):
                 o_latent = rng.standard_normal((n_rows, n_heads, rank), np.float32) * np.float32(0.1)
                 yield o_latent, weight, np.empty((n_rows, n_heads, value_dim), np.float32)
 

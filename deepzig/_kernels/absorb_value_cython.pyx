@@ -52,7 +52,7 @@ cdef void run(Job* job, const float* o_latent, int n_threads) noexcept nogil:
                 row = copy
                 copy += width
             job.rows[head * job.n_rows + t] = row
-    parallel_for(head_task, job, job.n_heads, n_threads)
+    parallel_for(head_task, job, job.n_heads if job.n_rows else 0, n_threads)
 
 
 def absorb_value(cnp.ndarray o_latent not None, kv_b_proj not None, cnp.ndarray out not None, *, int n_threads):
