@@ -68,9 +68,9 @@ class Deepzig(llm.Model):  # type: ignore[misc]
         if template is not None and template.tells_roles():
             given.setdefault("max_tokens", model.n_context)
         answer_format = AnswerFormat.of_template(template.source if template is not None else None)
-        parser = AnswerParser(answer_format, in_reasoning=answer_format.ends_in_reasoning(ids, tokenizer))
+        parser = AnswerParser.after(ids, answer_format, tokenizer)
         for chunk in model.stream(ids, SamplingParams(**given)):
-            for part in parser.push(chunk.text) + (parser.finish() if chunk.result else []):
+            for part in parser.push(chunk.text, chunk.token_ids) + (parser.finish() if chunk.result else []):
                 if isinstance(part, Content | Reasoning):  # no calls are looked for
                     yield StreamEvent("reasoning" if isinstance(part, Reasoning) else "text", part.text)
         assert chunk.result is not None

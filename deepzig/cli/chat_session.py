@@ -79,7 +79,7 @@ class _Answering:
         self.n_tokens += len(tokens)
         if chunks and chunks[-1].finish_reason is not None:
             self.end = chunks[-1].finish_reason
-        return self.parser.push("".join(chunk.text for chunk in chunks)), tokens
+        return self.parser.push("".join(chunk.text for chunk in chunks), tokens), tokens
 
     def report(self) -> AnswerReport | None:
         """None if there is no token."""
@@ -198,8 +198,8 @@ class ChatSession:
         self._is_stopped, self.report = False, None
         turn = Turn(self._set_off(message) if self.is_story else message.strip())
         self.unanswered = turn.message
-        ids, in_reasoning = self._prompt([*self.turns, turn])
-        answering = _Answering(self._submit(ids), AnswerParser(self._format, in_reasoning=in_reasoning))
+        ids = self._prompt([*self.turns, turn])
+        answering = _Answering(self._submit(ids), AnswerParser.after(ids, self._format, self._tokenizer))
         self._known = list(ids)
         try:
             for event in self._events(answering):
@@ -260,16 +260,15 @@ class ChatSession:
             messages.append({**answer, "reasoning_content": turn.reasoning} if turn.reasoning else answer)
         return messages
 
-    def _prompt(self, turns: Sequence[Turn]) -> tuple[list[int], bool]:
-        """Token ids, and whether they end within reasoning. What the model has read and said keeps its tokens."""
+    def _prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """Token ids. What the model has read and said keeps its tokens."""
         if self.is_story:
             text = "".join(turn.message + turn.answer for turn in turns)
             ids = self._tokenizer.encode(text, allow_special=False)
         else:
             variables: dict[str, Any] = {} if self.thinking is None else thinking_variables(self.thinking)
             ids = self._template.render_tokens(self._messages(turns)[:-1], self._tokenizer, **variables)
-        ids = resumed(ids, self._known, self._tokenizer)
-        return ids, self._format.ends_in_reasoning(ids, self._tokenizer)
+        return resumed(ids, self._known, self._tokenizer)
 
     def _submit(self, ids: list[int]) -> Generation:
         try:

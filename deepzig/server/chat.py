@@ -1,6 +1,6 @@
 """/v1/chat/completions: from the body to what the engine is asked, and from its chunks to OpenAI's objects.
 
-Called by `app` and `websocket`; calls `chat_prompt`, `constraints` and `text.answer_parser`.
+Called by `app` and `websocket`; calls `chat_prompt`, `constraints`, `text.answer_parser` and `text.marked_text`.
 """
 
 import time
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from msgspec import UNSET, UnsetType
 
 from deepzig.engine.results import GenerationResult, Progress, StreamChunk
-from deepzig.server.chat_prompt import chat_prompt, is_thinking_off, template_variables
+from deepzig.server.chat_prompt import ChatPrompt, chat_prompt, is_thinking_off, template_variables
 from deepzig.server.constraints import chat_constraint
 from deepzig.server.failures import ApiError, ErrorBody
 from deepzig.server.logprobs import chat_logprob
@@ -35,8 +35,9 @@ from deepzig.server.run import Ask
 from deepzig.server.sampling_fields import sampling_params
 from deepzig.server.served_model import ServedModel
 from deepzig.server.usage import prompt_progress, timings_of, usage_of
-from deepzig.text.answer_format import THINK_CLOSE, THINK_OPEN, AnswerFormat
+from deepzig.text.answer_format import THINK_CLOSE, THINK_OPEN
 from deepzig.text.answer_parser import AnswerParser, CallArguments, CallStart, Content, Part, Reasoning
+from deepzig.text.marked_text import MarkedText
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,19 @@ class ChatPlan:
     """What the engine is asked, and how its answers are to be read."""
 
     ask: Ask
-    answer_format: AnswerFormat
-    in_reasoning: bool
+    model: ServedModel
+    prompt: ChatPrompt
     with_tools: bool
 
     def parser(self) -> AnswerParser:
         """A parser for one answer."""
-        return AnswerParser(self.answer_format, in_reasoning=self.in_reasoning, with_tools=self.with_tools)
+        assert self.model.tokenizer is not None  # which made the prompt
+        return AnswerParser(
+            self.model.answer_format,
+            MarkedText(self.model.tokenizer, self.prompt.token_ids),
+            in_reasoning=self.prompt.in_reasoning,
+            with_tools=self.with_tools,
+        )
 
 
 def prepare_chat(model: ServedModel, request: ChatRequest, tenant: str) -> tuple[Ask, "ChatAnswer"]:
@@ -87,7 +94,7 @@ def plan_chat(model: ServedModel, request: ChatRequest, tenant: str) -> ChatPlan
         tenant=tenant,
         priority=request.priority or 0,
     )
-    return ChatPlan(ask, model.answer_format, prompt.in_reasoning, with_tools)
+    return ChatPlan(ask, model, prompt, with_tools)
 
 
 class ChatAnswer:
@@ -190,7 +197,7 @@ class _Choice:
             tokenizer = self._model.tokenizer
             entries = [chat_logprob(e, tokenizer) for e in chunk.logprobs if not tokenizer.is_special(e.token_id)]
             self._logprobs = (self._logprobs or []) + entries
-        parts = self._parser.push(chunk.text)
+        parts = self._parser.push(chunk.text, chunk.token_ids)
         if chunk.finish_reason is not None:
             parts += self._parser.finish(is_cut=chunk.finish_reason == "length")
             self.finish_reason = "length" if chunk.finish_reason == "length" else "stop"

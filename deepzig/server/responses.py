@@ -180,7 +180,7 @@ class ResponseAnswer:
         """What a chunk adds to the item at hand, and items that begin or end with it."""
         if self._parser.is_reasoning:
             self._n_reasoning += len(chunk.token_ids)
-        parts = self._parser.push(chunk.text)
+        parts = self._parser.push(chunk.text, chunk.token_ids)
         if chunk.finish_reason is not None:
             parts += self._parser.finish(is_cut=chunk.finish_reason == "length")
         events = [event for part in parts for event in self._add(part)]

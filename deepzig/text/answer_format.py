@@ -7,9 +7,9 @@ format) and with V3.1, and Moonshot with Kimi-K2.
 
 # ruff: noqa: RUF001
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from deepzig.text.tokenizer import Tokenizer
 
@@ -34,6 +34,11 @@ class ToolFormat:
     arguments_close: str  # between arguments and call_close
     between_calls: str
     is_numbered: bool = False  # ":" and a number follow the name; head, name and number are the call's id
+
+    def spelled(self, spelling: Callable[[str], str]) -> "ToolFormat":
+        """The same with other spellings of its marks."""
+        marks: dict[str, Any] = {name: spelling(text) for name, text in vars(self).items() if isinstance(text, str)}
+        return replace(self, **marks)
 
 
 DEEPSEEK_V3 = ToolFormat(

@@ -1,15 +1,20 @@
 """AnswerParser: splits an answer, while it streams, into reasoning, content and tool calls.
 
-Called by `server`, `llm_plugin` and the chat in the terminal with the text of each token. Knows neither tokens nor
-JSON: arguments are passed on as written.
+Called by `server`, `llm_plugin` and the chat in the terminal with each token and its text; calls `marked_text`. A mark
+counts where the model wrote its token; text that spells it, such as a quote, is text. Knows nothing of JSON: arguments
+are passed on as written.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import Self
 
 from deepzig.text.answer_format import THINK_CLOSE, THINK_OPEN, AnswerFormat, ToolFormat
+from deepzig.text.marked_text import MarkedText, plain
 from deepzig.text.marker_scanner import MarkerScanner
+from deepzig.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,21 @@ class AnswerParser:
     wrote is lost; unless the answer was cut off within it, where a call may have been about to come.
     """
 
-    def __init__(self, answer_format: AnswerFormat, *, in_reasoning: bool = False, with_tools: bool = False) -> None:
-        """in_reasoning: the prompt ends within an open <think>. with_tools: look for calls."""
-        self._tools: ToolFormat | None = answer_format.tools if with_tools else None
+    def __init__(
+        self,
+        answer_format: AnswerFormat,
+        marked_text: MarkedText | None = None,
+        *,
+        in_reasoning: bool = False,
+        with_tools: bool = False,
+    ) -> None:
+        """marked_text: of the answer; None: marks are found as text. in_reasoning: the prompt ends within an open
+        <think>. with_tools: look for calls.
+        """
+        self._marked_text = marked_text
+        self._think_open, self._think_close = self._spelling(THINK_OPEN), self._spelling(THINK_CLOSE)
+        tools = answer_format.tools if with_tools else None
+        self._tools: ToolFormat | None = None if tools is None else tools.spelled(self._spelling)
         self._section_marks = (self._tools.section_open,) if self._tools else ()
         self._has_thinking = answer_format.has_thinking
         self._scanner = MarkerScanner()
@@ -78,6 +95,15 @@ class AnswerParser:
         self._raw = ""  # of a section without a call so far
         self._n_calls_before = 0  # the section
         self.n_calls = 0
+
+    @classmethod
+    def after(cls, prompt: Sequence[int], answer_format: AnswerFormat, tokenizer: Tokenizer) -> Self:
+        """For an answer to these tokens, without calls."""
+        in_reasoning = answer_format.ends_in_reasoning(prompt, tokenizer)
+        return cls(answer_format, MarkedText(tokenizer, prompt), in_reasoning=in_reasoning)
+
+    def _spelling(self, mark: str) -> str:
+        return mark if self._marked_text is None else self._marked_text.spelling(mark)
 
     @property
     def is_reasoning(self) -> bool:
@@ -94,9 +120,9 @@ class AnswerParser:
         """Whether the text so far ends within a section of tool calls."""
         return self._state in (_State.BETWEEN_CALLS, _State.NAME, _State.ARGUMENTS)
 
-    def push(self, text: str) -> list[Part]:
-        """The parts that became certain with `text`."""
-        self._scanner.push(text)
+    def push(self, text: str, token_ids: Iterable[int] = ()) -> list[Part]:
+        """The parts that became certain with `text`, which came with these tokens."""
+        self._scanner.push(text if self._marked_text is None else self._marked_text.push(text, token_ids))
         parts: list[Part] = []
         while self._advance(parts):
             pass
@@ -121,11 +147,11 @@ class AnswerParser:
         if self._state is _State.OPENING:
             return self._open(parts)
         if self._state is _State.REASONING:
-            text, marker = self._scanner.next((THINK_CLOSE, *self._section_marks))
+            text, marker = self._scanner.next((self._think_close, *self._section_marks))
             self._emit_reasoning(text, parts)
             if marker:
                 self._newlines, self._at_start = "", True
-                if marker == THINK_CLOSE:
+                if marker == self._think_close:
                     self._state = _State.CONTENT
                 else:
                     self._begin_section(marker)
@@ -147,7 +173,7 @@ class AnswerParser:
         return self.n_calls > self._n_calls_before
 
     def _open(self, parts: list[Part]) -> bool:
-        text, marker = self._scanner.next((THINK_OPEN,))
+        text, marker = self._scanner.next((self._think_open,))
         if marker and not text.strip():
             self._newlines, self._state = "", _State.REASONING
             return True
@@ -189,7 +215,7 @@ class AnswerParser:
         if marker is None:
             return False
         written = self._raw.rpartition(tools.call_open)[2].strip()
-        name = written.removeprefix(tools.head).strip()
+        name, written = plain(written.removeprefix(tools.head).strip()), plain(written)
         if tools.is_numbered:
             name = _NUMBER.sub("", name)
         self._raw += marker
@@ -224,11 +250,13 @@ class AnswerParser:
 
 
 def _joined(parts: list[Part]) -> list[Part]:
-    """Neighbours of a kind as one; no empty pieces."""
+    """Neighbours of a kind as one, as the model wrote them; no empty pieces."""
     joined: list[Part] = []
     for part in parts:
-        if not isinstance(part, CallStart) and not part.text:
-            continue
+        if not isinstance(part, CallStart):
+            if not part.text:
+                continue
+            part = replace(part, text=plain(part.text))
         last = joined[-1] if joined else None
         if isinstance(part, Reasoning) and isinstance(last, Reasoning):
             joined[-1] = Reasoning(last.text + part.text)

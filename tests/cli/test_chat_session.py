@@ -85,6 +85,13 @@ def test_thoughts_are_dropped_and_the_rest_is_kept(talkers: dict[str, LLM], monk
     }  # fmt: skip
 
 
+def test_thoughts_may_quote_their_end(talkers: dict[str, LLM], monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers["R1"]
+    thoughts = "They end with </think>."
+    script(monkeypatch, llm, tokens_of(llm, thoughts, by_character=True) + tokens_of(llm, "</think>Yes."))
+    assert said(ChatSession(llm), "What ends thoughts?") == (thoughts, "Yes.")
+
+
 def test_undo_and_another_way_reuse_what_stays(story: ChatSession) -> None:
     said(story, "One day, a bear")
     assert story.report is not None

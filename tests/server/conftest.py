@@ -138,12 +138,13 @@ def talker(tmp_path_factory: pytest.TempPathFactory, family: str) -> Iterator[Ru
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunningServer, str], None]:
-    """script(server, text): chats of that server are answered with `text`; marks in it are control tokens."""
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """script(server, text): chats of that server are answered with `text`; marks in it are control tokens, but not in
+    script(server, text, quoted=True)."""
 
-    def set_script(server: RunningServer, text: str) -> None:
+    def set_script(server: RunningServer, text: str, *, quoted: bool = False) -> None:
         assert server.llm is not None and server.llm.tokenizer is not None
-        tokens = server.llm.tokenizer.encode(text, add_bos=False)
+        tokens = server.llm.tokenizer.encode(text, add_bos=False, allow_special=not quoted)
         vocab_size = server.llm.config.vocab_size
         monkeypatch.setattr("deepzig.server.chat.chat_constraint", lambda *_, **__: Script(tokens, vocab_size))
 

@@ -12,6 +12,7 @@ from deepzig.server.failures import ApiError
 from deepzig.server.requests import ChatRequest
 from deepzig.server.responses import prepare_response
 from deepzig.server.responses_protocol import ResponsesRequest
+from deepzig.text.answer_parser import Content
 from tests.server.conftest import RunningServer
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -41,6 +42,28 @@ def fits(talker: RunningServer, text: str, **body: Any) -> bool:
         constraint.accept(token)
         constraint = constraint.copy()
     return constraint.is_complete or bool(constraint.allowed()[list(model.llm.defaults.eos_token_ids)].any())
+
+
+@pytest.mark.parametrize("family", ["V2.5", "K2"], indirect=True, scope="module")
+def test_a_quoted_call_passes_the_form_as_text(talker: RunningServer, family: str) -> None:
+    """The form forbids the tokens of a call that does not fit, and text that spells them is none."""
+    loose = {"type": "function", "function": {"name": "get_time"}}
+    call = (CALL_K2 if family == "K2" else CALL_V3).replace("get_time", "get_tide")
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        (f"Hi {call}{call}", {"tools": [TIME], "parallel_tool_calls": False}),
+        (msgspec.json.encode({"html": call}).decode(), {"tools": [loose], **JSON_OBJECT}),
+    ]
+    model = talker.service.model
+    assert model.tokenizer is not None
+    for text, body in bodies:
+        plan = plan_chat(model, msgspec.convert({"messages": USER, **body}, ChatRequest), "")
+        assert plan.ask.constraint is not None and not fits(talker, text, **body)
+        ids = model.tokenizer.encode(text, add_bos=False, allow_special=False)
+        for token in ids:
+            assert plan.ask.constraint.allowed()[token]
+            plan.ask.constraint.accept(token)
+        parser = plan.parser()
+        assert parser.push(text, ids) + parser.finish() == [Content(text)]
 
 
 @pytest.mark.parametrize("family", ["R1-0528"], indirect=True, scope="module")

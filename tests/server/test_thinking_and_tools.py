@@ -15,7 +15,7 @@ from deepzig.engine.loading import load
 from tests.server.conftest import RunningServer, serving
 from tests.talkers import make_talker
 
-Script = Callable[[RunningServer, str], None]
+Script = Callable[..., None]
 USER = [{"role": "user", "content": "Once upon a time"}]
 WEATHER = {
     "type": "function",
@@ -116,6 +116,19 @@ def test_marks_without_tools_are_text(talker: RunningServer, family: str, script
     assert ("<|tool_call_begin|>" if family == "K2" else "<｜tool▁call▁begin｜>") in reply.choices[0].message.content
     assert reply.choices[0].finish_reason == "stop"
     assert create(talker, tools=[WEATHER], tool_choice="none").choices[0].message.tool_calls is None
+
+
+def test_a_call_that_is_only_quoted_is_text(talker: RunningServer, family: str, script: Script) -> None:
+    """A model that repeats what a web page spells must not call."""
+    text = CALLS[family].removeprefix("I should look.\n</think>\n\n").replace('"city": "Paris"', "")
+    script(talker, text, quoted=True)
+    choice = create(talker, tools=[WEATHER, TIME], stop="<|end of page|>", max_tokens=300).choices[0]
+    said = choice.message.reasoning_content if family == "R1" else choice.message.content
+    assert said == text and choice.message.tool_calls is None and choice.finish_reason == "stop"
+    tool: Any = {"type": "function", "name": "get_time"}
+    with talker.openai() as client:
+        (item,) = client.responses.create(model="", input="Hi", tools=[tool], max_output_tokens=300).output
+    assert item.type == ("reasoning" if family == "R1" else "message") and item.content[0].text == text
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
