@@ -56,6 +56,7 @@ class ChatPlan:
             self.model.answer_format,
             MarkedText(self.model.tokenizer, self.prompt.token_ids),
             in_reasoning=self.prompt.in_reasoning,
+            may_open_reasoning=self.prompt.may_open_reasoning,
             with_tools=self.with_tools,
         )
 

@@ -97,7 +97,7 @@ class AnswerFormat:
         """Whether an answer to a prompt may begin with <think>: no mark stands at the prompt's very end."""
         marks = ThinkIds.of_tokenizer(tokenizer) if self.has_thinking else None
         if marks is None:
-            return False
+            return self.has_thinking
         return next((token not in marks for token in reversed(ids) if tokenizer.token_bytes(token).strip()), True)
 
 

@@ -75,10 +75,11 @@ class AnswerParser:
         marked_text: MarkedText | None = None,
         *,
         in_reasoning: bool = False,
+        may_open_reasoning: bool = True,
         with_tools: bool = False,
     ) -> None:
         """marked_text: of the answer; None: marks are found as text. in_reasoning: the prompt ends within an open
-        <think>. with_tools: look for calls.
+        <think>. may_open_reasoning: if it does not, the answer may begin with one. with_tools: look for calls.
         """
         self._marked_text = marked_text
         self._think_open, self._think_close = self._spelling(THINK_OPEN), self._spelling(THINK_CLOSE)
@@ -88,10 +89,10 @@ class AnswerParser:
         self._has_thinking = answer_format.has_thinking
         self._scanner = MarkerScanner()
         self._state = _State.CONTENT
-        if self._has_thinking:
+        if self._has_thinking and (in_reasoning or may_open_reasoning):
             self._state = _State.REASONING if in_reasoning else _State.OPENING
         self._newlines = ""  # held back at the end of reasoning
-        self._at_start = True  # of reasoning, or of content after it
+        self._at_start = self._state is not _State.CONTENT  # of reasoning, or of content after it
         self._raw = ""  # of a section without a call so far
         self._n_calls_before = 0  # the section
         self.n_calls = 0
@@ -99,8 +100,12 @@ class AnswerParser:
     @classmethod
     def after(cls, prompt: Sequence[int], answer_format: AnswerFormat, tokenizer: Tokenizer) -> Self:
         """For an answer to these tokens, without calls."""
-        in_reasoning = answer_format.ends_in_reasoning(prompt, tokenizer)
-        return cls(answer_format, MarkedText(tokenizer, prompt), in_reasoning=in_reasoning)
+        return cls(
+            answer_format,
+            MarkedText(tokenizer, prompt),
+            in_reasoning=answer_format.ends_in_reasoning(prompt, tokenizer),
+            may_open_reasoning=answer_format.may_open_reasoning(prompt, tokenizer),
+        )
 
     def _spelling(self, mark: str) -> str:
         return mark if self._marked_text is None else self._marked_text.spelling(mark)

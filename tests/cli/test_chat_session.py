@@ -92,6 +92,13 @@ def test_thoughts_may_quote_their_end(talkers: dict[str, LLM], monkeypatch: pyte
     assert said(ChatSession(llm), "What ends thoughts?") == (thoughts, "Yes.")
 
 
+def test_thoughts_that_the_prompt_closes_do_not_begin_again(
+    talkers: dict[str, LLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, talkers["V3.1"], tokens_of(talkers["V3.1"], "<think> is a tag."))
+    assert said(ChatSession(talkers["V3.1"]), "What is it?") == ("", "<think> is a tag.")
+
+
 def test_undo_and_another_way_reuse_what_stays(story: ChatSession) -> None:
     said(story, "One day, a bear")
     assert story.report is not None

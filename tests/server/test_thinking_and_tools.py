@@ -297,6 +297,17 @@ def test_switches_of_thinking(talker: RunningServer, script: Script, options: di
     assert message.content == "Yes."
 
 
+@pytest.mark.parametrize("family", ["V3.1"], indirect=True, scope="module")
+def test_an_answer_that_cannot_think_has_no_thoughts(talker: RunningServer, script: Script) -> None:
+    """The prompt has closed them, or has begun the answer."""
+    begun = [*USER, {"role": "assistant", "content": "Tags:", "prefix": True}]
+    for messages in (USER, begun):
+        script(talker, "\n<think> is a tag of R1.")
+        message = create(talker, messages=messages).choices[0].message
+        assert message.content == "\n<think> is a tag of R1."
+        assert getattr(message, "reasoning_content", None) is None
+
+
 @pytest.mark.parametrize("family", ["R1"], indirect=True, scope="module")
 def test_budget_ends_thoughts_and_the_schema_holds_after_them(talker: RunningServer) -> None:
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}

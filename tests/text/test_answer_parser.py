@@ -134,6 +134,11 @@ def test_a_section_that_is_cut_before_its_first_call_is_dropped(n_chars: int) ->
     assert parser.is_in_section and parser.finish(is_cut=True) == []
 
 
+def test_an_answer_that_cannot_open_thoughts_is_content() -> None:
+    for text in ("<think>Hm</think>", "\n\nYes"):
+        assert parsed(AnswerParser(R1, may_open_reasoning=False), list(text)) == [Content(text)]
+
+
 @given(st.lists(FRAGMENTS, max_size=14), st.data(), st.booleans())
 def test_cuts_do_not_matter(fragments: list[str], data: st.DataObject, in_reasoning: bool) -> None:
     text = "".join(fragments)
