@@ -54,9 +54,11 @@ def chat_constraint(
 
 
 def _section_id(model: ServedModel, request: ChatRequest) -> int | None:
-    """The token that opens a section of tool calls, if the answer may have one."""
+    """The token that opens a section of tool calls, if the answer may have one and it ends reasoning."""
     tools = model.answer_format.tools
-    if not request.tools or request.tool_choice == "none" or tools is None or model.tokenizer is None:
+    if not request.tools or request.tool_choice == "none" or model.tokenizer is None:
+        return None
+    if tools is None or not tools.ends_reasoning:
         return None
     return model.tokenizer.control_tokens.ids.get(tools.section_open)
 

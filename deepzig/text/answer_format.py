@@ -34,6 +34,7 @@ class ToolFormat:
     arguments_close: str  # between arguments and call_close
     between_calls: str
     is_numbered: bool = False  # ":" and a number follow the name; head, name and number are the call's id
+    ends_reasoning: bool = False  # a section does, as </think> does; if not, thoughts may draft calls
 
     def spelled(self, spelling: Callable[[str], str]) -> "ToolFormat":
         """The same with other spellings of its marks."""
@@ -66,6 +67,7 @@ KIMI_K2 = ToolFormat(
     arguments_close="",
     between_calls="",
     is_numbered=True,
+    ends_reasoning=True,  # in K2-Thinking
 )
 
 

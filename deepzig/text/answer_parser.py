@@ -64,9 +64,9 @@ class _State(Enum):
 class AnswerParser:
     """The concatenation of all parts is the same however the text is cut into pieces.
 
-    Line breaks around the reasoning are dropped, as DeepSeek's API does. A section of tool calls ends reasoning too, as
-    Kimi-K2-Thinking has it. If no call can be recognised in it, it is handed on as content, so that nothing the model
-    wrote is lost; unless the answer was cut off within it, where a call may have been about to come.
+    Line breaks around the reasoning are dropped, as DeepSeek's API does. If no call can be recognised in a section of
+    calls it is handed on as content, so that nothing the model wrote is lost; unless the answer was cut off within it,
+    where a call may have been about to come.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class AnswerParser:
         tools = answer_format.tools if with_tools else None
         self._tools: ToolFormat | None = None if tools is None else tools.spelled(self._spelling)
         self._section_marks = (self._tools.section_open,) if self._tools else ()
+        self._marks_after_reasoning = self._section_marks if self._tools and self._tools.ends_reasoning else ()
         self._has_thinking = answer_format.has_thinking
         self._scanner = MarkerScanner()
         self._state = _State.CONTENT
@@ -152,7 +153,7 @@ class AnswerParser:
         if self._state is _State.OPENING:
             return self._open(parts)
         if self._state is _State.REASONING:
-            text, marker = self._scanner.next((self._think_close, *self._section_marks))
+            text, marker = self._scanner.next((self._think_close, *self._marks_after_reasoning))
             self._emit_reasoning(text, parts)
             if marker:
                 self._newlines, self._at_start = "", True

@@ -93,7 +93,7 @@ class _Phase(Enum):
 class AfterReasoning:
     """Free until the reasoning is closed, at the latest after `budget` tokens; then as the inner constraint says.
 
-    A section of tool calls ends reasoning too, as Kimi-K2-Thinking has it, if the inner constraint allows one.
+    A section of tool calls ends reasoning too in some formats, if the inner constraint allows one.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class AfterReasoning:
     ) -> None:
         """inner None: free afterwards too. is_open: in the prompt; if not, the answer may begin with <think>.
 
-        section_id: the token that opens a section of tool calls; None: there are none.
+        section_id: the token that opens a section of tool calls; None: there are none, or they do not end reasoning.
         """
         self._think_ids, self._eos_token_ids = think_ids, list(eos_token_ids)
         self._vocab_size = vocab_size

@@ -99,6 +99,14 @@ def test_calls_may_end_thoughts_if_the_form_allows_calls(talker: RunningServer) 
     assert not fits(talker, f"<think>Hm{CALL_K2}", tools=[loose], regex="Yes"), "the form has no calls"
 
 
+@pytest.mark.parametrize("family", ["R1"], indirect=True, scope="module")
+def test_calls_do_not_end_thoughts_but_in_the_format_of_kimi(talker: RunningServer) -> None:
+    for choice in ("auto", "required"):
+        form = {"tools": [TIME], "tool_choice": choice}
+        assert not fits(talker, f"Hm{CALL_V3}", **form), "thoughts must end"
+        assert fits(talker, f"Hm{CALL_V3} not so.</think>{CALL_V3}", **form)
+
+
 @pytest.mark.parametrize("family", ["V3.1"], indirect=True, scope="module")
 def test_thoughts_that_the_prompt_closes_are_not_opened_again(talker: RunningServer) -> None:
     assert fits(talker, "{}", **JSON_OBJECT)

@@ -69,6 +69,10 @@ CASES = [
     ("calls end thoughts", K2, True, True, f"Hm.\n{K2_CALLS}", [Reasoning("Hm."), *TWO_NUMBERED_CALLS]),
     ("calls in thoughts, no tools given", K2, True, False, f"Hm{K2_CALLS}", [Reasoning(f"Hm{K2_CALLS}")]),
     (
+        "thoughts draft a call", R1, True, True, f"I could {V3_CALLS} but no.</think>\n\nNo.",
+        [Reasoning(f"I could {V3_CALLS} but no."), Content("No.")],
+    ),
+    (
         "a colon in a name", K2, False, True,
         "<|tool_calls_section_begin|><|tool_call_begin|>functions.a:b<|tool_call_argument_begin|>{}<|tool_call_end|>",
         [CallStart(0, "a:b", "functions.a:b"), CallArguments(0, "{}")],
