@@ -1,10 +1,11 @@
 """AnswerParser: splits an answer, while it streams, into reasoning, content and tool calls.
 
 Called by `server`, `llm_plugin` and the chat in the terminal with each token and its text; calls `marked_text`. A mark
-counts where the model wrote its token; text that spells it, such as a quote, is text. Knows nothing of JSON: arguments
-are passed on as written.
+counts where the model wrote its token; text that spells it, such as a quote, is text. Arguments are passed on as
+written, whether or not they are JSON.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -66,7 +67,8 @@ class AnswerParser:
 
     Line breaks around the reasoning are dropped, as DeepSeek's API does. If no call can be recognised in a section of
     calls it is handed on as content, so that nothing the model wrote is lost; unless the answer was cut off within it,
-    where a call may have been about to come.
+    where a call may have been about to come. Models forget marks: a call also begins without a section, and ends with
+    the section, where the next one begins, or, if its arguments are whole, with the answer.
     """
 
     def __init__(
@@ -85,8 +87,8 @@ class AnswerParser:
         self._think_open, self._think_close = self._spelling(THINK_OPEN), self._spelling(THINK_CLOSE)
         tools = answer_format.tools if with_tools else None
         self._tools: ToolFormat | None = None if tools is None else tools.spelled(self._spelling)
-        self._section_marks = (self._tools.section_open,) if self._tools else ()
-        self._marks_after_reasoning = self._section_marks if self._tools and self._tools.ends_reasoning else ()
+        self._call_marks = (self._tools.section_open, self._tools.call_open) if self._tools else ()
+        self._marks_after_reasoning = self._call_marks[:1] if self._tools and self._tools.ends_reasoning else ()
         self._has_thinking = answer_format.has_thinking
         self._scanner = MarkerScanner()
         self._state = _State.CONTENT
@@ -95,6 +97,7 @@ class AnswerParser:
         self._newlines = ""  # held back at the end of reasoning
         self._at_start = self._state is not _State.CONTENT  # of reasoning, or of content after it
         self._raw = ""  # of a section without a call so far
+        self._arguments: list[str] = []  # of the last call
         self._n_calls_before = 0  # the section
         self.n_calls = 0
 
@@ -141,7 +144,9 @@ class AnswerParser:
         if self._state is _State.REASONING:
             self._emit_reasoning(rest, parts)
         elif self._state is _State.ARGUMENTS:
-            self._emit_arguments(rest, parts)
+            self._emit_arguments("" if rest in self._closes else rest, parts)
+            if _is_json_object("".join(self._arguments)):
+                self._state = _State.BETWEEN_CALLS
         elif self._state in (_State.OPENING, _State.CONTENT):
             self._emit_content(self._newlines + rest if self._state is _State.OPENING else rest, parts)
         elif not is_cut and not self._section_has_calls:
@@ -163,7 +168,7 @@ class AnswerParser:
                     self._begin_section(marker)
             return marker is not None
         if self._state is _State.CONTENT:
-            text, marker = self._scanner.next(self._section_marks)
+            text, marker = self._scanner.next(self._call_marks)
             self._emit_content(text, parts)
             if marker:
                 self._begin_section(marker)
@@ -171,7 +176,8 @@ class AnswerParser:
         return self._advance_call(parts)
 
     def _begin_section(self, marker: str) -> None:
-        self._raw, self._state = marker, _State.BETWEEN_CALLS
+        is_call = self._tools is not None and marker == self._tools.call_open
+        self._raw, self._state = marker, _State.NAME if is_call else _State.BETWEEN_CALLS
         self._n_calls_before = self.n_calls
 
     @property
@@ -197,40 +203,53 @@ class AnswerParser:
     def _advance_call(self, parts: list[Part]) -> bool:
         tools = self._tools
         assert tools is not None
-        if self._state is _State.BETWEEN_CALLS:
-            text, marker = self._scanner.next((tools.call_open, tools.section_close))
-            self._raw += text + (marker or "")
-            if marker == tools.call_open:
-                self._state = _State.NAME
-            elif marker:
-                if not self._section_has_calls:
-                    parts.append(Content(self._raw))
-                self._state, self._at_start = _State.CONTENT, True
-            return marker is not None
         if self._state is _State.NAME:
             return self._read_name(tools, parts)
-        text, marker = self._scanner.next((tools.arguments_close + tools.call_close, tools.call_close))
-        self._emit_arguments(text, parts)
+        if self._state is _State.BETWEEN_CALLS:
+            text, marker = self._scanner.next((tools.call_open, tools.section_close))
+            self._raw += text
+        else:
+            ends = (tools.call_close, tools.section_close, tools.call_open)
+            text, marker = self._scanner.next([close + end for close in self._closes for end in ends])
+            self._emit_arguments(text, parts)
         if marker:
-            self._state = _State.BETWEEN_CALLS
+            self._go_on(marker, tools, parts)
         return marker is not None
 
+    @property
+    def _closes(self) -> set[str]:
+        """What may stand between arguments and the next mark."""
+        assert self._tools is not None
+        close = self._tools.arguments_close
+        return {"", close, close + self._tools.between_calls}
+
+    def _go_on(self, marker: str, tools: ToolFormat, parts: list[Part]) -> None:
+        """Behind a mark of a section."""
+        self._raw += marker
+        if marker.endswith(tools.call_open):
+            self._state = _State.NAME
+        elif marker.endswith(tools.call_close):
+            self._state = _State.BETWEEN_CALLS
+        else:
+            if not self._section_has_calls:
+                parts.append(Content(self._raw))
+            self._state, self._at_start = _State.CONTENT, True
+
     def _read_name(self, tools: ToolFormat, parts: list[Part]) -> bool:
-        text, marker = self._scanner.next((tools.name_close, tools.call_close))
+        text, marker = self._scanner.next((tools.name_close, tools.call_close, tools.section_close))
         self._raw += text
         if marker is None:
             return False
+        if marker != tools.name_close:  # no arguments, so no call
+            self._go_on(marker, tools, parts)
+            return True
         written = self._raw.rpartition(tools.call_open)[2].strip()
         name, written = plain(written.removeprefix(tools.head).strip()), plain(written)
         if tools.is_numbered:
             name = _NUMBER.sub("", name)
-        self._raw += marker
-        if marker == tools.call_close:  # no arguments, so no call
-            self._state = _State.BETWEEN_CALLS
-            return True
         parts.append(CallStart(self.n_calls, name, written if tools.is_numbered else None))
         self.n_calls += 1
-        self._state = _State.ARGUMENTS
+        self._arguments, self._state = [], _State.ARGUMENTS
         return True
 
     def _emit_reasoning(self, text: str, parts: list[Part]) -> None:
@@ -252,6 +271,7 @@ class AnswerParser:
             parts.append(Content(text))
 
     def _emit_arguments(self, text: str, parts: list[Part]) -> None:
+        self._arguments.append(text)
         parts.append(CallArguments(self.n_calls - 1, text))
 
 
@@ -273,3 +293,10 @@ def _joined(parts: list[Part]) -> list[Part]:
         else:
             joined.append(part)
     return joined
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -96,6 +96,19 @@ def test_calls_come_back_under_the_names_that_the_model_invented(
         client.responses.create(model="", input=items, max_output_tokens=1)
 
 
+def test_calls_without_their_ends_are_whole(talker: RunningServer, family: str, script: Script) -> None:
+    """Agents drop a call that comes without its finish_reason."""
+    ends = ("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "<|tool_call_end|>", "<|tool_calls_section_end|>")
+    for without in (ends[::2], ends):
+        text = CALLS[family]
+        for end in without:
+            text = text.replace(end, "")
+        script(talker, text)
+        choice = create(talker, tools=[WEATHER, TIME]).choices[0]
+        assert [c.function.arguments for c in choice.message.tool_calls] == ['{"city": "Paris"}', "{}"]
+        assert choice.finish_reason == "tool_calls"
+
+
 def test_calls_stream(talker: RunningServer, family: str, script: Script) -> None:
     script(talker, CALLS[family])
     chunks = create(talker, tools=[WEATHER, TIME], stream=True)

@@ -43,6 +43,7 @@ TWO_NUMBERED_CALLS: list[Part] = [
     CallStart(1, "time", "time:3"),
     CallArguments(1, "{}"),
 ]
+LOOK_AND_CALLS = [Content("Let me look."), *TWO_CALLS]
 
 
 def parsed(parser: AnswerParser, pieces: Sequence[str]) -> list[Part]:
@@ -106,6 +107,24 @@ CASES = [
         V31_CALLS + "<｜tool▁calls▁begin｜>b<｜tool▁calls▁end｜>c<｜tool▁calls▁begin｜>d",
         [*TWO_CALLS, Content("<｜tool▁calls▁begin｜>b<｜tool▁calls▁end｜>c<｜tool▁calls▁begin｜>d")],
     ),
+    ("no end of a call of V3", V3, False, True, V3_CALLS.replace("<｜tool▁call▁end｜>", ""), LOOK_AND_CALLS),
+    ("no end of a call of V3.1", V31, False, True, V31_CALLS.replace("<｜tool▁call▁end｜>", ""), TWO_CALLS),
+    (
+        "no end of a call of Kimi-K2", K2, False, True, K2_CALLS.replace("<|tool_call_end|>\n", "") + "Done",
+        [*TWO_NUMBERED_CALLS, Content("Done")],
+    ),
+    ("no end of a section", V3, False, True, V3_CALLS.removesuffix("<｜tool▁calls▁end｜>"), LOOK_AND_CALLS),
+    ("no end at all", V3, False, True, V3_CALLS.partition("<｜tool▁call▁end｜>")[0], LOOK_AND_CALLS[:3]),
+    ("no begin of a section", V3, False, True, V3_CALLS.replace("<｜tool▁calls▁begin｜>", ""), LOOK_AND_CALLS),
+    (
+        "no section", K2, False, True,
+        K2_CALLS.removeprefix("<|tool_calls_section_begin|>").removesuffix("<|tool_calls_section_end|>"),
+        TWO_NUMBERED_CALLS,
+    ),
+    (
+        "a name without arguments", V31, False, True, "<｜tool▁call▁begin｜>f<｜tool▁calls▁end｜>Hm",
+        [Content("<｜tool▁call▁begin｜>f<｜tool▁calls▁end｜>Hm")],
+    ),
     ("text after calls", V31, False, True, V31_CALLS + "\nDone", [*TWO_CALLS, Content("Done")]),
 ]  # fmt: skip
 
@@ -151,6 +170,18 @@ def test_cuts_do_not_matter(fragments: list[str], data: st.DataObject, in_reason
     for answer_format in (R1, V31, K2):
         whole, cut = (AnswerParser(answer_format, in_reasoning=in_reasoning, with_tools=True) for _ in range(2))
         assert parsed(whole, [text]) == parsed(cut, pieces)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_whole"),
+    [('{"a": {}}', True), (" {}\n", True), ('{"a": {}', False), ("", False), ("1", False), ("[" * 100_000, False)],
+)
+def test_a_call_without_an_end_is_whole_if_its_arguments_are(arguments: str, is_whole: bool) -> None:
+    parser = AnswerParser(V31, with_tools=True)
+    parser.push(f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{arguments}")
+    assert parser.is_in_arguments
+    parser.finish()
+    assert parser.is_in_arguments is not is_whole
 
 
 def test_arguments_stream_as_they_come() -> None:
