@@ -126,7 +126,11 @@ class AfterReasoning:
         """bool (vocab_size,)."""
         if self._phase is _Phase.REASONING:
             return self._allowed_in_reasoning()
-        allowed = np.ones(self._vocab_size, bool) if self._inner is None else self._inner.allowed()
+        if self._inner is None:
+            allowed = np.ones(self._vocab_size, bool)
+            allowed[self._think_ids.opened] = False  # behind a blank it would open reasoning that nobody counts
+        else:
+            allowed = self._inner.allowed()
         if self._phase is _Phase.BEFORE:
             allowed[self._think_ids.opened] = True
         return allowed
