@@ -2,7 +2,7 @@
 
 Made by the server; asked by the engine's sampler for every token. Three layers: `Grammars` compiles for one tokenizer,
 `GrammarConstraint` follows one answer, `AfterReasoning` lets a model think first. Schemas and grammars come from
-strangers: their cost is bounded by llguidance's own limits.
+strangers: what it costs to compile one is tried in another process, what it costs to follow it llguidance limits.
 """
 
 import json
@@ -14,18 +14,19 @@ from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from deepzig.errors import RequestError
 from deepzig.text.answer_format import ThinkIds, ToolFormat
+from deepzig.text.grammar_trial import GrammarTrial
+from deepzig.text.grammar_worker import parser_limits
 from deepzig.text.json_schema import simplified
 from deepzig.text.tokenizer import Tokenizer
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 # A space, or a line break with an indentation: JSON may be pretty, but a small model must not get lost in whitespace.
 _WHITESPACE = {"whitespace_flexible": True, "whitespace_pattern": r" |\n[ \t]{0,12}"}
-_LIMITS = {"max_grammar_size": 100_000, "initial_lexer_fuel": 1_000_000, "step_max_items": 50_000}
 
 
 class Grammars:
@@ -38,8 +39,12 @@ class Grammars:
         self._eos_token_ids = sorted(eos_token_ids)
 
     def compile(self, grammar: str) -> "GrammarConstraint":
-        """A constraint from a grammar as the functions of this module give it. Raises RequestError if it is none."""
-        matcher = LLMatcher(self._engine, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
+        """A constraint from a grammar as the functions of this module give it.
+
+        Raises RequestError if it is none or too costly, ResourceError if that cannot be found out.
+        """
+        self._trial.run(grammar)
+        matcher = LLMatcher(self._engine, grammar, log_level=0, limits=parser_limits())
         _check(matcher)
         return GrammarConstraint(matcher, self._vocab_size)
 
@@ -49,11 +54,22 @@ class Grammars:
         return " ".join(f"<[{token}]>" if token is not None else json.dumps(piece) for piece, token in pieces)
 
     @cached_property
+    def _trial(self) -> GrammarTrial:
+        vocabulary = self._vocabulary
+        special = {token: vocabulary.tokens[token].decode(errors="replace") for token in vocabulary.special_token_ids}
+        return GrammarTrial(self._vocab_size, self._eos_token_ids, special)
+
+    @cached_property
     def _engine(self) -> LLTokenizer:
+        return LLTokenizer(
+            TokenizerWrapper(self._vocabulary), n_vocab=self._vocab_size, eos_token=self._eos_token_ids
+        )
+
+    @cached_property
+    def _vocabulary(self) -> "_Vocabulary":
         if not self._eos_token_ids:
             raise RequestError("this model has no end-of-sequence token, so its answers cannot be constrained")
-        vocabulary = TokenizerWrapper(_Vocabulary(self._tokenizer, self._eos_token_ids[0]))
-        return LLTokenizer(vocabulary, n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
+        return _Vocabulary(self._tokenizer, self._eos_token_ids[0])
 
 
 class GrammarConstraint:

@@ -1,16 +1,15 @@
 """The process that renders one chat template, so that a hostile one cannot take the time or memory of the main process.
 
-Started by `render_process`, which has Python call `main`; calls `template_sandbox`. Reads one JSON object a line from
-stdin, writes one a line to stdout: first {"template"}, then per render {"constants", "variables", "chars",
-"stand_ins"}, answered by {"text"} or {"error", "message"}. Says {"ready"} before the first. Ends when stdin does.
+Started for `render_process` by `worker_process`, which has Python call `main`; calls `template_sandbox`. Reads one JSON
+object a line from stdin, writes one a line to stdout: first {"template"}, then per render {"constants", "variables",
+"chars", "stand_ins"}, answered by {"text"} or {"error", "message"}. Says {"ready"} before the first. Ends when stdin
+does.
 
-Limits of the operating system end a template whatever it does: address space grows by at most MEMORY_BYTES, and a
-signal comes after CPU_S of computing. Python code could not do it: `'x' * 10**9` is one call.
+Limits of the operating system (`worker_limits`) end a template whatever it does. Python code could not do it:
+`'x' * 10**9` is one call.
 """
 
 import json
-import resource
-import signal
 import sys
 from typing import Any
 
@@ -18,6 +17,7 @@ import jinja2
 
 from deepzig.text.guarded_text import Guard
 from deepzig.text.template_sandbox import MessagesRefusedError, TemplateSandbox, render
+from deepzig.text.worker_limits import limit_cpu, limit_memory
 
 CPU_S = 2.0
 MEMORY_BYTES = 128 << 20
@@ -30,18 +30,18 @@ class OutputSizeError(Exception):
 
 def main() -> None:
     """Answers requests until stdin ends."""
-    _limit_memory()
+    limit_memory(MEMORY_BYTES)
     _write({"ready": ""})
     template: jinja2.Template | None = None
     source = json.loads(sys.stdin.buffer.readline())["template"]
     for line in sys.stdin.buffer:
-        _limit_cpu(CPU_S)
+        limit_cpu(CPU_S)
         try:
             template = template or TemplateSandbox().from_string(source)
             answer = {"text": _render(template, json.loads(line))}
         except Exception as error:  # whatever a template raises is the answer
             answer = {"error": _kind(error), "message": _describe(error)}
-        _limit_cpu(0)
+        limit_cpu(0)
         _write(answer)
 
 
@@ -76,16 +76,3 @@ def _describe(error: Exception) -> str:
         return str(error)[:1000]
     line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
     return f"{line}{type(error).__name__}: {error}"[:1000]
-
-
-def _limit_memory() -> None:
-    with open("/proc/self/statm") as file:
-        used_bytes = int(file.read().split()[0]) * resource.getpagesize()
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = used_bytes + MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
-def _limit_cpu(seconds: float) -> None:
-    """Has the kernel end this process after so much computing; 0 lifts the limit."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)

@@ -18,7 +18,7 @@ from deepzig.engine.sampling import TokenLogprob
 from deepzig.server.body import decode
 from deepzig.server.failures import ApiError
 from deepzig.server.logprobs import CompletionScores
-from deepzig.text import render_process
+from deepzig.text import worker_process
 from deepzig.text.tokenizer import load_tokenizer
 from tests.server.conftest import RunningServer, serving
 from tests.talkers import make_talker
@@ -327,7 +327,7 @@ def test_template_process_that_is_killed(
     http: httpx2.Client, server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when memory runs out: not the client's fault, and the next request is served."""
-    exchange = render_process._exchange
+    exchange = worker_process._exchange
 
     def killed(process: subprocess.Popen[bytes], line: bytes) -> dict[str, Any]:
         process.kill()
@@ -336,7 +336,7 @@ def test_template_process_that_is_killed(
     assert server.service.model.chat_template is not None
     server.service.model.chat_template.render_text(CHAT["messages"])  # starts the process
     with monkeypatch.context() as patched:
-        patched.setattr(render_process, "_exchange", killed)
+        patched.setattr(worker_process, "_exchange", killed)
         reply = http.post("/v1/chat/completions", json=CHAT)
     check_error(reply, 503, "overloaded")
     assert "retry-after" in reply.headers
