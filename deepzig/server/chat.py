@@ -91,7 +91,7 @@ def plan_chat(model: ServedModel, request: ChatRequest, tenant: str) -> ChatPlan
     ask = Ask(
         prompts=[prompt.token_ids],
         params=params,
-        constraint=chat_constraint(model, request, prompt, budget),
+        compile_constraint=chat_constraint(model, request, prompt, budget),
         tenant=tenant,
         priority=request.priority or 0,
     )

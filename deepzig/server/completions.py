@@ -47,7 +47,7 @@ def prepare_completion(model: ServedModel, request: CompletionRequest, tenant: s
         prompts=[prompt.ids for prompt in prompts] if max_tokens else [],
         params=params,
         field="prompt",
-        constraint=completion_constraint(model, request),
+        compile_constraint=completion_constraint(model, request),
         tenant=tenant,
         priority=request.priority or 0,
         preparation=answer.score_prompts if request.echo and request.logprobs is not None else None,

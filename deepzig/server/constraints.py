@@ -3,7 +3,7 @@
 Called by `chat` and `completions`; calls `text.constraint`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,28 +25,31 @@ from deepzig.server.requests import (
 from deepzig.server.served_model import ServedModel
 from deepzig.text import constraint as grammar
 
+Compile = Callable[[], TokenConstraint]  # may take seconds; raises ApiError, RequestError for what cannot be used
 
-def completion_constraint(model: ServedModel, request: CompletionRequest) -> TokenConstraint | None:
-    """What a completion must look like; None: it is free. Raises ApiError and RequestError for what cannot be used."""
-    return _compiled(model, _own_grammar(request, request.response_format))
+
+def completion_constraint(model: ServedModel, request: CompletionRequest) -> Compile | None:
+    """Makes what a completion must look like; None: it is free. Raises ApiError, RequestError as `Compile`."""
+    return _compiler(model, _own_grammar(request, request.response_format))
 
 
 def chat_constraint(
     model: ServedModel, request: ChatRequest, prompt: ChatPrompt, budget: int | None
-) -> TokenConstraint | None:
-    """What a chat's answer must look like, after at most `budget` tokens of reasoning where there is any.
+) -> Compile | None:
+    """Makes what a chat's answer must look like, after at most `budget` tokens of reasoning where there is any.
 
     Raises as above.
     """
-    inner = _compiled(model, _tool_grammar(model, request) or _own_grammar(request, request.response_format))
+    inner = _compiler(model, _tool_grammar(model, request) or _own_grammar(request, request.response_format))
     may_reason = prompt.in_reasoning or prompt.may_open_reasoning
-    if not may_reason or model.think_ids is None or (inner is None and budget is None):
+    think_ids = model.think_ids
+    if not may_reason or think_ids is None or (inner is None and budget is None):
         return inner
-    return grammar.AfterReasoning(
-        model.think_ids,
+    return lambda: grammar.AfterReasoning(
+        think_ids,
         model.llm.defaults.eos_token_ids,
         model.llm.config.vocab_size,
-        inner,
+        None if inner is None else inner(),
         budget,
         is_open=prompt.in_reasoning,
         section_id=_section_id(model, request),
@@ -71,13 +74,18 @@ class _Source:
     param: str
 
 
-def _compiled(model: ServedModel, source: _Source | None) -> grammar.GrammarConstraint | None:
+def _compiler(model: ServedModel, source: _Source | None) -> Callable[[], grammar.GrammarConstraint] | None:
     if source is None:
         return None
-    try:
-        return _grammars(model).compile(source.grammar)
-    except RequestError as error:
-        raise ApiError(400, str(error), param=source.param, code="invalid_grammar") from error
+    grammars = _grammars(model)
+
+    def compiled() -> grammar.GrammarConstraint:
+        try:
+            return grammars.compile(source.grammar)
+        except RequestError as error:
+            raise ApiError(400, str(error), param=source.param, code="invalid_grammar") from error
+
+    return compiled
 
 
 def _own_grammar(request: SamplingFields, response_format: ResponseFormat | None) -> _Source | None:

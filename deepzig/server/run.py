@@ -22,6 +22,7 @@ from deepzig.server.metrics import Metrics
 
 MAX_BACKLOG = 4096  # events of each sequence that may wait for a client that does not read
 MAX_PREPARING = 4  # requests whose `Ask.preparation` is done at a time
+MAX_COMPILING = 2  # requests whose constraint is compiled at a time
 
 IsOver = Callable[[], bool]
 
@@ -33,10 +34,15 @@ class Ask:
     prompts: Sequence[Sequence[int]]
     params: SamplingParams
     field: str = "messages"  # of the request, where the prompts come from
-    constraint: TokenConstraint | None = None
+    compile_constraint: Callable[[], TokenConstraint] | None = None  # may take seconds
     tenant: str = ""
     priority: int = 0
     preparation: Callable[[IsOver], None] | None = None  # before chunks are given out; ends early once told it is over
+
+    @property
+    def constraint(self) -> TokenConstraint | None:
+        """What an answer must look like; compiled anew at each call."""
+        return None if self.compile_constraint is None else self.compile_constraint()
 
 
 class Waker:
@@ -76,6 +82,7 @@ class Run:
     def __init__(self, registry: "RunRegistry", waker: Waker) -> None:
         self.started = time.perf_counter()
         self.results: list[GenerationResult] = []
+        self.is_unwanted = False  # the client left before it was submitted
         self._registry = registry
         self._waker = waker
         self._generations: list[Generation] = []
@@ -92,10 +99,13 @@ class Run:
 
     def submit(self, llm: LLM, ask: Ask) -> None:
         """Hand the request to the engine; may block: not for the event loop. Raises as `LLM.submit`, or ApiError."""
+        if self.is_unwanted:
+            return
         self._max_unread = MAX_BACKLOG * len(ask.prompts) * ask.params.n
+        whole = ask.constraint
         for index, prompt in enumerate(ask.prompts):
             last = index == len(ask.prompts) - 1
-            constraint = ask.constraint if ask.constraint is None or last else ask.constraint.copy()
+            constraint = whole if whole is None or last else whole.copy()
             with blaming(ask.field):
                 generation = llm.submit(
                     prompt,
@@ -221,6 +231,12 @@ class Run:
         self._registry.remove(self)
         self._registry.metrics.finished(reason, time.perf_counter() - self.started, self.results, self._n_tokens)
 
+    def end_unwanted(self, submitting: asyncio.Future[None]) -> None:
+        """Close what was submitted after the client had left; nobody waits for an error of that."""
+        if not submitting.cancelled():
+            submitting.exception()  # asyncio would report it as forgotten
+        self.close("cancelled")
+
     def _cancel(self) -> None:
         for generation in self._generations:
             generation.cancel()
@@ -234,7 +250,9 @@ class RunRegistry:
         self._runs: set[Run] = set()
         self._waker: Waker | None = None
         self._refusal: ApiError | None = None  # nothing begins any more
-        self._workers = ThreadPoolExecutor(MAX_PREPARING, "prepare")  # not asyncio's, which every request needs
+        # Not asyncio's, which every request needs.
+        self._workers = ThreadPoolExecutor(MAX_PREPARING, "prepare")
+        self._compilers = ThreadPoolExecutor(MAX_COMPILING, "compile")
 
     async def start(self, llm: LLM, ask: Ask) -> Run:
         """Submit a request. Raises as `LLM.submit`, and ApiError after `close`; then nothing is left behind."""
@@ -244,12 +262,14 @@ class RunRegistry:
             self._waker = Waker(asyncio.get_running_loop())
         run = Run(self, self._waker)
         self._runs.add(run)
-        submitting = asyncio.ensure_future(asyncio.to_thread(run.submit, llm, ask))
+        workers = None if ask.compile_constraint is None else self._compilers
+        submitting = asyncio.get_running_loop().run_in_executor(workers, run.submit, llm, ask)
         try:
             await asyncio.shield(submitting)
         except BaseException as error:
             if not submitting.done():  # the client left meanwhile: what is submitted yet must not stay
-                submitting.add_done_callback(lambda _: run.close("cancelled"))
+                run.is_unwanted = True
+                submitting.add_done_callback(run.end_unwanted)
             else:
                 run.close("cancelled" if isinstance(error, asyncio.CancelledError) else "error")
             raise

@@ -146,6 +146,6 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         assert server.llm is not None and server.llm.tokenizer is not None
         tokens = server.llm.tokenizer.encode(text, add_bos=False, allow_special=not quoted)
         vocab_size = server.llm.config.vocab_size
-        monkeypatch.setattr("deepzig.server.chat.chat_constraint", lambda *_, **__: Script(tokens, vocab_size))
+        monkeypatch.setattr("deepzig.server.chat.chat_constraint", lambda *_, **__: lambda: Script(tokens, vocab_size))
 
     return set_script

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openai
@@ -12,9 +14,9 @@ import pytest
 
 from deepzig.engine.llm import LLM
 from deepzig.engine.results import StreamChunk
-from deepzig.engine.sampling import SamplingParams, TokenLogprob
+from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
 from deepzig.server.failures import ApiError
-from deepzig.server.run import MAX_BACKLOG, Ask, Run
+from deepzig.server.run import MAX_BACKLOG, MAX_COMPILING, Ask, Run
 from deepzig.server.service import Service
 from deepzig.server.settings import ServerSettings
 from tests.server.conftest import RunningServer, serving, wait_for
@@ -107,6 +109,43 @@ def test_what_may_be_left_unread_grows_with_the_answers(stories: LLM, n_prompts:
         return None
 
     assert asyncio.run(failure()) == ("slow_reader" if is_cut else None)
+
+
+def test_grammars_are_compiled_apart(stories: LLM) -> None:
+    """While hostile ones take all their threads other requests are served; of clients that left none is begun."""
+    hold = threading.Event()
+    begun: list[None] = []
+    params = SamplingParams(max_tokens=1)
+
+    def compile_slowly() -> TokenConstraint:
+        begun.append(None)
+        hold.wait()
+        raise ApiError(400, "too late")
+
+    async def serve() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        runs = Service(ServerSettings()).runs
+        slow = Ask(prompts=[[5]], params=params, compile_constraint=compile_slowly)
+        starting = [asyncio.ensure_future(runs.start(stories, slow)) for _ in range(MAX_COMPILING + 3)]
+        try:
+            async with asyncio.timeout(20):
+                while len(begun) < MAX_COMPILING:
+                    await asyncio.sleep(0.01)
+                run = await runs.start(stories, Ask(prompts=[[5]], params=params))
+                while not run.is_finished:
+                    await run.next(1)
+                run.close("stop")
+                for each in starting:
+                    each.cancel()
+                await asyncio.wait(starting)
+        finally:
+            hold.set()
+        async with asyncio.timeout(20):
+            while len(runs):
+                await asyncio.sleep(0.01)
+
+    asyncio.run(serve())
+    assert len(begun) == MAX_COMPILING
 
 
 # ---- failures of the model
