@@ -33,7 +33,12 @@ def main() -> None:
 
 def parser_limits() -> LLParserLimits:
     """What llguidance itself is to bound, here and in the main process."""
-    return LLParserLimits(max_grammar_size=100_000, initial_lexer_fuel=1_000_000, step_max_items=50_000)
+    return LLParserLimits(
+        max_grammar_size=100_000,
+        initial_lexer_fuel=1_000_000,
+        step_max_items=200_000,  # 0.15 s
+        max_items_in_row=10_000,  # four for each property that an object may have
+    )
 
 
 def _answer_all() -> None:

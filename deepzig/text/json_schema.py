@@ -5,32 +5,83 @@ Called by `constraint`. What is left out otherwise is llguidance's decision.
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
+from llguidance import LLMatcher
+
 FORMATS = frozenset(("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"))
+MAX_DIVISOR = 10_000  # zeros at the end not counted: the automaton of multiples is as large, and compiles in 50 ms
 _OF_NAMES = ("$defs", "definitions", "patternProperties", "properties")  # name -> schema
 _OF_SCHEMAS = ("additionalProperties", "allOf", "anyOf", "items", "oneOf", "prefixItems")  # a schema, or a list of them
 _ANY_NAME: tuple[Any, ...] = (True, {}, {"type": "string"})
-_LOOK_AROUND = re.compile(r"(?<!\\)(?:\\\\)*\(\?<?[=!]")
+# An escape, or a class: whether it is negated, and what is in it.
+_ESCAPE_OR_CLASS = re.compile(r"\\.|\[(?P<negated>\^?)(?P<content>(?:\\.|[^\]\\])*)\]", re.DOTALL)
+_ESCAPE_OR_OPERATOR = re.compile(r"\\.|[\[&~]", re.DOTALL)
 
 
 def simplified(schema: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
     """`schema` without formats that llguidance does not know, and without `propertyNames` that allow any name.
 
-    JSON Schema calls a format an annotation. Not strict: without patterns that look around, too.
+    JSON Schema calls a format an annotation. Patterns are written as llguidance reads them, OpenAPI's `nullable` as
+    JSON Schema says it. Not strict: without patterns, large divisors and dialects that llguidance cannot use, too.
     """
     kept = {key: _inner(key, value, strict) for key, value in schema.items()}
     if isinstance(form := kept.get("format"), str) and form not in FORMATS:
         del kept["format"]
     if kept.get("propertyNames") in _ANY_NAME:
         del kept["propertyNames"]
-    if not strict and isinstance(pattern := kept.get("pattern"), str) and _LOOK_AROUND.search(pattern):
-        del kept["pattern"]
-    names = kept.get("patternProperties")
-    if not strict and isinstance(names, dict) and any(_LOOK_AROUND.search(name) for name in names):
-        del kept["patternProperties"]
-        kept.pop("additionalProperties", None)  # it is about the names that no pattern has
-    return kept
+    if isinstance(pattern := kept.get("pattern"), str):
+        kept["pattern"] = _as_rust_reads(pattern)
+    if isinstance(names := kept.get("patternProperties"), dict):
+        kept["patternProperties"] = {_as_rust_reads(name): member for name, member in names.items()}
+    if not strict:
+        _leave_out_unusable(kept)
+    return _with_null(kept) if kept.pop("nullable", None) is True else kept
+
+
+def _leave_out_unusable(schema: dict[str, Any]) -> None:
+    if isinstance(pattern := schema.get("pattern"), str) and not _is_usable({"type": "string", "pattern": pattern}):
+        del schema["pattern"]
+    names = schema.get("patternProperties")
+    if isinstance(names, dict) and not _is_usable({"patternProperties": dict.fromkeys(names, True)}):
+        del schema["patternProperties"]
+        schema.pop("additionalProperties", None)  # it is about the names that no pattern has
+    if "$schema" in schema and not _is_usable({"$schema": schema["$schema"]}):
+        del schema["$schema"]
+    if _is_large(schema.get("multipleOf")):
+        del schema["multipleOf"]
+
+
+def _is_usable(schema: Mapping[str, Any]) -> bool:
+    return not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(dict(schema)))
+
+
+def _is_large(divisor: object) -> bool:
+    if not isinstance(divisor, int | float):
+        return False
+    digits = Decimal(str(divisor)).normalize().as_tuple().digits
+    return int("".join(map(str, digits))) > MAX_DIVISOR
+
+
+def _as_rust_reads(pattern: str) -> str:
+    """`pattern` with classes in which [ and && are themselves, as ECMA has it; Rust takes them for operations."""
+    return _ESCAPE_OR_CLASS.sub(_class, pattern)
+
+
+def _class(match: re.Match[str]) -> str:
+    if match["content"] is None:
+        return match[0]
+    if not match["content"]:  # [^] and [], which Rust does not know
+        return r"[\s\S]" if match["negated"] else r"[^\s\S]"
+    content = _ESCAPE_OR_OPERATOR.sub(lambda part: part[0] if part[0][0] == "\\" else "\\" + part[0], match["content"])
+    return f"[{match['negated']}{content}]"
+
+
+def _with_null(schema: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(kind := schema.get("type"), str) and not {"const", "enum"} & schema.keys():
+        return schema | {"type": [kind, "null"]}
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
 def _inner(key: str, value: Any, strict: bool) -> Any:

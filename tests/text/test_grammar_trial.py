@@ -76,6 +76,14 @@ def test_what_real_schemas_nest_is_not(grammars: Grammars, grammar: str) -> None
     grammars.compile(grammar)
 
 
+def test_an_object_may_have_many_properties(grammars: Grammars, stories_tokenizer: Tokenizer) -> None:
+    schema = {"type": "object", "properties": {f"property_{i}": INTEGER for i in range(1500)}}
+    constraint = grammars.compile(schema_grammar(schema))
+    for token in stories_tokenizer.encode('{"property_1499":1', add_bos=False):
+        assert constraint.allowed()[token]
+        constraint.accept(token)
+
+
 def test_special_tokens_may_be_named(grammars: Grammars, stories_tokenizer: Tokenizer) -> None:
     (name, token), *_ = stories_tokenizer.special_tokens.items()
     for grammar in (f"start: <[{token}]>", f"start: {name}" if name.startswith("<") else 'start: "a"'):
@@ -85,7 +93,8 @@ def test_special_tokens_may_be_named(grammars: Grammars, stories_tokenizer: Toke
 def test_what_computes_too_long_is_refused(stories_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepzig.text.grammar_trial.CPU_S", 0.1)
     grammars = Grammars(stories_tokenizer, stories_tokenizer.vocab_size, [0])
-    for hostile in (schema_grammar({"type": "integer", "multipleOf": 99999989}), rules(70, "A", INTERSECTION)):
+    multiples = from_rules(json_rule({"type": "integer", "multipleOf": 99999989}, strict=True))
+    for hostile in (multiples, rules(70, "A", INTERSECTION)):
         with pytest.raises(RequestError, match=r"more than 0\.1 s"):
             grammars.compile(hostile)
     grammars.compile(from_regex("yes|no"))

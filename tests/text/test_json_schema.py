@@ -31,6 +31,16 @@ def is_supported(schema: dict[str, Any], strict: bool) -> bool:
         ({"properties": {"a": LOOKING}}, False),
         ({"patternProperties": {"^(?!x)": {"type": "string"}}, "additionalProperties": False}, False),
         ({"oneOf": [{"type": "string"}, {"type": "string", "minLength": 1}]}, False),
+        ({"type": "string", "pattern": r"\bfoo\b"}, False),
+        ({"type": "string", "pattern": r"^(a)\1$"}, False),
+        ({"type": "string", "pattern": "^a{,3}$"}, False),
+        ({"type": "string", "pattern": r"^[[\]]+$"}, True),
+        ({"type": "string", "pattern": "^[^]+$"}, True),
+        ({"patternProperties": {"^[[]": {"type": "string"}}}, True),
+        ({"patternProperties": {"^a.*b": True, "^.*ab": True}}, False),
+        ({"$schema": "https://example.com/x", "type": "integer"}, False),
+        ({"$schema": "draft-07", "items": [{"type": "string"}]}, False),
+        ({"items": {"$ref": "#/$defs/a", "nullable": True}, "$defs": {"a": {"type": "null", "nullable": True}}}, True),
     ],
 )
 def test_what_is_no_constraint_is_accepted_and_what_is_one_only_if_not_strict(
@@ -38,6 +48,40 @@ def test_what_is_no_constraint_is_accepted_and_what_is_one_only_if_not_strict(
 ) -> None:
     assert is_supported(schema, strict=False)
     assert is_supported(schema, strict=True) is strict_too
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"^[[\]]+$", r"^[\[\]]+$"),
+        ("[a-z&&b]&&", r"[a-z\&\&b]&&"),
+        (r"[^~~][^]\[[]]", r"[^\~\~][\s\S]\[[^\s\S]]"),
+    ],
+)
+def test_classes_are_ecmas(written: str, read: str) -> None:
+    for strict in (True, False):
+        schema = {"type": "string", "pattern": written}
+        assert simplified(schema, strict=strict).get("pattern", read) == read
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_openapis_nullable_allows_null(strict: bool) -> None:
+    for schema, with_null in (
+        ({"type": "string"}, {"type": ["string", "null"]}),
+        ({"type": "string", "enum": ["a"]}, {"anyOf": [{"type": "string", "enum": ["a"]}, {"type": "null"}]}),
+        ({"$ref": "#/$defs/a"}, {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}),
+    ):
+        assert simplified({**schema, "nullable": True}, strict=strict) == with_null
+        assert simplified({**schema, "nullable": False}, strict=strict) == schema
+    assert simplified({"properties": {"nullable": {}}}, strict=strict) == {"properties": {"nullable": {}}}
+
+
+def test_large_divisors_are_left_out_unless_strict() -> None:
+    """Their automata take seconds; round ones are small."""
+    for divisor, is_kept in ((99999989, False), (123450, False), (0.0123457, False), (1_000_000, True), (0.01, True)):
+        schema = {"type": "number", "multipleOf": divisor}
+        assert simplified(schema, strict=True) == schema
+        assert ("multipleOf" in simplified(schema, strict=False)) is is_kept
 
 
 def test_formats_that_llguidance_knows() -> None:
