@@ -15,10 +15,10 @@ from typing import Any, Self
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from deepzig.errors import RequestError
 from deepzig.text.answer_format import ThinkIds, ToolFormat
+from deepzig.text.gbnf import as_lark
 from deepzig.text.grammar_trial import GrammarTrial
 from deepzig.text.grammar_worker import parser_limits
 from deepzig.text.json_schema import simplified
@@ -210,12 +210,7 @@ def from_regex(regex: str) -> str:
 
 def from_text(grammar: str) -> str:
     """A grammar as users write it: GBNF, which has `::=`, or llguidance's Lark. Raises RequestError."""
-    if "::=" not in grammar:
-        return LLMatcher.grammar_from_lark(grammar)
-    try:
-        return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar))
-    except (GbnfToLarkError, ValueError, IndexError, RecursionError) as error:
-        raise RequestError(f"the GBNF grammar cannot be read: {_short(str(error))}") from error
+    return LLMatcher.grammar_from_lark(as_lark(grammar) if "::=" in grammar else grammar)
 
 
 def call_rules(
