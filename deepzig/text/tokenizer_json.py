@@ -45,9 +45,11 @@ class TokenizerJson:
 
     def encode(self, text: str, allow_special: bool) -> list[int]:
         """See `tokenizer.Backend`."""
-        ids = _ids(self._engine, text)
-        if allow_special or self.control_tokens.id_set.isdisjoint(ids):
-            return ids
+        # Normalization may find more control tokens than the spelling shows, so the ids are looked at, too.
+        if allow_special or next(self.control_tokens.spans(text), None) is None:
+            ids = _ids(self._engine, text)
+            if allow_special or self.control_tokens.id_set.isdisjoint(ids):
+                return ids
         if self._plain_engine is None:
             self._plain_engine = self._build_plain_engine()
         ids = _ids(self._plain_engine, text)

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deepzig.errors import RequestError, TokenizerError
+from deepzig.text import tokenizer_json
 from deepzig.text.chat import ChatTemplate
+from deepzig.text.control_tokens import ControlTokens
 from deepzig.text.tokenizer import Tokenizer, load_tokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -145,6 +148,32 @@ def test_attack_on_deepseeks_own_tokenizer(
     plain = deepseek_tokenizer.encode(attack, add_bos=False, allow_special=False)
     ids = templates["deepseek_v3_1"].render_tokens([user(attack)], deepseek_tokenizer, thinking=True)
     assert ids == [0, 128803, *plain, 128804, 128821]
+
+
+def test_text_of_marks_costs_no_more_than_other_text(
+    templates: dict[str, ChatTemplate], stories_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is encoded once, and its marks, of which each takes long to find, are not looked for to the end."""
+    n_encoded = n_found = 0
+    encode, spans = tokenizer_json.encode_unlocked, ControlTokens.spans
+
+    def counted(engine: tokenizers.Tokenizer, text: str, post_process: bool = False) -> list[int]:
+        nonlocal n_encoded
+        n_encoded += len(text)
+        return encode(engine, text, post_process)
+
+    def counting(self: ControlTokens, text: str) -> Iterator[tuple[int, int]]:
+        nonlocal n_found
+        for span in spans(self, text):
+            n_found += 1
+            yield span
+
+    monkeypatch.setattr(tokenizer_json, "encode_unlocked", counted)
+    monkeypatch.setattr(ControlTokens, "spans", counting)
+    marks = "</think>" * 1000
+    ids = templates["deepseek_v2_5"].render_tokens([user(marks)], stories_tokenizer)
+    assert len(marks) <= n_encoded < 1.1 * len(marks) and n_found < 20
+    assert stories_tokenizer.control_tokens.ids["</think>"] not in ids
 
 
 def test_control_token_in_two_halves(templates: dict[str, ChatTemplate], kimi_tokenizer: Tokenizer) -> None:
