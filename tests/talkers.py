@@ -40,6 +40,11 @@ TEMPLATES = {
     ),
     "K2": _TOOLS_K2 + _TEMPLATE.replace("CALLS", _CALLS_K2).replace("GENERATION", ""),
 }
+TEMPLATES["V2-Lite"] = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ 'User: ' + m.content + '\\n\\n' }}"
+    "{% elif m.role == 'assistant' %}{{ 'Assistant: ' + m.content + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 # These leave <think> to the model.
 TEMPLATES["R1-0528"] = TEMPLATES["V2.5"] + "{# </think> #}"
 TEMPLATES["K2-Thinking"] = TEMPLATES["K2"] + "{# </think> #}"

@@ -62,8 +62,9 @@ def chat_prompt(
         raise ApiError(400, "only the last message can be a prefix", param="messages", code="invalid_value")
     listed = [_as_defined(tool) for tool in tools] if tools else None
     template = (model.tool_template if tools else None) or model.chat_template
+    conversation = _conversation(messages if prefix is None else messages[:-1], template)
     ids = template.render_tokens(
-        _conversation(messages if prefix is None else messages[:-1], template),
+        conversation,
         model.tokenizer,
         model.llm.prompt_room,
         add_generation_prompt=begins_answer,
@@ -73,6 +74,12 @@ def chat_prompt(
     in_reasoning = model.answer_format.ends_in_reasoning(ids, model.tokenizer)
     may_open = not in_reasoning and model.answer_format.may_open_reasoning(ids, model.tokenizer)
     if prefix is not None:
+        content = plain_text(prefix.content)
+        if content and not (in_reasoning or may_open or prefix.reasoning_content or prefix.reasoning):
+            room = model.llm.prompt_room
+            begun = template.render_begun(conversation, content, model.tokenizer, room, tools=listed, **variables)
+            if begun is not None:
+                return ChatPrompt(begun, False, False)
         in_reasoning = _continue(model, ids, prefix, in_reasoning)
         may_open = may_open and not prefix.content
     return ChatPrompt(ids, in_reasoning, may_open)

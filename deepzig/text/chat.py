@@ -138,14 +138,47 @@ class ChatTemplate:
             ContextLengthError: the prompt is so long that it cannot have so few tokens as `room`.
         """
         given = _checked(messages, tools, add_generation_prompt, variables)
-        control_tokens = tokenizer.control_tokens
-        used = set().union(self.source, *self._constants.values(), *_strings(given))
-        chars = "".join(sorted(control_tokens.edge_chars & used))
-        stand_ins = _stand_ins(len(chars), used)
+        chars, stand_ins, _ = self._guard(given, tokenizer)
         guarded = self._process.render(self._constants, given, chars, stand_ins)
         if room is not None:
             tokenizer.check_room(guarded, room)
         return _encode_guarded(guarded, str.maketrans(stand_ins, chars), tokenizer)
+
+    def render_begun(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        content: str,
+        tokenizer: Tokenizer,
+        room: int | None = None,
+        /,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> list[int] | None:
+        """The prompt with an answer that begins with `content`, as HF's `continue_final_message` has it: also with the
+        space that the template writes before an answer.
+
+        None if the template does not write the whole content, behind what tells the model that it is its turn.
+        Arguments and errors are those of `render_tokens`.
+        """
+        given = _checked([*messages, {"role": "assistant", "content": content}], tools, False, variables)
+        chars, stand_ins, mark = self._guard(given, tokenizer)
+        before = given | {"messages": given["messages"][:-1], "add_generation_prompt": True}
+        given["messages"][-1]["content"] += mark
+        prompt, whole = (self._process.render(self._constants, each, chars, stand_ins) for each in (before, given))
+        begun, _, _ = whole.rpartition(mark)
+        if not begun.startswith(prompt) or not begun.endswith(content.translate(str.maketrans(chars, stand_ins))):
+            return None
+        if room is not None:
+            tokenizer.check_room(begun, room)
+        return _encode_guarded(begun, str.maketrans(stand_ins, chars), tokenizer)
+
+    def _guard(self, given: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[str, str, str]:
+        """Characters that control tokens begin or end with, their stand-ins, and one more that occurs nowhere."""
+        used = set().union(self.source, *self._constants.values(), *_strings(given))
+        chars = "".join(sorted(tokenizer.control_tokens.edge_chars & used))
+        unused = _stand_ins(len(chars) + 1, used)
+        return chars, unused[:-1], unused[-1]
 
 
 def thinking_variables(is_on: bool) -> dict[str, Any]:

@@ -360,6 +360,18 @@ def test_prefix_is_continued(talker: RunningServer) -> None:
         create(talker, messages=[begun, *USER])
 
 
+@pytest.mark.parametrize("family", ["V2-Lite"], indirect=True, scope="module")
+def test_prefix_stands_where_the_template_writes_an_answer(talker: RunningServer) -> None:
+    """Behind the space that V2-Lite's template writes before answers, but not into its prompt for one."""
+    begun = {"role": "assistant", "content": "The </think> cat", "prefix": True}
+    with talker.http() as http:
+        for question in ("Hi", "The </think> cat"):
+            messages = [{"role": "user", "content": question}, begun]
+            tokens = http.post("/tokenize", json={"messages": messages}).json()["tokens"]
+            text = http.post("/detokenize", json={"tokens": tokens}).json()["content"]
+            assert text.endswith(f"User: {question}\n\nAssistant: The </think> cat")
+
+
 @pytest.mark.parametrize("family", ["V3.1"], indirect=True, scope="module")
 def test_strict_tools_leave_text_free(talker: RunningServer) -> None:
     strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]

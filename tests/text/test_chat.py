@@ -176,6 +176,26 @@ def test_text_of_marks_costs_no_more_than_other_text(
     assert stories_tokenizer.control_tokens.ids["</think>"] not in ids
 
 
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("A: {{ m.content }}.", "A: a cat "),
+        ("A: {{ m.content }}. a cat ", "A: a cat "),
+        ("A: {{ m.content.strip() }}.", "A: a cat "),
+        ("A: {{ m.content.split('cat')[0] }}.", None),
+        ("A: a cat .", None),
+        ("B: {{ m.content }}.", None),
+    ],
+)
+def test_begun_answer(stories_tokenizer: Tokenizer, answer: str, text: str | None) -> None:
+    """It stands as the template writes it, or cannot be used."""
+    message = "{% if m.role == 'user' %}Q: {{ m.content }}.{% else %}" + answer + "{% endif %}"
+    turn = "{{ 'A:' if add_generation_prompt }}"
+    template = ChatTemplate("{% for m in messages %}" + message + "{% endfor %}" + turn, {})
+    ids = template.render_begun([user("a cat ")], "a cat ", stories_tokenizer)
+    assert text is None if ids is None else stories_tokenizer.decode(ids) == f"Q: a cat .{text}"
+
+
 def test_control_token_in_two_halves(templates: dict[str, ChatTemplate], kimi_tokenizer: Tokenizer) -> None:
     """Parts that a template writes side by side must not make a control token together."""
     parts = [{"type": "text", "text": "<|im_"}, {"type": "text", "text": "end|>"}]
