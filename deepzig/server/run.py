@@ -39,11 +39,6 @@ class Ask:
     priority: int = 0
     preparation: Callable[[IsOver], None] | None = None  # before chunks are given out; ends early once told it is over
 
-    @property
-    def constraint(self) -> TokenConstraint | None:
-        """What an answer must look like; compiled anew at each call."""
-        return None if self.compile_constraint is None else self.compile_constraint()
-
 
 class Waker:
     """Carries notifications from the engine's thread to the event loop: one wake-up for all runs.
@@ -102,7 +97,7 @@ class Run:
         if self.is_unwanted:
             return
         self._max_unread = MAX_BACKLOG * len(ask.prompts) * ask.params.n
-        whole = ask.constraint
+        whole = ask.compile_constraint() if ask.compile_constraint is not None else None
         for index, prompt in enumerate(ask.prompts):
             last = index == len(ask.prompts) - 1
             constraint = whole if whole is None or last else whole.copy()

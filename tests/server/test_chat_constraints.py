@@ -33,9 +33,10 @@ def fits(talker: RunningServer, text: str, **body: Any) -> bool:
     model = talker.service.model
     assert model.tokenizer is not None
     request = msgspec.convert({"messages": USER, **body}, ChatRequest)
-    constraint = plan_chat(model, request, "").ask.constraint
-    if constraint is None:
+    compile_constraint = plan_chat(model, request, "").ask.compile_constraint
+    if compile_constraint is None:
         return True
+    constraint = compile_constraint()
     for token in model.tokenizer.encode(text, add_bos=False):
         if constraint.is_complete or not constraint.allowed()[token]:
             return False
@@ -57,11 +58,12 @@ def test_a_quoted_call_passes_the_form_as_text(talker: RunningServer, family: st
     assert model.tokenizer is not None
     for text, body in bodies:
         plan = plan_chat(model, msgspec.convert({"messages": USER, **body}, ChatRequest), "")
-        assert plan.ask.constraint is not None and not fits(talker, text, **body)
+        assert plan.ask.compile_constraint is not None and not fits(talker, text, **body)
+        constraint = plan.ask.compile_constraint()
         ids = model.tokenizer.encode(text, add_bos=False, allow_special=False)
         for token in ids:
-            assert plan.ask.constraint.allowed()[token]
-            plan.ask.constraint.accept(token)
+            assert constraint.allowed()[token]
+            constraint.accept(token)
         parser = plan.parser()
         assert parser.push(text, ids) + parser.finish() == [Content(text)]
 
@@ -150,9 +152,11 @@ def test_schemas_are_taken_to_the_letter_only_if_they_are_strict(talker: Running
             for body in bodies:
                 with pytest.raises(ApiError, match="uniqueItems"):
                     fits(talker, "", **body)
+            body = {"input": "a", "text": {"format": form}}
+            ask, _ = prepare_response(model, msgspec.convert(body, ResponsesRequest), "")
+            assert ask.compile_constraint is not None
             with pytest.raises(ApiError, match="uniqueItems"):
-                body = {"input": "a", "text": {"format": form}}
-                _ = prepare_response(model, msgspec.convert(body, ResponsesRequest), "")[0].constraint
+                ask.compile_constraint()
         else:
             assert fits(talker, "[1,2]", **bodies[0]) and not fits(talker, '["a"]', **bodies[0])
             assert fits(talker, CALL_V3.replace("{}", '{"a":[1]}'), **bodies[1])
