@@ -14,7 +14,7 @@ from deepzig.engine.sampling import SamplingParams, TokenLogprob
 
 
 class Continuation(NamedTuple):
-    """A beam that goes on: a token behind an earlier beam."""
+    """A beam that goes on: an earlier beam and one more token."""
 
     parent: int  # its place among the beams of the last step
     token: int
@@ -54,7 +54,7 @@ class BeamSearch:
     def advance(
         self, scores: Sequence[np.ndarray], logprobs: Sequence[dict[int, TokenLogprob]] | None = None
     ) -> list[Continuation]:
-        """Take a step; returns the beams that go on, best first, none when the search is over.
+        """Take a step; returns the beams that go on, best first, or none when the search is over.
 
         Args:
             scores: f32 (vocab_size,) for each beam of the last step, in their order: log-probabilities of what follows.
@@ -79,14 +79,14 @@ class BeamSearch:
         return continuations if self._may_improve(length) else []
 
     def candidates(self, scores: Sequence[np.ndarray]) -> list[list[int]]:
-        """For each beam the tokens that `advance` will look at."""
+        """The tokens that `advance` will look at, for each beam."""
         tokens: list[list[int]] = [[] for _ in scores]
         for _, (parent, token) in self._best(scores):
             tokens[parent].append(token)
         return tokens
 
     def _best(self, scores: Sequence[np.ndarray]) -> list[tuple[np.float32, Continuation]]:
-        """The best continuations, so many that num_beams go on even if the others end; best first, then by place."""
+        """The best continuations, best first, then by place: enough that num_beams go on even if all others end."""
         vocab_size = len(scores[0])
         totals = np.concatenate([beam.total + row for beam, row in zip(self._beams, scores, strict=True)])
         n_best = min(max(2, 1 + len(self._end_token_ids)) * self._num_beams, len(totals))
@@ -112,5 +112,5 @@ class BeamSearch:
         return self._score(self._beams[0].total, best_length) > self.finished[-1].score
 
     def _score(self, total: np.float32, length: int) -> float:
-        """In float64: powers of lengths leave float32."""
+        """The score of an answer, in float64: powers of lengths exceed float32."""
         return float(total) / length**self._length_penalty

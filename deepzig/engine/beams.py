@@ -1,4 +1,4 @@
-"""The branches of a beam search: what is done for them beyond the search itself.
+"""The branches of a beam search: all work on them except the search itself.
 
 Called by `engine` and `step_sampling`; calls `beam_search`, which decides. Knows branches and their samplers, nothing
 of pages or of the model.
@@ -66,7 +66,7 @@ def search_events(request: Request, search: BeamSearch, now: float) -> Iterator[
 
 
 def _logprobs(beams: list[Branch], rows: list[np.ndarray], tokens: list[list[int]]) -> list[dict[int, TokenLogprob]]:
-    """Of each beam's candidates."""
+    """Log-probabilities of each beam's candidates."""
     n_top = beams[0].request.params.logprobs or 0
     return [token_logprobs(row, candidates, n_top) for row, candidates in zip(rows, tokens, strict=True)]
 

@@ -1,8 +1,8 @@
-"""ContextShift: how a sequence goes on when the context is full: without its oldest tokens behind the first.
+"""ContextShift: how a sequence goes on when the context is full: without its oldest tokens, except the first page.
 
-The first page stays, since attention leans on a sequence's beginning (arXiv 2309.17453); half of the rest goes, in
-whole pages, and what is behind moves up: its k_pe is rotated to the new positions, its c_kv stays as it was
-computed. Called by `engine`; knows numbers of tokens and pages.
+The first page stays, since attention leans on a sequence's beginning (arXiv 2309.17453). Half of the rest goes, in
+whole pages, and what follows moves up: its k_pe is rotated to the new positions, its c_kv stays as it was computed.
+Called by `engine`; knows numbers of tokens and pages.
 """
 
 from collections.abc import Sequence
@@ -35,9 +35,10 @@ class ContextShift:
         return self.dropped_pages * PAGE_SIZE
 
     def without_oldest(self, tokens: Sequence[int]) -> list[int]:
-        """A prompt without its oldest tokens, as often n_dropped of them as it takes to leave room for an answer.
+        """A prompt without its oldest tokens: n_dropped of them, as many times as it takes to make room for an answer.
 
-        Longer prompts of the same conversation lose the same tokens until one time more is needed: prefixes are found.
+        As a conversation grows, its prompts lose the same tokens until n_dropped more must go: so they find their
+        prefixes.
         """
         excess = len(tokens) - (self.n_context - 1)
         n_dropped = max(0, -(-excess // self.n_dropped)) * self.n_dropped

@@ -1,4 +1,4 @@
-"""GenerationDefaults: what generation_config.json says of parameters that a request leaves out. Made by `loading`."""
+"""GenerationDefaults: the parameters in generation_config.json, for what a request leaves out. Made by `loading`."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +19,8 @@ class GenerationDefaults:
 
     eos_token_ids: frozenset[int]  # any of them ends an answer
     temperature: float = 1.0  # as in `SamplingParams`
-    top_k: int = 0  # as there
-    top_p: float = 1.0  # as there
+    top_k: int = 0  # as in `SamplingParams`
+    top_p: float = 1.0  # as in `SamplingParams`
 
     @classmethod
     def from_directory(cls, directory: Path, config: ModelConfig) -> "GenerationDefaults":
@@ -36,7 +36,8 @@ class GenerationDefaults:
         return cls(frozenset(eos_token_ids), **given)
 
     def resolve(self, params: SamplingParams) -> SamplingParams:
-        """`params` with the model's values for what is None, and with exactly one token where hardly more is left."""
+        """`params` with the model's values in place of None. If they leave hardly more than one token, they leave
+        exactly one."""
         temperature = self.temperature if params.temperature is None else params.temperature
         top_k = self.top_k if params.top_k is None else params.top_k
         top_p = self.top_p if params.top_p is None else params.top_p

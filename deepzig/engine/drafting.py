@@ -19,8 +19,8 @@ class MtpDrafter:
     """Drafts with MTP layer 0, whose latents lie in the same pages as those of the other layers.
 
     Row p of the layer takes the hidden state of position p and the token at p + 1. So the last row of a full page
-    depends on a token behind the page: where sequences share it, the last one to draft has written it. That may cost an
-    accepted draft, never more.
+    depends on the token after the page: where sequences share the page, the row is from the last one to draft. That may
+    cost an accepted draft, never more.
     """
 
     def __init__(self, model: DeepseekModel, cache: LatentCache) -> None:
@@ -31,7 +31,7 @@ class MtpDrafter:
         assert branch.drafting is not None
         if (pending := branch.drafting.pending) is not None:
             first, hidden = first - len(pending), np.concatenate([pending, hidden])
-        n_rows = len(hidden) - 1  # the token behind the last is not known yet, or is decoded
+        n_rows = len(hidden) - 1  # the token after the last is not known yet, or is decoded
         if n_rows:
             rows = branch_rows([branch], [range(first, first + n_rows)], is_prompt=True)
             tokens = np.array(branch.tokens[first + 1 : first + 1 + n_rows], np.int32)

@@ -113,7 +113,7 @@ class Engine:
     def cancel(self, request: Request, index: int | None = None, reason: str = "cancelled") -> None:
         """End a request, or one branch of it, and free the pages; does nothing if that is finished.
 
-        A beam search ends as a whole: its beams are no answers yet.
+        A beam search ends as a whole, since its beams are no answers yet.
         """
         if request.beam_search is not None:
             index = None
@@ -165,13 +165,13 @@ class Engine:
         return True
 
     def open_prompt_cache(self, directory: Path, made_for: Mapping[str, str]) -> None:
-        """Take the prefixes of a folder's file, see `PromptCache`; before any request. Raises as that does."""
+        """Load the prefixes from the file in a folder, before any request. Raises as `PromptCache`."""
         vocab_size = self._model.config.vocab_size
         self._prompt_cache = PromptCache(directory, made_for, self._scheduler, self._cache, vocab_size)
         self._prompt_cache.load()
 
     def save_prompt_cache(self) -> None:
-        """Write the cached prefixes to that file, if one is open."""
+        """Write the cached prefixes to the file that `open_prompt_cache` opened, if any."""
         if self._prompt_cache is not None:
             self._prompt_cache.save()
 
@@ -206,7 +206,7 @@ class Engine:
     # ---- computing
 
     def _draft_length(self, branch: Branch, n_decoding: int) -> int:
-        """Draft tokens to propose; none past the context, since there the oldest tokens must go first."""
+        """Draft tokens to propose; none beyond the context, since there the oldest tokens must go first."""
         return min(self._speculator.length(branch, n_decoding), max(0, self.n_context - len(branch.tokens)))
 
     def _shift_contexts(self) -> None:
@@ -218,8 +218,8 @@ class Engine:
             self._model.shift_pages(self._cache, moved, first + self._shift.n_dropped, first)
 
     def _batches(self, prefills: list[tuple[Branch, int]]) -> list[list[tuple[Branch, int]]]:
-        """The chunks of each call of the model: if batching changes no bit, all of one form that are short, or that are
-        not."""
+        """The chunks of each call of the model: one form of attention, and all short or all long; alone if batching
+        changes bits."""
         if not self._model.batches_prefills:
             return [[chunk] for chunk in prefills]
         by_kind: dict[tuple[str, bool], list[tuple[Branch, int]]] = {}
@@ -229,8 +229,8 @@ class Engine:
         return list(by_kind.values())
 
     def _prefill(self, chunks: list[tuple[Branch, int]]) -> list[tuple[Branch, np.ndarray]]:
-        """Each branch's tokens before `stop`, all of one form of attention. Returns the branches whose last token is
-        computed now, with f32 (1, D) of it after the final norm."""
+        """Prefill each branch's tokens before `stop`, all in one form of attention. Returns the branches whose last
+        token is computed now, with f32 (1, D) of it after the final norm."""
         branches = [branch for branch, _ in chunks]
         spans = [range(branch.n_computed, stop) for branch, stop in chunks]
         tokens = [token for branch, stop in chunks for token in branch.tokens[branch.n_computed : stop]]
@@ -255,7 +255,7 @@ class Engine:
         ]
 
     def _note_prefill(self, branch: Branch, span: range) -> None:
-        """A span of positions of a branch has been prefilled."""
+        """Record that a span of positions of a branch has been prefilled."""
         request = branch.request
         branch.n_computed = span.stop
         if request.n_prefilled < request.n_prompt:
@@ -263,7 +263,7 @@ class Engine:
             self._ledger.updated.add(request)
 
     def _decode(self, branches: list[Branch], drafts: list[list[int]]) -> np.ndarray:
-        """The last token of each branch and its draft tokens: f32 (T, D) after the final norm, branch by branch."""
+        """Run the last token of each branch and its draft tokens: f32 (T, D) after the final norm, branch by branch."""
         drafted = list(zip(branches, drafts, strict=True))
         tokens = [token for branch, draft in drafted for token in (branch.tokens[-1], *draft)]
         spans = [range(branch.n_computed, branch.n_computed + 1 + len(draft)) for branch, draft in drafted]

@@ -28,7 +28,7 @@ class EngineThread:
     def __init__(self, engine: Engine, *, may_fork: bool = True) -> None:
         """may_fork: until the thread is started, a fork of this process may use the engine too."""
         self.engine = engine
-        self.last_stats = engine.stats()  # as of the end of the last step, for whoever must not wait for another
+        self.last_stats = engine.stats()  # as of the end of the last step, for callers that must not wait
         self._work: deque[Callable[[], None]] = deque()
         self._n_arriving = 0  # submissions in _work
         self._changed = threading.Condition()  # guards _work, _n_arriving, _is_closed and _thread
@@ -38,11 +38,11 @@ class EngineThread:
 
     @property
     def is_forked(self) -> bool:
-        """The thread runs in the process that this one was forked from, or the engine is for that alone."""
+        """Whether this process is a fork: the thread runs in its parent, or only its parent may use the engine."""
         return self._owner_pid not in (None, os.getpid())
 
     def check_process(self) -> None:
-        """Raises RequestError in a fork. Comes before asking for _changed: a thread that the fork lacks may hold it."""
+        """Raise RequestError in a fork. Check before taking _changed: a thread that the fork lacks may hold it."""
         if self.is_forked:
             raise RequestError("this process was forked from one that uses the model; load it again in this one")
 
@@ -71,8 +71,8 @@ class EngineThread:
                 self._post(lambda: self.engine.cancel(request, index, reason))
 
     def call(self, function: Callable[[], T]) -> T:
-        """What `function` returns or raises, run by the engine's thread between two steps; at once if that thread asks,
-        in a listener."""
+        """Have the engine's thread run `function` between two steps, and return or raise what it does. A listener's
+        call, in that thread already, runs at once."""
         if threading.current_thread() is self._thread:
             return function()
         self.check_process()
@@ -89,11 +89,11 @@ class EngineThread:
         return future.result()
 
     def stats(self) -> EngineStats:
-        """Counts of the engine, as of the end of the step that is going on; waits for that."""
+        """Counts of the engine; waits for the end of a step that is going on."""
         return self.engine.stats() if self._thread is None or self._is_closed else self.call(self.engine.stats)
 
     def close(self) -> None:
-        """End the thread; requests that are not finished fail. Returns when it has ended. In a fork does nothing."""
+        """End the thread; unfinished requests fail. Returns when it has ended. Does nothing in a fork."""
         if self.is_forked:
             return
         with self._changed:

@@ -66,14 +66,14 @@ class Generation:
 
     @property
     def progress(self) -> Progress:
-        """How far the request is, now."""
+        """How far the request is now."""
         request = self._request
         position = self._thread.engine.queue_position(request)
         return Progress(position, request.n_prompt, request.n_prefilled, request.n_cached)
 
     @property
     def timings(self) -> Timings | None:
-        """Of what has been read of the answers; None before the first token of each."""
+        """Timings of what has been read so far; None until each answer has a token."""
         request = self._request
         if request.started is None or request.first_token is None or not all(each.token_ids for each in self._answers):
             return None
@@ -91,7 +91,7 @@ class Generation:
 
     @property
     def n_dropped(self) -> int:
-        """See `GenerationResult`."""
+        """Tokens dropped with context_shift, as in `GenerationResult`."""
         return self._request.n_dropped
 
     def cancel(self) -> None:
@@ -134,7 +134,7 @@ class Generation:
         return self._result
 
     def wait(self, timeout: float | None = None) -> None:
-        """Sleep until there may be chunks, at most `timeout` seconds; when some came just now, let more gather. Returns
+        """Sleep until there may be chunks, at most `timeout` seconds; if some came just now, let more gather. Returns
         at once when no more will come."""
         if self._is_ended or self._is_over:
             return
@@ -186,7 +186,7 @@ class Generation:
             events.popleft()
 
     def _take_events(self) -> None:
-        """In the reader's thread, if there are no stop strings: the same."""
+        """In the reader's thread, if there are no stop strings: make pieces of the events."""
         events = self._request.events
         while events:
             together = [events.popleft()]
@@ -225,8 +225,8 @@ class Generation:
 
 
 class _Chunks(Iterator[StreamChunk]):
-    """The chunks of a generation, from any time on. One that is closed or dropped before their end cancels the request,
-    which a generator would do only once it has been begun."""
+    """The chunks of a generation, from any time on. Closing or dropping it before the end cancels the request; a
+    generator would cancel only if it had been started."""
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
@@ -290,7 +290,7 @@ class _Text:
 
     @property
     def _is_stopped(self) -> bool:
-        """A stop string has ended it."""
+        """Whether a stop string has ended it."""
         return self._stops is not None and self._stops.hit
 
     def _certain(self, decoded: str) -> str:
@@ -318,11 +318,11 @@ class _Answer:
 
     @property
     def is_ended(self) -> bool:
-        """It has its last token."""
+        """Whether it has its last token."""
         return self._finish_reason is not None
 
     def add(self, piece: _Piece) -> None:
-        """What comes next of it."""
+        """Add the next piece of the answer."""
         event = piece.events[-1]
         self.token_ids += [each.token for each in piece.events]
         self.last_token, self._score = event.time, event.score
@@ -333,6 +333,6 @@ class _Answer:
             self._text.append(piece.text)
 
     def choice(self) -> Choice:
-        """What is given back; the answer must have ended."""
+        """The finished answer, as a Choice."""
         assert self._finish_reason is not None
         return Choice(self.index, "".join(self._text), self.token_ids, self._finish_reason, self._logprobs, self._score)

@@ -1,4 +1,4 @@
-"""Ledger: what has become of requests: their ends, counts over all of them, and whose readers are to be notified.
+"""Ledger: how requests end, counts over all of them, and whose readers must be notified.
 
 Kept by `engine` and `step_sampling`; calls `scheduler`, which frees the pages of those that end. Knows nothing of the
 model.
@@ -22,14 +22,14 @@ class Ledger:
         self._scheduler = scheduler
 
     def note_first_token(self, request: Request, now: float) -> None:
-        """A request has a token at last, if it had none: its prompt has been prefilled."""
+        """Note a request's first token, once: its prompt has been prefilled."""
         if request.first_token is None:
             request.first_token = now
             self._prompt_tokens += request.n_prompt
             self._cached_tokens += request.n_cached
 
     def note_draft(self, request: Request, n_drafted: int, n_accepted: int) -> None:
-        """A branch of a request has drafted tokens, and the model has accepted some of them."""
+        """Note that a branch has drafted tokens, and how many the model accepted."""
         request.n_drafted += n_drafted
         request.n_accepted += n_accepted
         self._drafted_tokens += n_drafted

@@ -39,9 +39,9 @@ T = TypeVar("T")
 
 
 class LLM:
-    """A loaded model. Made by `load`. Calls from several threads are batched by one thread of the model, which a fork
-    of the process does not have: once a model has been used, forks cannot use it and must load their own. A model on
-    several machines is for the process that loaded it alone, used or not.
+    """A loaded model. Made by `load`. Calls from several threads are batched by one thread of the model, which forks of
+    the process lack: once a model has been used, forks must load their own. A model on several machines can be used
+    only in the process that loaded it.
 
     A prompt is text, which is continued as it is (after a BOS token if the tokenizer says so); or token ids; or a list
     of messages, as in [{"role": "user", "content": "Hello"}], which go through the model's chat template.
@@ -77,7 +77,8 @@ class LLM:
         self._thread = EngineThread(engine, may_fork=model.has_all_layers)
         # at exit, too: before the interpreter takes its objects apart
         self._finalizer = weakref.finalize(self, _close, self._thread, model)
-        # finalizers run where a program's first was made: behind the end of what was imported since, such as Ray
+        # weakref runs all finalizers from one atexit hook, set by the first in the program. So register our own:
+        # it must run before libraries imported since, such as Ray, shut down.
         atexit.register(self._finalizer)
 
     def __repr__(self) -> str:
@@ -95,7 +96,7 @@ class LLM:
     def close(self) -> None:
         """End the engine's thread; unfinished requests fail, and later ones are refused. Writes the prompt cache.
 
-        A `with` block does it at its end, and so does the end of the program.
+        The end of a `with` block does this, and so does the end of the program.
         """
         self._finalizer()
 
@@ -113,9 +114,9 @@ class LLM:
         return self.submit(prompt, params).result()
 
     def generate_batch(self, prompts: Iterable[Prompt], params: SamplingParams | None = None) -> list[GenerationResult]:
-        """Answer many prompts, as many at once as are decoded together; the results are in order of the prompts.
+        """Answer many prompts, as many at once as the engine decodes together; results are in the order of the prompts.
 
-        Where one fails, the others are cancelled. Raises as `generate`.
+        If one fails, the others are cancelled. Raises as `generate`.
         """
         if isinstance(prompts, str):
             raise RequestError("prompts is one text; give a list, or use generate")
@@ -136,7 +137,7 @@ class LLM:
         return results
 
     def _submit_if_room(self, prompt: Prompt, params: SamplingParams | None, *, is_first: bool) -> Generation | None:
-        """None: others fill the queue, and a request that was begun before this one will end."""
+        """Submit a request; None if others fill the queue, while one that was begun before this one will end."""
         try:
             return self.submit(prompt, params)
         except QueueFullError:
@@ -145,7 +146,8 @@ class LLM:
             return None
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
-        """The same, in chunks: the texts of a choice's chunks make up its text, and the last chunk has the result.
+        """Answer a prompt in chunks: the texts of a choice's chunks make up its text, and the last chunk has the
+        result.
 
         Closing the iterator cancels the request. Raises as `generate`.
         """
@@ -201,20 +203,20 @@ class LLM:
 
     @property
     def prompt_room(self) -> int:
-        """Tokens that a text may have: those of the model's context, with context_shift 16 times as many."""
+        """Tokens that a text may have: the model's context, with context_shift 16 times as many."""
         return self.config.max_position_embeddings * (SHIFTED_CONTEXTS if self._thread.engine.shifts_context else 1)
 
     def stats(self) -> EngineStats:
-        """Requests, pages and tokens so far; waits for the end of a step that is going on."""
+        """Counts of requests, pages and tokens so far; waits for the end of a step that is going on."""
         return self._thread.stats()
 
     @property
     def last_stats(self) -> EngineStats:
-        """The same as of the end of the last step, without waiting."""
+        """Counts as of the end of the last step, without waiting."""
         return self._thread.last_stats
 
     def count_experts(self) -> ExpertCounter:
-        """Count from now on how often each expert is chosen, over all requests; an earlier count ends.
+        """Count from now on how often each expert is chosen, over all requests. An earlier count ends.
 
         Raises:
             RequestError: some layers are on other machines.
@@ -246,7 +248,8 @@ class LLM:
     def logits(
         self, token_ids: Prompt, *, chunk_size: int = PREFILL_CHUNK, attention: str | None = None
     ) -> np.ndarray:
-        """Full forward: f32 (T, vocab_size), row t predicting token t + 1. Other requests go on between its chunks.
+        """Run the whole model: f32 (T, vocab_size), row t predicting token t + 1. Other requests go on between its
+        chunks.
 
         Args:
             token_ids: T of them; a text or messages stand for theirs, as in `encode`.
@@ -268,7 +271,7 @@ class LLM:
 
     def prompt_logprobs(self, token_ids: Prompt, n_top: int = 0) -> list[TokenLogprob]:
         """Log-probabilities of the tokens of a sequence after the first, each given those before it, and of the n_top
-        likeliest in their places. Other requests go on between its chunks.
+        likeliest tokens in each place. Other requests go on between its chunks.
 
         Args:
             token_ids: as in `logits`.
@@ -281,14 +284,15 @@ class LLM:
         return [entry for chunk in self.stream_prompt_logprobs(token_ids, n_top) for entry in chunk]
 
     def stream_prompt_logprobs(self, token_ids: Prompt, n_top: int = 0) -> Iterator[list[TokenLogprob]]:
-        """The same, chunk by chunk, each computed when it is asked for. Raises as `prompt_logprobs`."""
+        """Log-probabilities as from `prompt_logprobs`, chunk by chunk, each computed when it is asked for. Raises as
+        that does."""
         n_top = as_integer("n_top", n_top, least=0)
         ids = self._encode(token_ids)
         yield from self._one_by_one(score_sequence(self.model, ids, self.model.make_cache(len(ids)), n_top))
 
     def mtp_logits(self, token_ids: Prompt) -> np.ndarray:
-        """First MTP layer over a whole sequence of T tokens: f32 (T - 1, vocab_size), row t predicting token t + 2.
-        Other requests go on between its chunks. token_ids as in `logits`.
+        """Run the first MTP layer over a whole sequence of T tokens: f32 (T - 1, vocab_size), row t predicting token t
+        + 2. Other requests go on between its chunks. token_ids as in `logits`.
 
         Raises:
             RequestError: the checkpoint has no MTP layer, there are no token ids, or they are outside the vocabulary.
@@ -300,8 +304,8 @@ class LLM:
         return np.concatenate([np.empty((0, self.config.vocab_size), np.float32), *chunks])
 
     def trace(self, prompt: Prompt) -> Trace:
-        """What every layer does with a text, in one chunk: hidden states and norms, router choices, expert load. Other
-        requests wait until it is done, and Ctrl-C does not end it.
+        """Record what every layer does with a text, in one chunk: hidden states and norms, router choices, expert load.
+        Other requests wait until it is done, and Ctrl-C does not end it.
 
         Raises:
             RequestError: as `encode`; some layers are on other machines.
@@ -311,8 +315,8 @@ class LLM:
         return self._thread.call(lambda: trace_sequence(self.model, ids))
 
     def _one_by_one(self, items: Iterator[T]) -> Iterator[T]:
-        """Items that the engine's thread computes, each when it is asked for: between them it does what others want,
-        and who is interrupted asks for no more."""
+        """Items that the engine's thread computes, each when it is asked for. Between them the thread does other work,
+        and an interrupted caller asks for no more."""
         while (item := self._thread.call(lambda: next(items, None))) is not None:
             yield item
 

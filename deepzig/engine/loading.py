@@ -37,7 +37,7 @@ log = logging.getLogger("deepzig.engine")
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a model is to be loaded: the arguments of `load`, checked. Raises RequestError as it does."""
+    """How to load a model: the arguments of `load`, checked. Raises RequestError as `load` does."""
 
     n_threads: int | None = None
     precision: str = "exact"
@@ -72,7 +72,7 @@ class LoadOptions:
         }
 
 
-# The network of a folder, and the tokens that its cache shall hold.
+# The network of a folder, and how many tokens its cache holds.
 MakeNetwork = Callable[[Path, ModelConfig, ModelWeights, ModelSize, LoadOptions], tuple[DeepseekModel, int]]
 
 
@@ -98,20 +98,21 @@ def load(
             or 16-bit whole numbers, whichever the CPU multiplies faster.
         deterministic: the same bits whatever the batch, threads, chunks and cache hits.
         strict: tensors that the model does not need are an error, not a warning.
-        cache_dtype: of the latent cache: "f32"; or "int8", a quarter of the memory (docs/quantising.md has its cost).
+        cache_dtype: numbers of the latent cache: "f32"; or "int8", a quarter of the memory (docs/quantising.md has its
+            cost).
         cache_bytes: size of the latent cache; None takes a quarter of the memory that is free, at most what 64 whole
             contexts need.
         context_shift: a sequence that fills the context drops its oldest tokens, except those at its beginning, and
             goes on; `GenerationResult.n_dropped` counts them. Without it a longer prompt is an error, and an answer
             ends there.
         prompt_cache: a folder that keeps what was computed of prompts and answers from one run to the next. It is
-            written when the model is closed; `with deepzig.load(...) as llm` does that, the end of the program too.
+            written when the model is closed: by `with deepzig.load(...) as llm`, or at the end of the program.
 
     Raises:
         ConfigError, CheckpointError, TokenizerError: a file of the model cannot be used; nothing is half-loaded.
         RequestError: an argument is unknown or out of range, or nobody agreed to a download of more than 1 GB.
         NetworkError: the model cannot be fetched.
-        ResourceError: the disk has no room for the download, or memory none for cache and work. Weights that exceed
+        ResourceError: no room on the disk for the download, or in memory for cache and work. Weights that exceed
             memory are a StreamingWarning: they are read from disk again for each token.
     """
     options = LoadOptions(

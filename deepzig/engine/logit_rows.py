@@ -18,7 +18,7 @@ class LogitRows:
         self._are_finite = True  # the greatest logits
 
     def argmax(self, row: int) -> int:
-        """The token with the greatest logit, the first of equals. Raises NonFiniteLogitsError."""
+        """The token with the greatest logit, the first of equal ones. Raises NonFiniteLogitsError."""
         if not self._argmax:
             tokens = self.logits.argmax(axis=1)
             self._argmax = tokens.tolist()

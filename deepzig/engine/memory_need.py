@@ -1,7 +1,7 @@
-"""What a model needs of memory, and what happens where there is less: loading refuses, or warns that weights stream.
+"""How much memory a model needs. If there is less, loading refuses, or warns that weights stream from disk.
 
-Called by `loading`, `distributed`, `deepzig info`, the bench and the table of docs/big-models.md, so that all do one
-arithmetic; calls `model` for the sizes of what it allocates.
+Called by `loading`, `distributed`, `deepzig info`, the bench and the table of docs/big-models.md, so that all calculate
+alike; calls `model` for the sizes of what it allocates.
 
 Weights are memory-mapped files: what does not fit in memory is read again when it is needed. Cache and work are memory
 of the process, and must fit.
@@ -21,7 +21,7 @@ from deepzig.model.cache import PAGE_SIZE, LatentCache
 from deepzig.model.deepseek import KEPT_ROWS
 from deepzig.model.workspace import AttentionScratch, Workspace
 
-PACKED_BYTES = 6  # at most, of a number as products take it: three bf16 terms; three digits take 3
+PACKED_BYTES = 6  # at most, of a number in a product: three bf16 terms; three digits take 3
 
 
 class StreamingWarning(UserWarning):
@@ -38,19 +38,20 @@ class MemoryNeed:
 
     @property
     def own(self) -> int:
-        """What the process allocates."""
+        """Bytes that the process allocates."""
         return self.cache + self.work
 
     @property
     def nbytes(self) -> int:
-        """With all weights in memory, which speed asks for."""
+        """Bytes with all weights in memory, as full speed needs."""
         return self.weights + self.own
 
 
 def memory_need(
     config: ModelConfig, size: ModelSize, n_tokens: int, cache_dtype: str = "f32", *, with_mtp: bool = True
 ) -> MemoryNeed:
-    """Of a model with a cache for n_tokens. with_mtp: the checkpoint has the MTP layers that the config names."""
+    """The memory that a model with a cache for n_tokens needs. with_mtp: the checkpoint has the MTP layers that the
+    config names."""
     n_pages = -(-n_tokens // PAGE_SIZE)
     cache = n_pages * PAGE_SIZE * cache_bytes_per_token(config, cache_dtype, with_mtp=with_mtp)
     return MemoryNeed(size.nbytes, cache, work_bytes(config))
@@ -63,8 +64,8 @@ def cache_bytes_per_token(config: ModelConfig, cache_dtype: str = "f32", *, with
 
 
 def work_bytes(config: ModelConfig) -> int:
-    """Of the arrays that steps use: workspaces, keys and values of a tile, logits of all that are decoded, and a
-    chunk's rows as kernels pack them. The scratch of absorbed attention, up to 64 MB unless the context is very
+    """Bytes of the arrays that steps use: workspaces, keys and values of a tile, logits of all rows that are decoded,
+    and a chunk's rows as kernels pack them. The scratch of absorbed attention, up to 64 MB unless the context is very
     long, comes on top."""
     workspaces = KEPT_ROWS * Workspace(config, 1, AttentionScratch(config)).nbytes
     expanded = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
@@ -75,13 +76,13 @@ def work_bytes(config: ModelConfig) -> int:
 
 
 def bytes_read_per_token(config: ModelConfig, size: ModelSize, n_tokens: int, cache_dtype: str = "f32") -> int:
-    """What decoding a token reads: weights, and the rows of the n_tokens before it in all layers."""
+    """Bytes that decoding a token reads: weights, and the rows of the n_tokens before it in all layers."""
     return size.bytes_per_token + n_tokens * cache_bytes_per_token(config, cache_dtype, with_mtp=False)
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a machine has of a model, and the memory that it has for it, in bytes."""
+    """The part of a model on one machine, and the memory there for it, in bytes."""
 
     weights: int
     cache_per_token: int
@@ -91,13 +92,13 @@ class Share:
 
 
 def whole_model(config: ModelConfig, size: ModelSize, cache_dtype: str, *, with_mtp: bool) -> Share:
-    """All of a model, on this machine."""
+    """The share of this machine if it has all of a model."""
     per_token = cache_bytes_per_token(config, cache_dtype, with_mtp=with_mtp)
     return Share(size.nbytes, per_token, available_memory(), allocatable_memory())
 
 
 def cache_tokens(config: ModelConfig, shares: Sequence[Share], cache_bytes: int | None, bytes_read: int) -> int:
-    """Tokens that the cache of a model to be loaded gets room for on all its machines, in whole pages.
+    """Tokens for which the cache has room, on all machines of a model to be loaded, in whole pages.
 
     Args:
         shares: of all machines.
@@ -106,7 +107,7 @@ def cache_tokens(config: ModelConfig, shares: Sequence[Share], cache_bytes: int 
 
     Raises:
         RequestError: cache_bytes are fewer than a page takes.
-        ResourceError: there is not enough memory for cache and work, whatever is done with the weights.
+        ResourceError: there is not enough memory for cache and work, even with all weights on disk.
     """
     work = work_bytes(config)
     page_bytes = PAGE_SIZE * sum(share.cache_per_token for share in shares)

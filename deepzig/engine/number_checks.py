@@ -1,4 +1,4 @@
-"""Numbers that users give, whichever type of Python's or NumPy's they have, as Python's own.
+"""Numbers that users give, of whatever Python or NumPy type, as Python's own.
 
 Called by `sampling`, `loading`, `engine` and `llm`.
 """
@@ -11,7 +11,7 @@ from deepzig.errors import RequestError
 
 
 def as_integer(name: str, value: Any, *, least: int | None = None) -> int:
-    """Raises RequestError if it is none, or below `least`."""
+    """The number as an int. Raises RequestError if it is no integer, or below `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise RequestError(f"{name} {value!r} is no integer")
     if least is not None and value < least:
@@ -20,7 +20,7 @@ def as_integer(name: str, value: Any, *, least: int | None = None) -> int:
 
 
 def as_number(name: str, value: Any, least: float, greatest: float) -> float:
-    """Raises RequestError if it is none, not finite, or out of range."""
+    """The number as a float. Raises RequestError if it is no number, not finite, or out of range."""
     number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else _as_float(value)
     if not math.isfinite(number):
         raise RequestError(f"{name} {value!r} is no finite number")

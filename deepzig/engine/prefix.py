@@ -24,13 +24,14 @@ class _Node:
     children: list["_Node"] = field(default_factory=list)  # sorted by tokens; none begins another
 
     def place(self, tokens: tuple[int, ...]) -> int:
-        """Of the first child that is not before `tokens`. Neighbours there have the longest beginning in common."""
+        """Place of the first child that is not before `tokens`. Of all children its neighbours share the longest
+        beginning with them."""
         return bisect_left(self.children, tokens, key=lambda child: child.tokens)
 
 
 @dataclass(frozen=True)
 class Match:
-    """What the tree has of a sequence: whole pages to share, then perhaps the beginning of one to copy."""
+    """What the tree has of a sequence: whole pages to share, then perhaps part of one to copy."""
 
     pages: list[int]
     partial_page: int | None
@@ -89,7 +90,7 @@ class PrefixTree:
                 return
 
     def restore(self, tenant: str, saved: Sequence[SavedPage]) -> None:
-        """Remember what `saved_pages` gave, on pages that hold it again, as used in the same order."""
+        """Remember the result of `saved_pages`, on pages that hold it again, as used in the same order."""
         nodes: list[_Node] = []
         for index, (tokens, page, parent) in enumerate(saved):
             nodes.append(self._child(nodes[parent] if parent >= 0 else self._root(tenant), tokens, page))
@@ -97,8 +98,8 @@ class PrefixTree:
         self._clock += len(saved)
 
     def saved_pages(self, tenant: str, most: int) -> list[SavedPage]:
-        """A tenant's pages, each behind its parent: the sequences that were used last, at most `most` pages. Of a
-        sequence that has no room the beginning."""
+        """At most `most` of a tenant's pages, each after its parent: the sequences that were used last. The last
+        sequence may be cut at its end."""
         places: dict[int, int] = {}  # id of a node -> its place in the list
         saved: list[SavedPage] = []
         root = self._roots.get(tenant)
@@ -141,7 +142,7 @@ class PrefixTree:
 
     @property
     def n_evictable(self) -> int:
-        """Pages that `evict` would give back, one after the other: the tree alone holds them and what follows them."""
+        """Pages that `evict` would give back, one after the other: only the tree holds them and all that follow."""
         n_pages = 0
         staying: set[int] = set()  # ids of nodes that are followed by pages in use
         for node in reversed(list(self._nodes())):  # what follows a page comes before it
@@ -158,7 +159,7 @@ class PrefixTree:
         return self._roots[tenant]
 
     def _child(self, parent: _Node, tokens: tuple[int, ...], page: int) -> _Node:
-        """The node that holds tokens behind its parent: the one that is there, or a new one on the page."""
+        """The node that holds tokens after its parent: the existing one, or a new one on the page."""
         place = parent.place(tokens)
         if place == len(parent.children) or parent.children[place].tokens[: len(tokens)] != tokens:
             place = self._add(parent, place, tokens, page)
@@ -167,7 +168,7 @@ class PrefixTree:
         return node
 
     def _add(self, parent: _Node, place: int, tokens: tuple[int, ...], page: int) -> int:
-        """A new node at its place, which is returned; a shorter one that it continues gives way."""
+        """Add a node at its place, and return it; a shorter node that it continues gives way."""
         if place and parent.children[place - 1].tokens == tokens[: len(parent.children[place - 1].tokens)]:
             place -= 1
             self._remove(parent, place)
@@ -184,11 +185,11 @@ class PrefixTree:
         self._pool.release(node.page)
 
     def _is_idle(self, node: _Node) -> bool:
-        """Only the tree holds its page, and no page follows it."""
+        """Whether only the tree holds its page, and no page follows it."""
         return node.parent is not None and not node.children and not self._pool.is_shared(node.page)
 
     def _oldest(self) -> _Node | None:
-        """The least recently used idle node of the heap, taken from it."""
+        """Take the least recently used idle node from the heap."""
         while self._idle:
             last_used, _, node = heapq.heappop(self._idle)
             if node.last_used == last_used and self._is_idle(node):

@@ -1,9 +1,9 @@
 """PromptCache: cached prefixes in a file, so that a later run need not prefill the same prompts again.
 
-The file holds the pages of the prefix tree of requests without a tenant (those of a server's keys are not for others).
-Each model and way of computing has a file of its own, which says for what it holds. It is made when the model is closed
-and read when it is loaded, strictly: whatever is not right about it is a warning and the file is ignored. Called by
-`engine`; calls `prefix`, `pages`, the cache, and reader and writer of safetensors.
+The file holds the pages of the prefix tree of requests without a tenant (what a server's keys have sent is not for
+others). Each model and way of computing has a file of its own, which states what it is made for. It is written when the
+model is closed and read when it is loaded, strictly: if anything is wrong with it, the file is ignored with a warning.
+Called by `engine`; calls `prefix`, `pages`, the cache, and reader and writer of safetensors.
 """
 
 import contextlib
@@ -65,10 +65,10 @@ class PromptCache:
         self._n_inserted = self._scheduler.prefixes.n_inserted
 
     def save(self) -> None:
-        """Write the tree, if it has changed, and what the file has besides; all or nothing. A disk that is full or
-        read-only, and a machine that is lost, is a RuntimeWarning.
+        """Write the tree, if it has changed, and what else the file has; all or nothing. A full or read-only disk, or a
+        lost machine, is a RuntimeWarning.
 
-        At most half of the cache, or as many pages as the file has: what was used last, that of this run first.
+        Saves at most half of the cache, or as many pages as the file has: those used last, of this run first.
         """
         prefixes, most = self._scheduler.prefixes, self._scheduler.pool.n_pages // 2
         saved = prefixes.saved_pages("", most)
@@ -84,7 +84,8 @@ class PromptCache:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """While others that save to this folder wait, lest what they add is lost; not where it cannot be locked."""
+        """Make others that save to this folder wait, so that nothing they add is lost; no lock where the folder cannot
+        be locked."""
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
                 folder = os.open(self.path.parent, os.O_RDONLY)
@@ -93,7 +94,7 @@ class PromptCache:
             yield
 
     def _stored(self) -> dict[str, np.ndarray]:
-        """The file's arrays as they are now: others may have written it. Without pages where it cannot be used."""
+        """The arrays of the file as it is now: others may have written it. No pages if it cannot be used."""
         if os.path.exists(self.path):
             with contextlib.suppress(CheckpointError):  # of which `load` has warned; it is replaced
                 return self._read()
@@ -159,9 +160,9 @@ class PromptCache:
 def _merged(
     stored: Mapping[str, np.ndarray], saved: Sequence[SavedPage], most: int, cache: LatentCache
 ) -> dict[str, np.ndarray]:
-    """Arrays of a file with pages of the tree, and behind them what `stored` has besides."""
+    """Arrays of a file with pages of the tree, then the other pages of `stored`."""
     n_stored = len(stored["parents"])
-    pool = PagePool(n_stored + len(saved))  # a page is a place in stored, or behind it one in saved
+    pool = PagePool(n_stored + len(saved))  # a page is a place in stored, then one in saved
     for _ in range(pool.n_pages):
         pool.take()
     tree = PrefixTree(pool)
@@ -197,8 +198,8 @@ def _exported(saved: Sequence[SavedPage], cache: LatentCache) -> Iterator[tuple[
 
 
 def _finite(saved: Sequence[SavedPage], cache: LatentCache, first_page: int) -> list[SavedPage]:
-    """Pages whose rows, and those before them, are finite, numbered from `first_page` on. Of a request that was
-    cancelled in its prompt nobody has seen whether they are."""
+    """Pages whose rows, and those before them, are finite, numbered from `first_page` on. Nobody has checked the rows
+    of a request that was cancelled in its prompt."""
     places = {-1: -1}  # among saved -> among those that are finite
     finite: list[SavedPage] = []
     for first, rows in _exported(saved, cache):

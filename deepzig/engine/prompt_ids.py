@@ -1,4 +1,4 @@
-"""Prompts in their three shapes, and the token ids that they stand for.
+"""Prompts in their three forms, and the token ids that they stand for.
 
 Called by `llm`; calls `text`. Knows nothing of requests or of the model but the size of its vocabulary.
 """

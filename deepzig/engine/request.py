@@ -1,4 +1,4 @@
-"""Request, what was asked for, and Branch, one sequence that is being continued for it.
+"""Request: what was asked for. Branch: one sequence that is being continued for it.
 
 A request begins as one branch; once its prompt is prefilled it forks into `n`, which share the prompt's pages. The
 branches of a beam search are its beams: new ones at each step, which share the pages of those they continue. Made
@@ -31,16 +31,16 @@ class TokenEvent:
 
 @dataclass(eq=False)
 class Drafting:
-    """How a branch drafts, and how that has gone."""
+    """How a branch drafts, and how well its drafts did."""
 
     ngrams: NgramIndex | None  # None: the MTP layer drafts
     n_drafted: list[int]  # by depth: draft tokens whose predecessors were all accepted
-    n_accepted: list[int]  # of them
+    n_accepted: list[int]  # by depth: drafts that the model accepted
     pending: np.ndarray | None = None  # f32 (m, D) of the last m computed positions, which the MTP layer has yet to see
 
     @property
     def uses_mtp(self) -> bool:
-        """The MTP layer drafts."""
+        """Whether the MTP layer drafts."""
         return self.ngrams is None
 
 
@@ -63,16 +63,16 @@ class Branch:
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and answer, with those that are dropped."""
+        """Tokens of prompt and answer, including those that were dropped."""
         return len(self.tokens) + self.n_dropped
 
     @property
     def is_prefilling(self) -> bool:
-        """More than its last token waits to be computed: the prompt, or all of it after a preemption."""
+        """Whether more than its last token waits to be computed: the prompt, or all of it after a preemption."""
         return self.n_computed < len(self.tokens) - 1 or self.length == self.request.n_prompt
 
     def reset(self) -> None:
-        """Nothing of it is computed any more; what it has learned of its drafts stays."""
+        """Forget what was computed; what was learned about its drafts stays."""
         self.pages, self.n_computed, self.is_shifted = [], 0, False
         if self.drafting is not None:
             self.drafting.pending = None
@@ -80,7 +80,7 @@ class Branch:
 
 @dataclass(eq=False)
 class Request:
-    """What was asked for, and what has become of it. Times are those of `time.perf_counter`."""
+    """What was asked for, and what became of it. Times are those of `time.perf_counter`."""
 
     n_prompt: int
     params: SamplingParams  # resolved: temperature, top_k and top_p are numbers
@@ -94,27 +94,27 @@ class Request:
     events: deque[TokenEvent] = field(default_factory=deque)
     n_prompt_dropped: int = 0  # tokens of the prompt, not in n_prompt, for which the context had no place
     n_prefilled: int = 0  # tokens of the prompt that are computed
-    n_cached: int = 0  # of them, taken from the prefix tree
+    n_cached: int = 0  # tokens of the prompt that were taken from the prefix tree
     started: float | None = None  # when it left the queue
     first_token: float | None = None
-    n_drafted: int = 0  # draft tokens
-    n_accepted: int = 0  # of them, accepted by the model
+    n_drafted: int = 0  # draft tokens proposed
+    n_accepted: int = 0  # draft tokens that the model accepted
     speculation_s: float = 0.0  # in steps with draft tokens
-    plain_s: float = 0.0  # that the tokens of those steps would have taken without
-    finish_reason: str | None = None  # that of the branch which ended last, or "cancelled" or "error"
+    plain_s: float = 0.0  # that the tokens of those steps would have taken without drafts
+    finish_reason: str | None = None  # of the branch that ended last, or "cancelled" or "error"
     error: BaseException | None = None
 
     @property
     def n_dropped(self) -> int:
-        """Tokens of the prompt and of a branch that were dropped, the context being full."""
+        """Tokens of the prompt and of a branch that were dropped because the context was full."""
         return self.n_prompt_dropped + max(branch.n_dropped for branch in self.branches)
 
     @property
     def max_branches(self) -> int:
-        """Branches that it has at most."""
+        """The most branches that it can have."""
         return self.params.n if self.beam_search is None else self.params.num_beams
 
     @property
     def is_finished(self) -> bool:
-        """Nothing more will be computed for it."""
+        """Whether nothing more will be computed for it."""
         return self.finish_reason is not None

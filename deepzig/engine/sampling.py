@@ -61,8 +61,8 @@ class SamplingParams:
     logprobs: int | None = None  # report log-probabilities, with this number of likeliest tokens. None: do not
     speculation: str = "auto"  # speculative decoding, which changes speed alone: auto, off, mtp or ngram
     draft_tokens: int = 3  # draft tokens at once; auto makes fewer where that is faster
-    n: int = 1  # answers to the same prompt; of a beam search the best n
-    num_beams: int = 1  # above 1: beam search, which does not sample: temperature, top_k, top_p, min_p play no part
+    n: int = 1  # answers to the same prompt; in a beam search the best n
+    num_beams: int = 1  # above 1: beam search without sampling: temperature, top_k, top_p, min_p play no part
     length_penalty: float = 1.0  # a beam's score is its log-probability / length ** length_penalty
     early_stopping: bool | str = False  # end a beam search: True, with num_beams answers; False, when better ones are
     # unlikely; "never", when they are impossible (HF GenerationConfig)
@@ -103,7 +103,7 @@ class SamplingParams:
         self._set("logit_bias", bias)
 
     def _is_given(self, name: str) -> bool:
-        """False: it is None, and may be."""
+        """Whether a parameter has a value; False if it is None, and may be."""
         return getattr(self, name) is not None or name not in _OPTIONAL
 
     def _set(self, name: str, value: object) -> None:
@@ -124,15 +124,15 @@ class TokenConstraint(Protocol):
 
     @property
     def is_complete(self) -> bool:
-        """Nothing may follow: the answer ends here."""
+        """Whether nothing may follow: the answer ends here."""
         ...
 
     def allowed(self) -> np.ndarray:
-        """bool (vocab_size,), True for the tokens that may come next: end-of-sequence tokens where it may end."""
+        """Tokens that may come next, as bool (vocab_size,); end-of-sequence tokens where the answer may end."""
         ...
 
     def accept(self, token: int) -> None:
-        """The token has been chosen; never an end-of-sequence token."""
+        """Note that the token has been chosen; never an end-of-sequence token."""
         ...
 
     def copy(self) -> Self:
@@ -146,7 +146,7 @@ def token_logprob(logits: np.ndarray, token: int, n_top: int) -> TokenLogprob:
 
 
 def token_logprobs(logits: np.ndarray, tokens: Iterable[int], n_top: int) -> dict[int, TokenLogprob]:
-    """The same of several tokens in one place."""
+    """Log-probabilities as of `token_logprob`, for several tokens in one place."""
     logprobs = log_softmax(logits)
     n_top = min(n_top, len(logits))
     likeliest = np.argpartition(-logprobs, n_top - 1)[:n_top] if n_top else np.empty(0, np.int64)
@@ -197,12 +197,12 @@ class Sampler:
 
     @functools.cached_property
     def _random(self) -> np.random.Generator:
-        """Made by the first draw: greedy answers have none."""
+        """The random number generator. Made by the first draw: greedy answers have none."""
         return np.random.default_rng(self._seed)
 
     @property
     def is_complete(self) -> bool:
-        """Its constraint allows nothing more."""
+        """Whether its constraint allows nothing more."""
         return self._constraint is not None and self._constraint.is_complete
 
     def fork(self, index: int) -> "Sampler":
@@ -213,7 +213,7 @@ class Sampler:
         return fork
 
     def copy(self) -> "Sampler":
-        """An independent sampler in the same state, random numbers excepted."""
+        """An independent sampler in the same state, without its random numbers."""
         constraint = None if self._constraint is None else self._constraint.copy()
         copy = Sampler(self._params, (), self._vocab_size, constraint, self._eos_token_ids)
         copy._seen, copy._counts = self._seen.copy(), self._counts.copy()
@@ -256,8 +256,8 @@ class Sampler:
     def draft(self, logits: np.ndarray, depth: int) -> int:
         """The token that `sample` would take from a drafter's logits f32 (vocab_size,) after `depth` other calls.
 
-        With the same random number, a drafter whose distribution is close draws the same token; and since the draws of
-        `sample` do not depend on drafts, its tokens are those without speculation, the same seed given.
+        With the same random number, a drafter whose distribution is close draws the same token. The draws of `sample`
+        do not depend on drafts, so a seed gives the same tokens with and without speculation.
         """
         adjusted = self._adjusted(logits)
         best = int(np.argmax(adjusted))
@@ -282,7 +282,7 @@ class Sampler:
         return np.where(allowed, logits, np.float32(-np.inf))
 
     def _may_end(self, allowed: np.ndarray) -> bool:
-        """Of allowed bool (vocab_size,): an end-of-sequence token is."""
+        """Whether allowed bool (vocab_size,) has an end-of-sequence token."""
         return any(token < self._vocab_size and allowed[token] for token in self._eos_token_ids)
 
     def _adjusted(self, logits: np.ndarray) -> np.ndarray:
@@ -319,18 +319,18 @@ class Sampler:
             self._probs,
             n_threads=1,
         )
-        cumulative = np.cumsum(self._probs, dtype=np.float64)  # flat behind the kept ones, which no draw reaches
+        cumulative = np.cumsum(self._probs, dtype=np.float64)  # flat after the kept ones, which no draw reaches
         return int(self._candidates[np.searchsorted(cumulative, uniform * cumulative[-1], side="right")])
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """f32 (..., vocab_size) -> the same."""
+    """Log-probabilities f32 (..., vocab_size) of logits f32 (..., vocab_size)."""
     shifted: np.ndarray = logits - logits.max(axis=-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
     return shifted
 
 
 def check_finite(logit: float) -> None:
-    """Raises NonFiniteLogitsError if a logit is NaN or infinite; the greatest, as argmax finds it, speaks for a row."""
+    """Raise NonFiniteLogitsError if a logit is NaN or infinite; the greatest, as argmax finds it, speaks for a row."""
     if not math.isfinite(logit):
         raise NonFiniteLogitsError("a model gave NaN or infinite logits; look at its files with `deepzig verify`")

@@ -1,9 +1,9 @@
 """Scheduler: which branches compute in the next step, and on which pages of the cache.
 
 First in, first out within a priority. When pages run out, cached prefixes are evicted first, then the least urgent
-running branch is preempted: it goes back to the queue, and what is lost of it is recomputed later. A branch that waits
-for pages or a place preempts those of a lower priority. Called by `engine`, `step_sampling` and `ledger`; calls
-`pages`, `prefix` and the cache's `copy_page`. Knows nothing of the model's arithmetic nor of sampling.
+running branch is preempted: it goes back to the queue, and what it lost is recomputed later. A branch that waits for
+pages or a place preempts those of a lower priority. Called by `engine`, `step_sampling` and `ledger`; calls `pages`,
+`prefix` and the cache's `copy_page`. Knows nothing of the model's arithmetic nor of sampling.
 """
 
 import time
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
 
 
 class Scheduler:
-    """Branches that wait and that run, and the pages they hold."""
+    """Waiting and running branches, and the pages they hold."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class Scheduler:
         prompt_form: Callable[[int, int], str],
         draft_length: Callable[[Branch, int], int],
     ) -> None:
-        """prompt_form: form of attention for (new tokens, length of the sequence). draft_length: draft tokens
-        that a branch wants when so many decode."""
+        """prompt_form: form of attention for (new tokens, length of the sequence). draft_length: draft tokens that a
+        branch wants when that many decode."""
         self.pool = PagePool(cache.n_pages)
         self.prefixes = PrefixTree(self.pool)
         self.waiting: list[Branch] = []  # both in order of urgency
@@ -68,13 +68,14 @@ class Scheduler:
         self._drop_pages(branch)
 
     def cache_sequence(self, branch: Branch) -> None:
-        """Put what is computed of a branch into the prefix tree, unless it has seen tokens that are dropped by now."""
+        """Put what is computed of a branch into the prefix tree, unless its rows have seen tokens that were dropped
+        since."""
         if branch.n_computed and not branch.is_shifted:
             n_pages = -(-branch.n_computed // PAGE_SIZE)
             self.prefixes.insert(branch.request.tenant, branch.tokens[: branch.n_computed], branch.pages[:n_pages])
 
     def cache_prompt(self, branch: Branch) -> None:
-        """Put the whole pages of a prompt, as far as they are computed, into the tree, on the same condition."""
+        """Put the computed whole pages of a prompt into the tree, with the same exception as `cache_sequence`."""
         n_full = 0 if branch.is_shifted else min(branch.request.n_prompt, branch.n_computed) // PAGE_SIZE
         self.prefixes.insert(branch.request.tenant, branch.tokens[: n_full * PAGE_SIZE], branch.pages[:n_full])
 
@@ -112,10 +113,10 @@ class Scheduler:
             self.remove(branch, keep=False)
 
     def drop_oldest(self, branch: Branch, kept_pages: int, dropped_pages: int) -> list[int]:
-        """Take dropped_pages behind the first kept_pages from a running branch, with their tokens.
+        """Take dropped_pages after the first kept_pages from a running branch, with their tokens.
 
-        Returns the pages behind them, now held by the branch alone; none where copies found no room: then it waits, to
-        be recomputed.
+        Returns the pages that follow, now held by the branch alone. There are none if they could not be copied for want
+        of room: then the branch waits, to be recomputed.
         """
         stop = kept_pages + dropped_pages
         for page in branch.pages[kept_pages:stop]:
@@ -132,8 +133,8 @@ class Scheduler:
     # ---- who runs
 
     def _admit(self) -> None:
-        """Move waiting branches to the running ones, most urgent first, while there are places, and pages for their
-        tokens. Those of a lower priority give way."""
+        """Start waiting branches, most urgent first, while there are places, and pages for their tokens. Those of a
+        lower priority give way."""
         while self.waiting:
             branch = self.waiting[0]
             group = self._group(branch)
@@ -166,7 +167,7 @@ class Scheduler:
         return len(running) + sum(request.max_branches - 1 for request in unforked)
 
     def _group(self, branch: Branch) -> list[Branch]:
-        """The branches that run and wait with this one: beams go step by step, and half of them would wait forever."""
+        """The branches that run and wait with this one: all beams of a search, since they go step by step."""
         return list(branch.request.branches) if branch.request.beam_search is not None else [branch]
 
     def _reuse_prefix(self, branch: Branch) -> None:
@@ -192,7 +193,7 @@ class Scheduler:
         branch.form = self._prompt_form(len(branch.tokens) - branch.n_computed, len(branch.tokens))
 
     def _preempt(self, branch: Branch) -> None:
-        """Back to the queue; its tokens are kept, and what the prefix tree then no longer has of them is recomputed."""
+        """Put a branch back into the queue. Its tokens are kept; what the prefix tree loses of them is recomputed."""
         self.n_preemptions += 1
         for each in self._group(branch):
             self.running.remove(each)
@@ -204,8 +205,8 @@ class Scheduler:
     # ---- pages
 
     def _allocate(self, branch: Branch, n_tokens: int) -> bool:
-        """Pages for the first n_tokens, those that will be written held by nobody else. Preempts the least urgent for
-        them; False if that was the branch itself."""
+        """Get pages for the first n_tokens; no other branch holds those that will be written. Preempts the least urgent
+        branches for them; False if that was the branch itself."""
         first_written = branch.n_computed // PAGE_SIZE
         for block in range(first_written, -(-n_tokens // PAGE_SIZE)):
             while not self._own(branch, block):
@@ -216,7 +217,8 @@ class Scheduler:
         return True
 
     def _own(self, branch: Branch, block: int) -> bool:
-        """Have the branch hold the page of a block alone: its own, a new one, or a copy. False: no page is free."""
+        """Make the branch the only holder of the page of a block: its own, a new one, or a copy. False: no page is
+        free."""
         if block < len(branch.pages) and not self.pool.is_shared(branch.pages[block]):
             return True
         page = self._allocate_page()
@@ -245,7 +247,7 @@ class Scheduler:
         return n_drafts
 
     def _free_pages(self, n_pages: int) -> bool:
-        """Have n_pages free, at the cost of cached prefixes. False, with none evicted, if they do not suffice."""
+        """Free n_pages by evicting cached prefixes. False, with none evicted, if they do not suffice."""
         n_missing = n_pages - self.pool.n_free
         if n_missing > 0 and self.prefixes.n_evictable < n_missing:
             return False

@@ -1,7 +1,7 @@
 """Speculator: who drafts tokens, how many, and whether it pays.
 
 `auto` weighs, before each step, the tokens that k drafts are expected to bring against the time that the step takes
-with them, both measured as it goes: acceptance for each branch, starting from that of all; times for each number of
+with them. It measures both as it goes: acceptance for each branch, starting from that of all; times for each number of
 rows. Called by `engine` and `step_sampling`; calls `drafting` and `ngrams`.
 """
 
@@ -20,11 +20,11 @@ from deepzig.model.cache import LatentCache
 from deepzig.model.deepseek import DeepseekModel, HiddenStates
 
 PRIOR_ACCEPTANCE = 0.75  # of a draft token, before anything is known
-PRIOR_WEIGHT = 8  # draft tokens that the prior counts as
+PRIOR_WEIGHT = 8  # the prior counts as this many draft tokens
 TRUSTED = 3  # measurements of a time before it is believed
 MAX_PENDING = 32  # positions that the MTP layer may fall behind while drafting does not pay
 MAX_SEQUENCES = 8  # decoded together, beyond which auto does not draft: their rows leave no arithmetic idle
-RETRIED = 32  # where the MTP layer has lost time, one request in so many tries it again
+RETRIED = 32  # where the MTP layer has lost time, one request in this many tries it again
 
 _Chunk = tuple[Branch, list[int], range]  # the pages that the branch had, which tell a preemption, and the positions
 
@@ -42,7 +42,7 @@ class Speculator:
         self._accepted = {uses_mtp: [0] * MAX_DRAFT_TOKENS for uses_mtp in (True, False)}
 
     def check(self, speculation: str) -> None:
-        """Raises RequestError if the checkpoint cannot draft so."""
+        """Raise RequestError if the checkpoint cannot draft in the way that is asked for."""
         if speculation == "mtp" and self._mtp is None:
             raise RequestError("speculation 'mtp' needs an MTP layer, which this checkpoint lacks; use ngram or auto")
 
@@ -69,9 +69,9 @@ class Speculator:
         return self._mtp is not None and branch.drafting is not None and branch.drafting.uses_mtp
 
     def follow_prompts(self, chunks: Sequence[tuple[Branch, range]], hidden: HiddenStates, n_ahead: int) -> None:
-        """Positions of prompts have been prefilled in one call, with these hidden states.
+        """Note that positions of prompts have been prefilled in one call, with these hidden states.
 
-        n_ahead: so many calls may be left for later, since to ask for their hidden states is to wait for them.
+        n_ahead: this many calls may be left for later, since to ask for their hidden states is to wait for them.
         """
         if not any(self.reads_prompt(branch) for branch, _ in chunks):
             return
@@ -80,15 +80,15 @@ class Speculator:
             self._read(*self._unread.popleft())
 
     def follow(self, branch: Branch, hidden: np.ndarray) -> None:
-        """A branch has gone on by the positions of hidden f32 (m, D), and knows the token behind each."""
+        """Note that a branch has gone on by the positions of hidden f32 (m, D), and knows the token after each."""
         drafting = branch.drafting
         if drafting is not None and drafting.uses_mtp and not branch.is_finished:
             seen = drafting.pending
             drafting.pending = hidden.copy() if seen is None else np.concatenate([seen, hidden])
 
     def length(self, branch: Branch, n_decoding: int) -> int:
-        """Draft tokens for a branch in a step that decodes n_decoding branches. One that has fallen MAX_PENDING
-        positions behind stops drafting for good."""
+        """Draft tokens for a branch in a step that decodes n_decoding branches. A branch whose MTP rows lag MAX_PENDING
+        positions stops drafting for good."""
         drafting, params = branch.drafting, branch.request.params
         if drafting is None or (drafting.uses_mtp and drafting.pending is None):
             return 0
@@ -119,11 +119,11 @@ class Speculator:
         return drafts
 
     def note_step(self, n_rows: int, seconds: float) -> None:
-        """A step without prefill has decoded n_rows; seconds without drafting."""
+        """Note that a step without prefill has decoded n_rows, in `seconds` without drafting."""
         self._steps.add(n_rows, seconds)
 
     def note_branch(self, branch: Branch, n_drafted: int, n_sampled: int, seconds: float, n_decoding: int) -> None:
-        """A branch has drafted n_drafted tokens and sampled n_sampled, in a step of `seconds` with drafting."""
+        """Note that in a step of `seconds` a branch has drafted n_drafted tokens and sampled n_sampled."""
         drafting, request = branch.drafting, branch.request
         if drafting is None or not n_drafted:
             return

@@ -15,13 +15,13 @@ from deepzig.engine.speculation import Speculator
 
 
 class StepSampler:
-    """Appends tokens to sequences, and ends those that have their last token."""
+    """Appends tokens to sequences, and ends sequences that have their last token."""
 
     def __init__(self, scheduler: Scheduler, speculator: Speculator, ledger: Ledger) -> None:
         self._scheduler, self._speculator, self._ledger = scheduler, speculator, ledger
 
     def sample_prefilled(self, branch: Branch, rows: LogitRows, row: int) -> None:
-        """The token behind a sequence that has been prefilled. Later requests may find the prompt from here on."""
+        """Sample the token after a prefilled sequence. Later requests may find the prompt from here on."""
         if branch.request.beam_search is not None:
             self._take_beam(branch, rows.logits[row], branch.request.beam_search, rows.time)
         else:
@@ -31,7 +31,7 @@ class StepSampler:
             self._scheduler.cache_prompt(first)
 
     def _sample_forked(self, branch: Branch, rows: LogitRows, row: int) -> None:
-        """A prompt forks into n, each with a token of its own."""
+        """Fork a prompt into n, and sample a token for each."""
         branches = [branch]
         if len(branch.request.branches) < branch.request.params.n:
             try:
@@ -51,8 +51,8 @@ class StepSampler:
         first: int,
         seconds: float,
     ) -> None:
-        """The next tokens of each branch, from the rows, `first` and on, of its last token and of its draft.
-        hidden f32 (T, D) of all rows; the step has taken `seconds`."""
+        """Sample the next tokens of each branch, from the rows, `first` and on, of its last token and its draft.
+        hidden: f32 (T, D) of all rows; the step has taken `seconds`."""
         for branch, draft in zip(branches, drafts, strict=True):
             if branch.drafting is not None:
                 n_sampled = self._verify(branch, draft, rows, first)
@@ -79,8 +79,8 @@ class StepSampler:
         return n_sampled
 
     def _sample(self, branch: Branch, rows: LogitRows, row: int) -> int | None:
-        """Append the token that follows from a row of logits, and return it. An error ends the branch's request alone;
-        None then."""
+        """Append the token that follows from a row of logits, and return it. An error ends only the branch's request,
+        and gives None."""
         request = branch.request
         if branch.is_finished:
             return None
@@ -128,7 +128,7 @@ class StepSampler:
             self._ledger.finish(beam, "stop" if search.finished[0].is_stopped else "length")
 
     def _fork(self, branch: Branch) -> list[Branch]:
-        """The other branches of a request whose prompt has just been prefilled."""
+        """Add the other branches of a request whose prompt has just been prefilled."""
         request = branch.request
         copies = [
             Branch(request, index, list(branch.tokens), branch.sampler.fork(index))

@@ -40,7 +40,8 @@ class Trace:
 
 
 def trace_sequence(model: DeepseekModel, token_ids: np.ndarray) -> Trace:
-    """Run token_ids i32 (T,) through the layers in one chunk and keep what they did: D + 2 K floats a token a layer."""
+    """Run token_ids i32 (T,) through the layers in one chunk and keep what they did: D + 2 K floats per token and
+    layer."""
     trace = Trace(token_ids, [], {}, {}, model.config.n_routed_experts)
 
     def observe(layer: int, hidden: np.ndarray, space: Workspace) -> None:

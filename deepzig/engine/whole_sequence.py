@@ -19,7 +19,7 @@ SCORED_ROWS = 64  # tokens whose logits are held at a time
 def score_sequence(
     model: DeepseekModel, token_ids: np.ndarray, cache: LatentCache, n_top: int
 ) -> Iterator[list[TokenLogprob]]:
-    """Log-probabilities of token_ids[1:], i32 (S,), some at a time: a prompt's logits would be large."""
+    """Log-probabilities of token_ids[1:], i32 (S,), some at a time, since a prompt's logits would be large."""
     first = 0
     for hidden in forward_chunks(model, token_ids[:-1], cache):
         for start in range(0, len(hidden), SCORED_ROWS):
@@ -31,7 +31,7 @@ def score_sequence(
 
 
 def mtp_chunks(model: DeepseekModel, token_ids: np.ndarray, cache: LatentCache) -> Iterator[np.ndarray]:
-    """The first MTP layer over token_ids i32 (S,) in chunks; yields f32 (T, vocab_size), of S - 1 rows in all."""
+    """Run the first MTP layer over token_ids i32 (S,) in chunks; yields f32 (T, vocab_size), of S - 1 rows in all."""
     first = 0
     for hidden in forward_chunks(model, token_ids[:-1], cache):
         stop = first + len(hidden)

@@ -77,7 +77,7 @@ def test_an_answer_goes_on_past_the_context(shifting: deepzig.LLM) -> None:
     prompt = some_ids(960)
     result = shifting.generate(prompt, greedy(520))
     assert (len(result.token_ids), result.finish_reason) == (520, "length")
-    assert result.n_dropped == 2 * 7 * PAGE_SIZE  # 1480 tokens: half of what is behind the first page, twice
+    assert result.n_dropped == 2 * 7 * PAGE_SIZE  # 1480 tokens: half of what follows the first page, twice
     plain = deepzig.load("stories", deterministic=True).generate(prompt, greedy(520))
     assert (len(plain.token_ids), plain.n_dropped, plain.finish_reason) == (CONTEXT - 960, 0, "length")
     assert result.token_ids[: len(plain.token_ids)] == plain.token_ids

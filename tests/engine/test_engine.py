@@ -264,7 +264,7 @@ def test_branches_share_the_pages_of_their_prompt(model: DeepseekModel) -> None:
     engine = Engine(model, 4096)
     request = submit(engine, some_ids(200), greedy(60, n=4))
     engine.step()
-    assert engine.stats().n_held_pages == 4  # of 200 tokens; nobody has written behind them
+    assert engine.stats().n_held_pages == 4  # of 200 tokens; nobody has written after them
     engine.step()
     assert engine.stats().n_held_pages == 7  # three copies of the page that all write into
     run_all(engine)

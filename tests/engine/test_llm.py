@@ -355,7 +355,7 @@ def test_the_context_is_that_of_a_small_cache(stories: deepzig.LLM) -> None:
         assert small.n_context % 64 == 0 and 64 <= small.n_context < 1024
 
 
-def test_one_token_has_no_second_behind_it(stories: deepzig.LLM) -> None:
+def test_one_token_has_no_second_after_it(stories: deepzig.LLM) -> None:
     assert stories.mtp_logits([5]).shape == (0, stories.config.vocab_size)
 
 

@@ -220,7 +220,7 @@ def test_pages_that_are_not_finite_are_left_out_with_what_follows_them(tmp_path:
     scheduler.prefixes.insert("", [3] * 64 + [4] * 64 + [5] * 10, pages[:3])
     scheduler.prefixes.insert("", [6] * 64 + [7] * 10, pages[3:])
     cache.pages[1, pages[1], 63, 0] = np.nan
-    cache.pages[1, pages[4], 10, 0] = np.inf  # behind the last token
+    cache.pages[1, pages[4], 10, 0] = np.inf  # after the last token
     prompt_cache(tmp_path, scheduler, cache).save()
     scheduler, cache = small()
     prompt_cache(tmp_path, scheduler, cache).load()

@@ -43,7 +43,7 @@ def params(max_tokens: int, n: int, speculation: str) -> SamplingParams:
 
 
 def searched(text: int, n_prompt: int, max_tokens: int) -> list[list[int]]:
-    """What two beams find behind a prompt."""
+    """What two beams find after a prompt."""
     engine = Engine(model(), 6 * PAGE_SIZE)
     request = engine.make_request(prompt(text, n_prompt), beams(max_tokens), NO_EOS)
     engine.submit(request)
@@ -61,7 +61,7 @@ def answers(request: Request) -> list[list[int]]:
 
 
 def alone(text: int, n_prompt: int) -> list[int]:
-    """The first 60 tokens behind a prompt, computed once."""
+    """The first 60 tokens after a prompt, computed once."""
     key = (text, n_prompt)
     if key not in _ALONE:
         engine = Engine(model(), 6 * PAGE_SIZE)
