@@ -1,4 +1,4 @@
-"""`python -m deepzig`, the same as the command `deepzig`."""
+"""`python -m deepzig` runs the command `deepzig`."""
 
 from deepzig.cli import main
 

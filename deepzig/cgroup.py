@@ -46,13 +46,13 @@ def _cpu_quota(group: Path) -> float | None:
 
 
 def _memory_limits(group: Path) -> list[int]:
-    """Above memory.high a group is slowed down, at memory.max it is stopped."""
+    """A group's limits: above memory.high it is slowed down, at memory.max it is stopped."""
     texts = [_read(group / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
     return [int(text) for text in texts if text not in (None, "max")]
 
 
 def _used_memory(group: Path) -> int:
-    """Without the cached pages of files, mapped weights among them, which make room when memory is asked for."""
+    """Memory in use, without the cached pages of files, such as mapped weights: these are given back on demand."""
     used = _read(group / "memory.current") or _read(group / "memory.usage_in_bytes") or "0"
     stat = dict(line.split() for line in (_read(group / "memory.stat") or "").splitlines())
     prefix = "total_" if "total_active_file" in stat else ""  # version 1 counts groups within only in these
@@ -60,7 +60,7 @@ def _used_memory(group: Path) -> int:
 
 
 def _read(path: Path) -> str | None:
-    """None where there is no such file: another version or another controller."""
+    """The content of a file; None if it is missing: another version or another controller."""
     try:
         return path.read_text().strip()
     except OSError:

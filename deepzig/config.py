@@ -58,13 +58,13 @@ class RopeParameters:
 
     rope_type: str  # "default" or "yarn"
     rope_theta: float  # base of the frequencies
-    factor: float = 1.0  # by which YaRN stretches the context
-    original_max_position_embeddings: int = 0  # context of the training before that
-    beta_fast: float = 32.0  # turns within that context above which a frequency stays as it is
-    beta_slow: float = 1.0  # and below which it is divided by factor
+    factor: float = 1.0  # YaRN stretches the context by this
+    original_max_position_embeddings: int = 0  # context of the training before YaRN
+    beta_fast: float = 32.0  # frequencies with more turns in the original context stay as they are
+    beta_slow: float = 1.0  # frequencies with fewer turns are divided by factor
     mscale: float | None = None  # see cos_sin_factor
     mscale_all_dim: float | None = None  # see softmax_factor
-    attention_factor: float | None = None  # in place of what follows from mscale
+    attention_factor: float | None = None  # replaces what follows from mscale
     truncate: bool = True  # bounds between the frequencies are whole numbers
 
     @property
@@ -102,20 +102,20 @@ class ModelConfig:
     model_type: str  # "deepseek_v3", "kimi_k2" or "deepseek_v2"
     vocab_size: int  # rows of embedding and head
     hidden_size: int  # D
-    intermediate_size: int  # of the dense layers' MLP
-    moe_intermediate_size: int  # I, of an expert
+    intermediate_size: int  # width of the dense layers' MLP
+    moe_intermediate_size: int  # I, width of an expert
     num_hidden_layers: int  # L, without MTP layers
     num_attention_heads: int  # H
     n_shared_experts: int  # 0: none
     n_routed_experts: int  # E; 0: every layer is dense
     num_experts_per_tok: int  # K
-    routed_scaling_factor: float  # on the weights of the chosen experts
+    routed_scaling_factor: float  # factor on the weights of the chosen experts
     kv_lora_rank: int  # R
     q_lora_rank: int | None  # None: queries are not compressed
     qk_rope_head_dim: int  # P
     qk_nope_head_dim: int  # N
     v_head_dim: int  # V
-    n_group: int  # of experts
+    n_group: int  # groups of experts
     topk_group: int  # groups that a token's experts are chosen from
     first_k_dense_replace: int  # layers at the beginning without experts
     norm_topk_prob: bool  # the weights of the chosen experts sum to 1
@@ -123,16 +123,16 @@ class ModelConfig:
     num_nextn_predict_layers: int  # MTP layers
     scoring_func: str  # "sigmoid" or "softmax"
     topk_method: str  # "noaux_tc", "greedy" or "group_limited_greedy"
-    rope: RopeParameters  # of rope_scaling or rope_parameters
+    rope: RopeParameters  # from rope_scaling or rope_parameters
     bos_token_id: int | None  # begins a text
     eos_token_ids: tuple[int, ...]  # end an answer, unless generation_config.json has others
     rms_norm_eps: float  # added to the mean square in RMSNorm
-    moe_layer_freq: int  # of that many layers one has experts
+    moe_layer_freq: int  # one layer in this many has experts
     rope_interleave: bool  # rotary pairs are neighbours in the weights
     attention_bias: bool  # projections of attention have biases
     tie_word_embeddings: bool  # the head is the embedding
     quantization_config: Mapping[str, Any] | None = field(compare=False)  # as config.json has it
-    plain_format: str = field(compare=False)  # of what is not quantised, as dtype says
+    plain_format: str = field(compare=False)  # format of what is not quantised, from dtype
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> "ModelConfig":

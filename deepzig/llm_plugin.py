@@ -2,7 +2,7 @@
 
 Loaded by `llm` through the entry point in pyproject.toml, and by nobody else, so that deepzig does not need llm; calls
 `engine` and `text`. A model is loaded once for a process and keeps what it read: a conversation is not read again, nor
-in the next process if DEEPZIG_PROMPT_CACHE names a folder. Tools, attachments and schemas are llm's to refuse.
+in the next process if DEEPZIG_PROMPT_CACHE names a folder. llm itself refuses tools, attachments and schemas.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @llm.hookimpl
 def register_models(register: Callable[[llm.Model], None]) -> None:
-    """What llm asks every plugin: which models it has."""
+    """Tell llm which models this plugin has; llm calls this hook of every plugin."""
     register(Deepzig("deepzig", os.environ.get("DEEPZIG_MODEL") or BUNDLED_MODEL))
     register(Deepzig(f"deepzig/{BUNDLED_MODEL}", BUNDLED_MODEL))
 
 
 class Options(llm.Options):  # type: ignore[misc]  # Any without llm
-    """What `-o NAME VALUE` sets; what is left out has the model's own default."""
+    """Options set by `-o NAME VALUE`; the model's own defaults hold for the others."""
 
     checkpoint: str | None = Field(None, description="Folder of a checkpoint, or org/name of the Hugging Face hub")
     max_tokens: int | None = Field(None, description="Most tokens of an answer")
@@ -43,7 +43,7 @@ class Options(llm.Options):  # type: ignore[misc]  # Any without llm
 
 
 class Deepzig(llm.Model):  # type: ignore[misc]
-    """A name under which llm knows deepzig, and the checkpoint behind it where no option names another."""
+    """A name under which llm knows deepzig, and its checkpoint if no option names another."""
 
     can_stream = True
     Options = Options

@@ -1,4 +1,5 @@
-"""How much memory there is for us. Called by `engine`, `evaluate` and `deepzig info`; knows not what for."""
+"""How much memory there is for this process. Called by `engine`, `evaluate` and `deepzig info`; knows nothing of its
+use."""
 
 import resource
 
@@ -8,7 +9,7 @@ from deepzig.cgroup import free_memory
 
 
 def available_memory() -> int:
-    """Bytes that this process can take without others being pushed out, within the limits of its control groups."""
+    """Bytes that this process can take without pushing out others, within the limits of its control groups."""
     free = psutil.virtual_memory().available
     limit = free_memory()
     return free if limit is None else min(free, limit)

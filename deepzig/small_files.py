@@ -15,7 +15,8 @@ from deepzig.errors import DeepzigError
 
 
 def read_small(path: Path, max_bytes: int, kind: type[DeepzigError]) -> bytes:
-    """All bytes of a regular file. Raises `kind` if it cannot be read, is none, or is larger than `max_bytes`."""
+    """All bytes of a regular file. Raises `kind` if it cannot be read, is no regular file, or is larger than
+    `max_bytes`."""
     try:
         with open_regular(path) as file:
             content = file.read(max_bytes + 1)
@@ -38,7 +39,7 @@ def read_json_object(path: Path, max_bytes: int, kind: type[DeepzigError]) -> di
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file, opened for reading. Raises OSError for whatever else there is, too."""
+    """A regular file, opened for reading. Raises OSError for anything else."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)

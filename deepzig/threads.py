@@ -33,7 +33,7 @@ def available_threads() -> int:
 
 
 def _physical_cores(cpus: set[int]) -> int:
-    """Cores behind the logical CPUs: siblings that share a core count once."""
+    """Physical cores of the logical CPUs: siblings that share a core count once."""
     cores = set()
     for cpu in cpus:
         try:
@@ -62,5 +62,5 @@ def _openmp_threads() -> int | None:
 
 
 def _number(text: str) -> int:
-    """0 for what is no number, or one of more digits than any number of threads has."""
+    """The number; 0 for what is no number, or has more digits than any number of threads."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0

@@ -21,12 +21,12 @@ _MAX_BYTES = 1 << 28
 
 
 def is_companion(name: str) -> bool:
-    """Whether a file of this name, in the model's folder itself, is one of them."""
+    """Whether a file of this name in the model's own folder is one of them."""
     return not name.endswith(_NEVER) and any(fnmatchcase(name, pattern) for pattern in _PATTERNS)
 
 
 def read_companions(directory: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each, by name. Raises CheckpointError for one that is too large or lies elsewhere."""
+    """Name and content of each, by name. Raises CheckpointError for one that is too large or outside the folder."""
     home = Path(os.path.realpath(directory))
     for path in sorted(directory.iterdir()):
         if not is_companion(path.name) or not path.is_file():

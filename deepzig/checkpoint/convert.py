@@ -28,7 +28,7 @@ from deepzig.checkpoint.schemes import KEEP
 from deepzig.checkpoint.writer import SafetensorsWriter
 from deepzig.errors import CheckpointError, ResourceError
 
-REVISION = 2  # of the bytes that a recipe gives: a folder begun by another revision is not resumed
+REVISION = 2  # changes when a recipe gives other bytes: a folder begun by another revision is not resumed
 SHARD_BYTES = 4_000_000_000
 SPARE_BYTES = 16 << 20  # for headers, the small files and the file system
 
@@ -41,7 +41,7 @@ class Progress:
     bytes_total: int
     tensors_done: int  # matrices and vectors
     tensors_total: int
-    file: str  # that is being written
+    file: str  # file that is being written
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Result:
 
     files: int
     nbytes: int
-    resumed_files: int  # of them, files of weights that an earlier run had finished
+    resumed_files: int  # files of weights that an earlier run had finished
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Options:
     importance: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def as_header(self) -> dict[str, Any]:
-        """For the manifest."""
+        """The options, as the manifest has them."""
         digest = sha256()
         for module, counts in sorted(self.importance.items()):
             digest.update(module.encode() + b"\0" + counts.tobytes())
@@ -126,7 +126,8 @@ def _check_folders(source: Path, destination: Path, resume: bool) -> None:
 
 
 def _fingerprint(plan: Plan) -> dict[str, Any]:
-    """What tells a changed source: of each file of weights the size, the time of its last change, and its header."""
+    """Tells whether the source has changed: for each file of weights its size, the time of its last change, and its
+    header."""
     files = {}
     for path in plan.source.files:
         status = path.stat()
@@ -139,7 +140,7 @@ def _fingerprint(plan: Plan) -> dict[str, Any]:
 
 @contextmanager
 def _folder(directory: Path) -> Iterator[None]:
-    """Make the folder unless it is there; an error leaves no new and empty one behind."""
+    """Make the folder unless it is there; after an error a new folder that is empty is removed."""
     is_new = not directory.exists()
     with room_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -210,7 +211,7 @@ class _Conversion:
             raise ResourceError(f"{self._destination} needs {needed} bytes, {free} are free; make room")
 
     def _skip(self, finished: list[Shard]) -> None:
-        """Report at once what an earlier run has done, lest it count for the speed."""
+        """Report at once what an earlier run has done, so that it does not count for the speed."""
         items = [item for shard in finished for item in shard.items]
         self._tensors_done += len(items)
         if items:
@@ -235,7 +236,7 @@ class _Conversion:
                 self._matrix(writer, shard, item, slabs)
 
     def _check_scales(self, item: Item) -> None:
-        """The values are looked at when they are decoded, where a bad scale would be blamed on the codes."""
+        """Check the scales first: decoding, which checks the values, would blame a bad scale on the codes."""
         if self._options.allow_nonfinite:
             return
         for name in item.copied:
@@ -272,7 +273,7 @@ class _Conversion:
                 writer.write(name, (scale.view(DTYPES[dtype]) for scale in scales))
 
     def _advance(self, nbytes: int, shard: Shard, is_last: bool) -> None:
-        """Report bytes of an item, and with its last ones the item."""
+        """Report bytes of an item, and the item with its last bytes."""
         self._tensors_done += is_last
         self._report(nbytes, shard)
 

@@ -1,7 +1,7 @@
-"""Checkpoint: all tensors of a folder, whether they lie in one safetensors file or in shards with an index.
+"""Checkpoint: all tensors of a folder, in one safetensors file or in shards with an index.
 
 Called by `engine`, `distributed`, the converter, `verify`, `evaluate` and `deepzig info`; calls `reader`. Knows nothing
-of models. Weights in other formats are named in the error and never opened: pickle runs code.
+of models. If weights are in another format, the error names it, and they are never opened: pickle runs code.
 """
 
 import os
@@ -135,8 +135,8 @@ def _check_shard_name(shard: str, index: Path, home: Path) -> None:
 
 
 def is_within(path: Path, home: Path) -> bool:
-    """Whether `path`, links followed, lies in the folder `home` or in the blobs of the hub cache that it is a snapshot
-    in. home: links followed already."""
+    """Whether `path`, links followed, lies in the folder `home`, or in the blobs of the hub cache if `home` is a
+    snapshot of it. home: links followed already."""
     target = Path(os.path.realpath(path))
     if target.is_relative_to(home):
         return True

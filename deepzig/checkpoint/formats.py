@@ -1,7 +1,7 @@
 """Weight formats: which tensors of a module make a `Weight`.
 
-Called by `loader`; calls `schemes`. Knows tensors, not files or models. The tensors decide the format, the config must
-not contradict.
+Called by `loader`; calls `schemes`. Knows tensors, not files or models. The tensors decide the format, and the config
+must not contradict them.
 
     stored as                                                          Weight
     weight F32, F16, BF16                                              f32, f16, bf16
@@ -54,7 +54,7 @@ class Requirement(NamedTuple):
 class Layout:
     """How a module's weight (N, K) is stored, as far as names, dtypes and shapes tell."""
 
-    format: str  # of Weight
+    format: str  # as in Weight
     codes: str  # suffix of the tensor of codes
     tensors: dict[str, Requirement]  # suffix -> what it must be
     scale: str = ""  # suffix of the scales
@@ -77,7 +77,7 @@ class Fault(NamedTuple):
 def recognise(
     module: str, shape: tuple[int, int], stored: Mapping[str, TensorInfo], declared: Declared | None = None
 ) -> Layout:
-    """Tell from the tensors `stored` under `module` (by suffix) how its weight is laid out; plain if none is there.
+    """Tell from the tensors `stored` under `module` (by suffix) how its weight is laid out; plain if there are none.
 
     Raises:
         CheckpointError: they belong to a scheme that deepzig does not compute, or that config.json does not declare.

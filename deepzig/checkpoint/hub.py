@@ -1,9 +1,10 @@
-"""Models of the Hugging Face hub, `org/name` or `org/name@revision`: what of them is on this machine, and the rest.
+"""Models of the Hugging Face hub, `org/name` or `org/name@revision`: which of their files are on this machine, and
+downloads.
 
 Called by `model_names`, so that nothing is downloaded unless somebody gives such a name, and by `cli.options` once a
-user has agreed; calls huggingface_hub, which keeps the files (HF_HOME), takes up connections that break off, and has
+user has agreed. Calls huggingface_hub, which keeps the files (HF_HOME), resumes connections that break off, and reads
 its address from HF_ENDPOINT and its token from HF_TOKEN; `config` and `schemes` look at config.json before the rest is
-fetched. What an interrupted run has fetched stays, file by file. Code and files in subfolders are never fetched.
+fetched. Files that an interrupted run has fetched stay. Code and files in subfolders are never fetched.
 """
 
 import json
@@ -41,7 +42,7 @@ class HubModel:
 
     @classmethod
     def parse(cls, name: str) -> "HubModel | None":
-        """None if `name` is no such name."""
+        """The model that `name` names; None if it is no such name."""
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -69,7 +70,7 @@ class Download:
 
     @property
     def nbytes(self) -> int:
-        """Of all files."""
+        """Bytes of all files."""
         return sum(self.files.values())
 
 
@@ -107,7 +108,8 @@ def missing(model: HubModel, with_weights: bool) -> Download:
 
 
 def check_config(download: Download) -> None:
-    """Read config.json before the rest is fetched, away from the folder where it says that all the rest is there.
+    """Read config.json before the rest is fetched, in a place apart: in its folder it would say that all the rest is
+    there.
 
     Raises:
         ConfigError, UnsupportedModelError, CheckpointError: deepzig cannot run the model, or not its quantisation.
@@ -133,7 +135,7 @@ def check_config(download: Download) -> None:
 
 
 def fetch(download: Download, advance: Advance = lambda done, total, file: None) -> Path:
-    """Bring the files to this machine. The model's folder.
+    """Bring the files to this machine. Returns the model's folder.
 
     Raises:
         NetworkError: the hub cannot be reached or refuses.
@@ -195,7 +197,7 @@ def _check_room(download: Download) -> None:
 
 
 def _bar_of(advance: Advance, done: int, total: int, file: str) -> type[Any]:
-    """What huggingface_hub reports the bytes of one file to."""
+    """A bar to which huggingface_hub reports the bytes of one file."""
     from tqdm.std import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]  # it has no types
@@ -214,13 +216,13 @@ def _bar_of(advance: Advance, done: int, total: int, file: str) -> type[Any]:
 
 
 def taken_for_a_name(model: HubModel) -> str:
-    """How an error begins that may be about the path of a folder, mistyped."""
+    """The beginning of an error that may be about a mistyped path of a folder."""
     return f"there is no folder {str(model)!r} here, so it was taken for a name on the Hugging Face hub"
 
 
 @contextmanager
 def _network_errors(model: HubModel, failure: str, advice: str) -> Iterator[None]:
-    """One line for whatever the hub or the way to it does; `failure` and `advice` where it is not known better."""
+    """Make one line of any failure of hub or network; `failure` and `advice` where nothing better is known."""
     from huggingface_hub import constants, errors
 
     try:

@@ -44,7 +44,7 @@ class Manifest:
     """The manifest of a folder: a new one, or as `read` finds it."""
 
     def __init__(self, directory: Path, header: Header, records: Iterable[FileRecord]) -> None:
-        """Nothing is written before `rewrite`."""
+        """Writes nothing before `rewrite`."""
         self.path = directory / MANIFEST_FILE
         self.header: Header = json.loads(_line({"deepzig_manifest": VERSION, **header}))
         self.records = {record.file: record for record in records}
@@ -133,7 +133,7 @@ def hash_of(path: Path, progress: Callable[[int], None] = lambda nbytes: None) -
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
-    """ASCII, which can spell names of files that are no UTF-8."""
+    """A line of the manifest in ASCII, which can spell names of files that are no UTF-8."""
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 

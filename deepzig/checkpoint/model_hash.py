@@ -16,10 +16,10 @@ SAMPLES, SAMPLE_BYTES = 16, 4096  # of each file of weights
 
 
 def hash_of_model(directory: Path) -> str:
-    """SHA-256 of config.json, and of name, size and samples of each file of weights: what tells models apart.
+    """SHA-256 of config.json, and of name, size and samples of each file of weights: enough to tell models apart.
 
-    Not of all bytes, which would take minutes for a large model; the header and SAMPLES places of each file are read.
-    Raises ConfigError and CheckpointError as loading does.
+    Hashing all bytes would take minutes for a large model; the header and SAMPLES places of each file are read. Raises
+    ConfigError and CheckpointError as loading does.
     """
     digest = hashlib.sha256(read_small(directory / "config.json", MAX_CONFIG_BYTES, ConfigError))
     for path in open_checkpoint(directory).files:

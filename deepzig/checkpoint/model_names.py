@@ -1,4 +1,4 @@
-"""What a model is called -> the folder where it lies: a folder's own path, a bundled model, or one of the hub.
+"""From the name of a model to its folder: a folder's own path, a bundled model, or a model of the hub.
 
 Called by `engine` and the command line; calls `hub`, and only for names of the hub that are not on this machine whole.
 """
@@ -66,7 +66,8 @@ def find_model(
 def fetch_unasked(
     download: "Download", advance: "Advance" = lambda done, total, file: None, yes: bool | None = None
 ) -> Path:
-    """Download up to 1 GB, and more if `yes` (None: if DEEPZIG_YES is set); else RequestError that tells how much."""
+    """Download up to 1 GB, and more if `yes` (None: if DEEPZIG_YES is set). Else raises RequestError that tells how
+    much."""
     from deepzig.checkpoint import hub
 
     if download.nbytes > ASKED_ABOVE and not (is_set(YES) if yes is None else yes):

@@ -47,7 +47,7 @@ def expected_tensors(config: ModelConfig, n_mtp_layers: int = 0) -> Expected:
 
 
 def count_mtp_layers(config: ModelConfig, names: Iterable[str]) -> int:
-    """How many MTP layers must be whole: up to the last of which any tensor is stored."""
+    """How many MTP layers must be complete: all up to the last one with any tensor stored."""
     first, end = config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers
     matches = (_LAYER.match(name) for name in names if not is_buffer(name))
     stored = {int(match[1]) for match in matches if match}
@@ -55,7 +55,7 @@ def count_mtp_layers(config: ModelConfig, names: Iterable[str]) -> int:
 
 
 def is_buffer(name: str) -> bool:
-    """Whether the tensor is a constant that no model needs to be told."""
+    """Whether the tensor is a constant that models compute themselves."""
     return name.endswith(_BUFFER_SUFFIX)
 
 

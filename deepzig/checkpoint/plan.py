@@ -117,7 +117,7 @@ def make_plan(directory: Path, recipe: Recipe, shard_bytes: int) -> Plan:
 
 
 def _is_copy(source: Checkpoint, module: str, main: str) -> bool:
-    """Whether `module` is not stored, or is the MTP layer's copy of what the main model has."""
+    """Whether `module` is not stored, or is the MTP layer's copy of a module of the main model."""
     tensors, others = tensors_of(source, module), tensors_of(source, main)
     if not tensors:
         return True
@@ -127,7 +127,7 @@ def _is_copy(source: Checkpoint, module: str, main: str) -> bool:
 
 
 def tensors_of(source: Checkpoint, module: str) -> dict[str, str]:
-    """Last part of the name -> name, of the tensors of a module's weight that `source` has."""
+    """The tensors of a module's weight that `source` has: last part of the name -> name."""
     suffixes = ("weight", "weight_packed", "weight_scale", "weight_scale_inv", "weight_shape")
     return {suffix: f"{module}.{suffix}" for suffix in suffixes if f"{module}.{suffix}" in source.infos}
 
@@ -141,8 +141,8 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _settled(source: Checkpoint, module: str, weight: Weight, scheme: Scheme, recipe: Recipe) -> Scheme:
-    """`scheme`, KEEP where the source has it already, or that of the integers that are there; what the result cannot
-    declare becomes bf16."""
+    """The scheme to write: `scheme`; KEEP if the source is already stored so; the source's own integer scheme if
+    re-rounding would only lose; bf16 for what the new config.json cannot declare."""
     same_fp8 = weight.format == "fp8" and (weight.block_rows, weight.group_size) == (FP8_BLOCK, FP8_BLOCK)
     if recipe.format == "fp8" and same_fp8 and scheme.format in ("", "fp8"):
         return KEEP
@@ -156,7 +156,7 @@ def _settled(source: Checkpoint, module: str, weight: Weight, scheme: Scheme, re
 
 
 def _has_already(source: Checkpoint, module: str, weight: Weight, scheme: Scheme) -> bool:
-    """Whether the source stores integers by `scheme`: another search of int4 scales would only lose. weight_shape may
+    """Whether the source stores integers by `scheme`: searching int4 scales again would only lose. weight_shape may
     have any dtype that `formats` reads."""
     return scheme.format in INTEGERS and scheme.format == weight.format and all(
         (info := source.infos.get(f"{module}.{suffix}")) is not None

@@ -1,4 +1,4 @@
-"""What a converted checkpoint's config.json says of its weights, module by module, and how to read it again.
+"""What the config.json of a converted checkpoint says of its weights, module by module, and how to read that.
 
 Called by `plan`, and by `sizes` where there are no tensors to ask; calls `recipe` and `schemes`. compressed-tensors
 matches modules by names and by regular expressions, DeepSeek's fp8 is declared for the whole model. Knows names, no
@@ -34,7 +34,7 @@ def converted_config(raw: Mapping[str, Any], schemes: Mapping[str, Scheme], main
     main_format  format of Weight that most matrices have
     """
     config = {name: value for name, value in raw.items() if name not in ("quantization_config", "compression_config")}
-    config.pop("auto_map", None)  # names Python files, which do not come along
+    config.pop("auto_map", None)  # names Python files, which are not copied
     # transformers decodes integers to the dtype of their scales and multiplies in the dtype named here
     dtype = _DTYPES.get(main_format, "bfloat16")
     config.update({name: dtype for name in _DTYPE_KEYS if name in raw} or {"torch_dtype": dtype})
@@ -44,7 +44,7 @@ def converted_config(raw: Mapping[str, Any], schemes: Mapping[str, Scheme], main
 
 
 def quantization_config(schemes: Mapping[str, Scheme]) -> dict[str, Any] | None:
-    """What declares `schemes`, by module path; None if all matrices are plain floats."""
+    """The quantization_config that declares `schemes`, by module path; None if all matrices are plain floats."""
     formats = {scheme.format for scheme in schemes.values()}
     if "fp8" in formats:
         blocks = {
@@ -74,8 +74,8 @@ def quantization_config(schemes: Mapping[str, Scheme]) -> dict[str, Any] | None:
 
 
 def _plain_beside_fp8(schemes: Mapping[str, Scheme]) -> list[str]:
-    """Modules that are not in fp8; none if those that DeepSeek's releases leave plain, unsaid, are all. The experts of
-    a layer are one module where all are plain, as transformers has it."""
+    """Modules that are not in fp8; none if they are just those that DeepSeek's releases leave plain without a list. The
+    experts of a layer count as one module if all are plain, as in transformers."""
 
     def fused(module: str) -> str:
         return re.sub(r"\.experts\.\d+\.\w+$", ".experts", module)
@@ -88,7 +88,7 @@ def _plain_beside_fp8(schemes: Mapping[str, Scheme]) -> list[str]:
     ]
     if all(is_head(module) or module.endswith(".eh_proj") for module in plain):
         return []
-    if HEAD not in schemes:  # tied; with a list, transformers no longer thinks of it by itself
+    if HEAD not in schemes:  # tied; given a list, transformers no longer adds it by itself
         plain.insert(0, HEAD)
     return list(dict.fromkeys(module if fused(module) in rounded else fused(module) for module in plain))
 
@@ -103,8 +103,8 @@ def _config_group(scheme: Scheme, matched: list[str]) -> dict[str, Any]:
 
 
 def targets(modules: Iterable[str], schemes: Mapping[str, Scheme]) -> list[str]:
-    """What matches `modules` and no other of `schemes`: regular expressions over layers and experts if that is so, over
-    the experts of one layer if that is so, else names."""
+    """Patterns that match `modules` and nothing else of `schemes`: regular expressions over layers and experts if
+    possible, else over the experts of one layer, else names."""
     chosen = set(modules)
     found: dict[str, None] = {}
     for pattern_of in (_any_number, _any_expert):
@@ -145,8 +145,8 @@ def integer_schemes(declared: Mapping[str, Any], modules: Iterable[str]) -> dict
 
 
 def _matcher(listed: Any) -> Callable[[str], bool]:
-    """Whether a module is one of `listed`, as compressed-tensors has it: classes, names, or "re:" and what fits the
-    beginning of a name."""
+    """Returns a test whether a module is one of `listed`, as in compressed-tensors: classes, names, or "re:" and a
+    pattern for the beginning of a name."""
     if not isinstance(listed, list) or not all(isinstance(target, str) for target in listed):
         raise CheckpointError(f"config.json quantises {shown(listed)}, which is no list of modules; fetch it again")
     patterns = [target.removeprefix("re:") for target in listed if target.startswith("re:")]
@@ -168,10 +168,10 @@ def _matcher(listed: Any) -> Callable[[str], bool]:
 
 
 def _tries(pattern: str) -> int:
-    """About how many ways `re` may try to match a pattern to a module's name before it gives up: of what one can write,
-    the part whose ways can be counted.
+    """About how many ways `re` may try to match a pattern to a module's name before it gives up, for patterns whose
+    ways can be counted.
 
-    Raises CheckpointError for a repeated group, whose ways grow exponentially, and for what begins with "(?".
+    Raises CheckpointError for a repeated group, whose ways grow exponentially, and for groups that begin with "(?".
     """
     text = pattern[:MAX_PATTERN_CHARS].rstrip("$").removesuffix(".*")  # an end that is tried once
     plain = _UNIT.sub(lambda unit: "#" if unit[1] else "x", text)

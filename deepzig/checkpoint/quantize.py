@@ -139,7 +139,7 @@ def find_non_finite(
 
 
 def _as_f32(part: np.ndarray) -> np.ndarray:
-    """f32 (n,) that is finite where `part` is, floats of any kind (n,); not always the same values."""
+    """f32 (n,), finite where `part` (n,), floats of any kind, is finite; the values may differ."""
     if part.dtype == ml_dtypes.float8_e4m3fn:  # by its bits, since the casts of ml_dtypes are slow
         return np.where((part.view(np.uint8) & 127) == 127, np.float32(np.nan), np.float32(0))
     if part.dtype == ml_dtypes.bfloat16:
@@ -154,7 +154,7 @@ def _group_size(scheme: Scheme, n_columns: int) -> int:
 
 
 def _make_finite(values: np.ndarray, size: int) -> None:
-    """NaN becomes 0, infinity the greatest finite magnitude of its `size` columns; f32 (n, K), in place."""
+    """In f32 (n, K), in place: NaN becomes 0, infinity the greatest finite magnitude of its `size` columns."""
     for start in range(0, values.shape[1], size):
         group = values[:, start : start + size]
         finite = np.isfinite(group)

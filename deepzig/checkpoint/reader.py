@@ -1,4 +1,4 @@
-"""SafetensorsFile: one weight file, its header checked in full, its tensors handed out as views of a memory map.
+"""SafetensorsFile: one weight file, with its header fully checked and its tensors as views of a memory map.
 
 Called by `directory` (a checkpoint is one or more such files) and by the engine's prompt cache; calls `small_files`.
 Its table of dtypes serves all of `checkpoint`. Knows no models.

@@ -3,8 +3,8 @@
 Made by the command line, asked by `plan` and `sizes`; calls `names` and `schemes`. Knows module paths and sizes, no
 values and no files.
 
-What stays as it is in every recipe: norms, biases, the router, and unless all is cast to a plain float, the embedding.
-The head has a scale for each group of columns even where all else has one a row: on V2-Lite one scale a row for
+What stays as it is in every recipe: norms, biases, the router, and the embedding unless all is cast to a plain float.
+The head has a scale for each group of columns even where all else has one for each row: on V2-Lite one scale a row for
 embedding and head costs five times as much as for all other matrices together.
 """
 
@@ -25,7 +25,7 @@ INT4_GROUP = 64
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the user asked for. Raises RequestError when made with what cannot be.
+    """What the user asked for. Raises RequestError if that is impossible.
 
     format      one of FORMATS. "int4" is a mix: routed experts int4, all else int8
     group_size  None: 64 for int4, the largest of 128, 64, 32 that divides K for int8, and integers that are there keep
@@ -84,7 +84,7 @@ class Recipe:
         return KEEP if size == CHANNEL and is_head(module) else Scheme(wanted, size)
 
     def _wanted(self, config: ModelConfig, module: str) -> str:
-        """A name of FORMATS, or "" to leave the module as it is."""
+        """The format of a module, a name of FORMATS; "" to leave the module as it is."""
         if any(fnmatchcase(module, pattern) for pattern in self.exclude):
             return ""
         for pattern, wanted in reversed(self.include):
@@ -120,31 +120,32 @@ class Recipe:
 
 
 def is_routed(module: str) -> bool:
-    """Whether it is a matrix of a routed expert."""
+    """Whether the module is a matrix of a routed expert."""
     return ".mlp.experts." in module
 
 
 def is_head(module: str) -> bool:
-    """Whether its product are logits."""
+    """Whether the module computes logits."""
     return module == HEAD or module.endswith(".shared_head.head")
 
 
 def is_router(module: str) -> bool:
-    """Whether it scores the experts."""
+    """Whether the module scores the experts."""
     return module.endswith(".mlp.gate")
 
 
 def is_embedding(module: str) -> bool:
-    """Whether its rows are looked up."""
+    """Whether the module's rows are looked up."""
     return module.endswith(".embed_tokens")
 
 
 def _may_have(config: ModelConfig, module: str, wanted: str) -> bool:
-    """A router is never rounded; embeddings, and heads that are one, to plain floats only."""
+    """Whether a module may have a format: routers are never rounded; embeddings, and heads that are one, only to plain
+    floats."""
     is_looked_up = is_embedding(module) or (config.tie_word_embeddings and is_head(module))
     return not is_router(module) and (wanted in ("fp16", "bf16") or not is_looked_up)
 
 
 def _expert_columns(config: ModelConfig) -> int:
-    """What the group size of routed experts must divide: transformers decodes all of them by one config group."""
+    """A multiple of the group size of routed experts: transformers decodes all of them by one config group."""
     return math.gcd(config.hidden_size, config.moe_intermediate_size)

@@ -1,8 +1,8 @@
 """Rounding to int8, int4 and fp8, compiled, for slabs of rows.
 
-Called by `quantize`, from several threads at once; calls `scale_search`. Knows arrays only. Values must be finite,
-which `first_non_finite` tells. Bits are those of the reference, `bench/reference_rounding.py`. Magnitudes are compared
-as the integers that their bits are: that is a loop of vector instructions, since it needs no rule for NaN.
+Called by `quantize`, from several threads at once; calls `scale_search`. Knows arrays only. Values must be finite;
+`first_non_finite` checks that. The bits are those of the reference, `bench/reference_rounding.py`. Magnitudes are
+compared as integers, by their bits: such a loop becomes vector instructions, since it needs no rule for NaN.
 """
 
 import numpy as np

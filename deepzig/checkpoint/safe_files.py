@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: replacing a small file, locking a folder, room on the disk.
+"""Files and folders that are whole or absent: replacing a small file, locking a folder, room on the disk.
 
 Called by `convert`, `manifest`, `writer`, `hub`, the prompt cache and the chat; calls the errors only. Large files of
 tensors are `writer`'s, by the same rule: written under a temporary name, brought to the disk, then renamed.
@@ -22,7 +22,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a small file, all or nothing. Raises ResourceError if the disk is full, CheckpointError if it cannot be."""
+    """Write a small file, all or nothing. Raises ResourceError if the disk is full, CheckpointError if it fails
+    otherwise."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     with room_errors(path, len(content)):
         try:
@@ -48,7 +49,7 @@ def sync_directory(directory: Path) -> None:
 
 @contextmanager
 def room_errors(path: Path, nbytes: int = 0) -> Iterator[None]:
-    """Turn an OSError of writing `nbytes` to `path` into an error for users."""
+    """Turn an OSError while writing `nbytes` to `path` into an error for users."""
     try:
         yield
     except OSError as error:
@@ -84,7 +85,8 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def _try_lock(file: TextIO, path: Path) -> bool:
-    """Whether the lock is ours: of the file that `path` names now, not of one that its holder has just removed."""
+    """Whether the lock is ours, on the file that `path` names now: its last holder may just have removed the one we
+    opened."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.fstat(file.fileno()).st_ino == path.stat().st_ino

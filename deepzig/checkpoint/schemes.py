@@ -1,4 +1,4 @@
-"""Scheme: how a matrix is stored. Declared: the schemes that `quantization_config` of config.json declares.
+"""Scheme: how a matrix is stored. Declared: the schemes in the `quantization_config` of config.json.
 
 Called by `formats`, `loader`, `sizes`, `recipe` and the converter; calls nothing but the errors. Refuses schemes that
 deepzig does not compute. Knows no tensors: `formats` reads from them how each weight is stored, and asks here only
@@ -28,7 +28,7 @@ class Scheme(NamedTuple):
 
     @property
     def bits(self) -> int:
-        """Of an integer in int8 or int4."""
+        """Bits of an integer in int8 or int4."""
         return int(self.format.removeprefix("int"))
 
 
@@ -59,7 +59,7 @@ def declared_scheme(quantization_config: Mapping[str, Any] | None) -> Declared |
     """Parse `quantization_config`; None if there is none.
 
     Raises:
-        CheckpointError: the scheme is none that deepzig computes; it is named.
+        CheckpointError: deepzig does not compute the scheme; the message names it.
     """
     if not quantization_config:
         return None
@@ -99,7 +99,7 @@ def _declared_blocks(method: str, config: Mapping[str, Any]) -> Declared:
 
 
 def _declared_integers(config: Mapping[str, Any]) -> frozenset[Scheme]:
-    """Those of all config groups of compressed-tensors (`QuantizationArgs` there)."""
+    """The schemes of all config groups of compressed-tensors (`QuantizationArgs` there)."""
     _check_storage_format(config)
     if config.get("transform_config"):
         raise _refused("compressed-tensors with transform_config (rotated weights)")
@@ -125,7 +125,7 @@ def _check_storage_format(config: Mapping[str, Any]) -> None:
 
 
 def declared_integer(weights: Any) -> Scheme:
-    """That of one group. A missing strategy follows from group_size, as in compressed-tensors."""
+    """The scheme of one config group. A missing strategy follows from group_size, as in compressed-tensors."""
     if not isinstance(weights, Mapping):
         raise CheckpointError("weights of a config group of config.json is no object; fetch it again")
     bits, kind = weights.get("num_bits", 8), weights.get("type", "int")

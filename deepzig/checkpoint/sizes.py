@@ -1,4 +1,4 @@
-"""How large a model is: its parameters, the formats of its matrices, their bytes, and those that a token reads.
+"""How large a model is: its parameters, the formats and bytes of its matrices, and the bytes that a token reads.
 
 Called by `engine`, `server`, `evaluate`, `deepzig info` and the bench; calls `names`, `recipe`, `plan` and, where there
 are no weights yet, `quantization_config`. Config and headers are enough: it reads no values. Knows nothing of memory
@@ -99,14 +99,15 @@ def tensor_group(name: str, config: ModelConfig) -> str:
 
 
 def active_share(config: ModelConfig, group: str) -> float:
-    """How much of a group decoding a token reads: all, K / E of the routed experts, no embedding and no MTP."""
+    """How much of a group decoding a token reads: K / E of the routed experts, nothing of embedding and MTP, all of the
+    rest."""
     if group in (EMBEDDINGS, MTP):
         return 0.0
     return config.num_experts_per_tok / config.n_routed_experts if group == ROUTED else 1.0
 
 
 def stored_size(config: ModelConfig, weights: ModelWeights) -> ModelSize:
-    """Of weights that are there."""
+    """The size of a model whose weights are there."""
     matrices, copies, seen = {}, set(), set()
     for module, weight in weights.linear.items():
         matrices[module] = _Matrix(_label(weight.format, weight.group_size, weight.shape[1]), weight.nbytes)
@@ -117,7 +118,7 @@ def stored_size(config: ModelConfig, weights: ModelWeights) -> ModelSize:
 
 
 def declared_size(config: ModelConfig) -> ModelSize:
-    """Of a checkpoint of which there is only config.json, as its publisher stores it: MTP layers with copies of
+    """The size of a model of which there is only config.json, as its publisher stores it: MTP layers with copies of
     embedding and head. Raises CheckpointError for a quantisation that deepzig does not compute."""
     expected = expected_tensors(config, config.num_nextn_predict_layers)
     copies = {HEAD} if config.tie_word_embeddings else set()
@@ -127,7 +128,8 @@ def declared_size(config: ModelConfig) -> ModelSize:
 
 
 def converted_size(config: ModelConfig, recipe: Recipe, *, with_mtp: bool = True) -> ModelSize:
-    """Of what `deepzig quantize` would make of the model. with_mtp: it has the MTP layers that the config names."""
+    """The size of what `deepzig quantize` would make of the model. with_mtp: it has the MTP layers that the config
+    names."""
     expected = expected_tensors(config, config.num_nextn_predict_layers if with_mtp else 0)
     copies = _copies(expected)
     chosen = recipe.assign(config, {name: shape for name, shape in expected.linear.items() if name not in copies})
@@ -141,7 +143,7 @@ def converted_size(config: ModelConfig, recipe: Recipe, *, with_mtp: bool = True
 
 
 def declared_schemes(config: ModelConfig, modules: Mapping[str, tuple[int, int]]) -> dict[str, Scheme]:
-    """How config.json says that modules, with their (N, K), are stored. Raises as `declared_size`."""
+    """How modules, with their (N, K), are stored according to config.json. Raises as `declared_size`."""
     declared, plain = declared_scheme(config.quantization_config), Scheme(config.plain_format)
     if declared is None or config.quantization_config is None:
         return dict.fromkeys(modules, plain)
@@ -153,14 +155,14 @@ def declared_schemes(config: ModelConfig, modules: Mapping[str, tuple[int, int]]
 
 
 def _with_names_of_blocks(size: ModelSize, declared: Declared) -> ModelSize:
-    """What was counted as fp8 under the name that `stored_size` gives it."""
+    """The bytes that were counted as fp8, under the name that `stored_size` gives them."""
     names = {"fp8": _label(declared.block_format, declared.block[1], 0)}
     formats = {group: {names.get(name, name): n for name, n in found.items()} for group, found in size.formats.items()}
     return dataclasses.replace(size, formats=formats)
 
 
 def _copies(expected: Expected) -> set[str]:
-    """Modules that need no weight of their own; of two that are tied, the head."""
+    """Modules that need no weight of their own; of a tied pair, the head."""
     return {module for module in expected.alias if module != EMBEDDING}
 
 
@@ -168,7 +170,7 @@ def _size_of_schemes(
     config: ModelConfig, expected: Expected, schemes: Mapping[str, Scheme], copies: set[str]
 ) -> ModelSize:
     matrices = {module: _matrix(expected.linear[module], scheme) for module, scheme in schemes.items()}
-    vector_bytes = sum(  # in bf16 but for the router's bias, as DeepSeek stores them
+    vector_bytes = sum(  # in bf16 except the router's bias, as DeepSeek stores them
         math.prod(shape) * (4 if name.endswith("e_score_correction_bias") else 2)
         for name, shape in expected.vector.items()
     )
@@ -177,7 +179,7 @@ def _size_of_schemes(
 
 @functools.cache  # most matrices of a model have the shape of many others
 def _matrix(shape: tuple[int, int], scheme: Scheme) -> _Matrix:
-    """Codes and scales; an integer matrix has its shape beside them, in 16 bytes that nobody reads again."""
+    """Bytes of codes and scales. An integer matrix stores its shape too, in 16 bytes that nobody reads again."""
     tensors = stored_tensors(shape, scheme)
     nbytes = sum(math.prod(size) * DTYPES[dtype].itemsize for name, dtype, size in tensors if name != "weight_shape")
     return _Matrix(_label(scheme.format, scheme.group_size or shape[1], shape[1]), nbytes)

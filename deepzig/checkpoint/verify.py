@@ -25,14 +25,14 @@ Advance = Callable[[int], None]  # told of bytes read, hashing and values each
 
 @dataclass
 class Report:
-    """What was looked at and what is wrong with it."""
+    """What was checked, and what is wrong with it."""
 
     has_manifest: bool
     files: int = 0  # of weights
     tensors: int = 0
     nbytes: int = 0  # of tensors
     problems: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)  # what is unusual, but nobody's fault
+    remarks: list[str] = field(default_factory=list)  # what is unusual, but no fault
 
 
 def verify(directory: Path, advance: Advance = lambda nbytes: None) -> Report:
@@ -54,7 +54,7 @@ def verify(directory: Path, advance: Advance = lambda nbytes: None) -> Report:
 
 
 def bytes_to_read(directory: Path) -> int:
-    """What `advance` adds up to, as far as can be told beforehand."""
+    """The sum of what `advance` will be told, as far as is known beforehand."""
     weights = sum(path.stat().st_size for path in directory.glob("*.safetensors") if os.path.isfile(path))
     return 2 * weights if os.path.exists(directory / MANIFEST_FILE) else weights
 
@@ -78,7 +78,7 @@ def _manifest_problems(directory: Path, advance: Advance) -> Iterator[str]:
 
 
 def _second_opinion(checkpoint: Checkpoint) -> Iterator[str]:
-    """Where the safetensors library reads another header than we do."""
+    """Where the safetensors library reads a header differently."""
     import safetensors
 
     by_file: dict[Path, dict[str, TensorInfo]] = {path: {} for path in checkpoint.files}
@@ -103,7 +103,8 @@ def _second_opinion(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _check_model(checkpoint: Checkpoint, report: Report) -> dict[str, Weight]:
-    """Whether the tensors are those that config.json asks for, as `deepzig.load` sees them. The matrices, if so."""
+    """Check that the tensors are those that config.json asks for, as `deepzig.load` sees them. Returns the matrices, if
+    so."""
     linear: dict[str, Weight] = {}
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -116,7 +117,7 @@ def _check_model(checkpoint: Checkpoint, report: Report) -> dict[str, Weight]:
 
 
 def _value_problems(checkpoint: Checkpoint, linear: Mapping[str, Weight], advance: Advance) -> Iterator[str]:
-    """NaN and infinity, and stored shapes, which loading does not read, that are not those of the matrices."""
+    """NaN and infinity, and stored shapes, which loading does not read, that differ from those of the matrices."""
     for name in checkpoint.infos:
         values = checkpoint.array(name)
         index = find_non_finite(values, advance)

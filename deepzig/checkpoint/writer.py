@@ -35,8 +35,8 @@ class SafetensorsWriter:
         with SafetensorsWriter(path, [("a.weight", "BF16", (4, 8))], {"format": "pt"}) as writer:
             writer.write("a.weight", array)
 
-    `order` holds the names as they lie in the file and `tensors` where; writing in that order is sequential, but any
-    order works. `path` is replaced if it exists.
+    `order` holds the names in the order of the file, `tensors` their places; writing in that order is sequential, but
+    any order works. `path` is replaced if it exists.
 
     Raises:
         ResourceError: the disk is full; the message has the bytes needed and free.
