@@ -111,7 +111,7 @@ def _interrupted() -> NoReturn:
 
 
 def _open_closed_streams() -> None:
-    """Turn streams that the caller closed, as `>&-` does, to nowhere: a model's file must not become stderr."""
+    """Direct streams that the caller closed, as `>&-` does, to nowhere: else a model's file could become stderr."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_RDWR)
@@ -119,21 +119,21 @@ def _open_closed_streams() -> None:
 
 
 def _discard_stdout() -> None:
-    """Drop what could not be written; Python would try once more at exit, and make the exit code 120."""
+    """Drop what could not be written; else Python would try again at exit and make the exit code 120."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
 def _wants_colour() -> bool | None:
-    """What NO_COLOR and FORCE_COLOR say to all styles; None: colours on terminals."""
+    """What NO_COLOR and FORCE_COLOR say about all styles; None: colours on terminals."""
     if os.environ.get("NO_COLOR"):
         return False
     return True if os.environ.get("FORCE_COLOR") else None
 
 
 def _write_any_character() -> None:
-    """Let a terminal that is not UTF-8 show `?` for what it lacks, rather than stop in the middle of an answer."""
+    """Let a terminal that is not UTF-8 show `?` for characters that it lacks, instead of failing amid an answer."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -145,7 +145,7 @@ def main() -> None:
     """Run the DeepSeek-V3 family of language models on this computer's CPU.
 
     Answers go to stdout, everything else to stderr. Bars are drawn on terminals only; colours too, unless NO_COLOR or
-    FORCE_COLOR is set. `deepzig COMMAND --help` tells more of a command.
+    FORCE_COLOR is set. `deepzig COMMAND --help` tells more about a command.
 
     Exit codes: 0 ok, 1 failure while running, 2 wrong usage, 3 model or file invalid, 4 not enough memory or disk,
     5 network, 130 interrupted.
@@ -160,5 +160,5 @@ def main() -> None:
 
 
 def quantize_model() -> None:
-    """The console script `quantize-model`: `deepzig quantize` under the name that one looks for."""
+    """The console script `quantize-model`: `deepzig quantize` under a name that people look for."""
     main(args=["quantize", *sys.argv[1:]], prog_name="deepzig")

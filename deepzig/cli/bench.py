@@ -34,7 +34,7 @@ MAX_DIGITS = 18  # of a number; Python reads no more than 4300
 
 
 def _numbers(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
-    """Numbers of an option that takes several, with commas or one at a time; 0 alone is none of them."""
+    """The numbers of an option that takes several, with commas or repeated; 0 alone means none."""
     parts = [part.strip() for value in values for part in value.split(",")]
     for part in parts:
         if not (part.isascii() and part.isdigit() and len(part) <= MAX_DIGITS):
@@ -75,9 +75,9 @@ def bench(
     """Measure how fast a model, a server or a change is.
 
     Without a COMMAND: how many tokens a second of prompts a model reads (pp512: a prompt of 512), and how many it
-    decodes (tg64: 64 after the first), as mean and standard deviation. Behind @ stand tokens in the cache, behind x
-    requests at once; "of read" is the share of the memory's speed that decoding takes. Prompts are random tokens;
-    answers are greedy, without speculation. Ctrl-C ends with what has been measured.
+    decodes (tg64: 64 after the first), as mean and standard deviation. @N: N tokens already in the cache; xN: N
+    requests at once; "of read": decoding's share of the memory's speed. Prompts are random tokens; answers are greedy,
+    without speculation. Ctrl-C ends with what has been measured.
 
     \b
         deepzig bench -m ./DeepSeek-V2-Lite-Chat
@@ -109,12 +109,12 @@ def bench(
 
 
 def _refuse_own_options(context: click.Context) -> None:
-    """A subcommand knows nothing of the options before it."""
+    """Refuse options before a subcommand, which does not know them."""
     for option in context.command.params:
         given = context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
         if given and option.expose_value:
-            raise click.UsageError(f"{max(option.opts, key=len)} is for a model; behind {context.invoked_subcommand} "
-                                   "stand options of its own", context)  # fmt: skip
+            raise click.UsageError(f"{max(option.opts, key=len)} is for a model; {context.invoked_subcommand} takes "
+                                   "only the options after its name", context)  # fmt: skip
 
 
 def _tests(
@@ -131,7 +131,7 @@ def _tests(
 def _measure(
     llm: "LLM", tests: "list[SpeedTest]", repetitions: int, samples: "dict[SpeedTest, list[float]]"
 ) -> None:
-    """Into `samples`, which holds what has come if this is interrupted."""
+    """Measure into `samples`, which keeps the results so far if this is interrupted."""
     from deepzig.evaluate.speed import measure
 
     runs = repetitions + 1  # of a test: one warms up

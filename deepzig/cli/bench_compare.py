@@ -24,10 +24,10 @@ REPORT_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def compare(before: Path, after: Path, form: str | None) -> None:
     """Compare two results of a bench.
 
-    A and B are what `deepzig bench --json` or `deepzig bench serve --json` printed. Prints for each figure that both
-    have the mean of B over that of A. Behind ± stands half of the interval that holds the true ratio in 95 of 100
-    cases, as far as the repetitions tell; where 1 lies within it, there is no clear difference. What moves whole runs,
-    as other programs do, it does not know: measure A, B, A, B. Then what else differs: machine, model, settings,
+    A and B are what `deepzig bench --json` or `deepzig bench serve --json` printed. For each figure that both have it
+    prints the mean of B divided by that of A. ±: half of the interval that holds the true ratio in 95 of 100 cases,
+    judged by the repetitions; if the interval holds 1, there is no clear difference. It does not see what slows down
+    whole runs, such as other programs: measure A, B, A, B. Then it prints what else differs: machine, model, settings,
     version.
 
     \b

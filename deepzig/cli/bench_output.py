@@ -1,4 +1,4 @@
-"""How the benches show what they measured: options for the form, and a report in each. Called by `bench`,
+"""How the benches show what they measured: options for the form, and a report in each form. Called by `bench`,
 `bench_compare` and `bench_serve`; calls `tables`.
 """
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 FORMS = ("json", "csv", "markdown")
 LABEL_WIDTH = 9
 
-Lines = Sequence[tuple[str, str]]  # a label and what it says
+Lines = Sequence[tuple[str, str]]  # a label and its text
 
 
 def form_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --json, --csv and --markdown, of which the command's function gets `form`: one of FORMS, None for text."""
+    """Add --json, --csv and --markdown. The command's function gets `form`: one of FORMS, None for text."""
 
     @click.pass_context
     @functools.wraps(command)
@@ -44,7 +44,7 @@ def form_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _nearest(context: click.Context, forms: list[str]) -> str | None:
-    """Of several forms the one on the command line, else of the environment, else of the config file."""
+    """If several forms are set, that of the command line, else of the environment, else of the config file."""
     for source in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP):
         found = [form for form in forms if context.get_parameter_source(f"as_{form}") is source]
         if len(found) > 1:
@@ -71,14 +71,14 @@ def show(form: str | None, lines: Lines, table: Table, csv: Callable[[], Table],
 
 
 def show_report(form: str | None, report: "Report", lines: Lines, table: Table) -> None:
-    """Print a report; in CSV and JSON with all that it holds."""
+    """Print a report; in CSV and JSON with everything that it holds."""
     date = [("date", f"{report.date}, deepzig {report.deepzig}")]
     stopped = [] if report.is_complete else [("stopped", "by Ctrl-C, before all was measured")]
     show(form, [*lines, *date, *stopped], table, lambda: figures_table(report), report.to_json)
 
 
 def figures_table(report: "Report") -> Table:
-    """A row for each figure, with everything that is known of the run in columns behind it."""
+    """A row for each figure, followed by columns with all that is known of the run."""
     from deepzig.evaluate.reports import in_short
 
     parts = {"model": report.model, "machine": report.machine, "settings": report.settings, "beside": report.beside}
@@ -95,10 +95,10 @@ def _figure_columns(figure: "Figure") -> dict[str, Any]:
 
 
 def machine_line(machine: dict[str, Any]) -> tuple[str, str]:
-    """The machine in a line."""
+    """The machine in one line."""
     return "machine", f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB"
 
 
 def number(value: float | None, unit: str) -> str:
-    """For a table: times in milliseconds."""
+    """A number for a table; times are in milliseconds."""
     return "" if value is None else f"{value * 1000 if unit == 's' else value:.2f}"

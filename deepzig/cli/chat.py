@@ -1,7 +1,7 @@
 """`deepzig chat`: a conversation with a model in the terminal, or one that is read from stdin.
 
-Called by the command line; brings together what knows no more of each other than it must: `chat_input`
-reads, `chat_session` and `chat_commands` answer, `chat_output` shows.
+Called by the command line; connects modules that know little of each other: `chat_input` reads, `chat_session` and
+`chat_commands` answer, `chat_output` shows.
 """
 
 import contextlib
@@ -50,10 +50,10 @@ def chat(
 ) -> None:
     """Talk with a model.
 
-    Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands. Thoughts go to stderr. A model that has learned no
-    roles, as the bundled one, goes on with the story that you begin; Enter alone lets it go on.
+    Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands. Thoughts go to stderr. A model that has learned
+    no roles, such as the bundled one, continues the story that you begin; Enter alone lets it go on.
 
-    What is piped in is read line by line, a turn each, commands too; a \\ at the end of a line goes on in the next.
+    Piped lines are turns or commands; a \\ at the end of a line joins the next one to it.
 
     \b
         deepzig chat
@@ -61,7 +61,7 @@ def chat(
         deepzig chat -m ./DeepSeek-V2-Lite-Chat --context-shift --prompt-cache ./prompts
         deepzig chat -q -m ./DeepSeek-V2-Lite-Chat < article.txt
     """
-    sampling_params(sampling)  # what is wrong is told before the model is loaded
+    sampling_params(sampling)  # so that mistakes are told before the model is loaded
     from deepzig.cli.chat_file import load_messages
     from deepzig.cli.chat_output import ChatScreen
     from deepzig.cli.chat_session import ChatSession
@@ -82,7 +82,7 @@ def chat(
 
 
 def talk(session: "ChatSession", screen: "ChatScreen") -> int:
-    """Read and answer until the end. Returns the exit code: of a terminal 0, else that of the first error."""
+    """Read and answer until the end. Returns the exit code: 0 on a terminal, else that of the first error."""
     from deepzig.cli.chat_input import EditorInput, LineInput, has_editor, interrupts, without_echo
 
     if session.is_story:
@@ -101,7 +101,7 @@ def converse(
     source: "Input",
     while_answering: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> int:
-    """The same with a source. Returns the exit code of the first error, 0 without one."""
+    """Read messages and commands from a source, and answer. Returns the exit code of the first error, 0 without one."""
     exit_code = 0
     while True:
         try:

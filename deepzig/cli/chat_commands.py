@@ -43,10 +43,10 @@ _WORDS = {"None": "none", "True": "on", "False": "off"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command leads to."""
+    """The result of a command."""
 
     lines: list[str] = field(default_factory=list)
-    rows: list[tuple[str, str]] = field(default_factory=list)  # a name and what is to be said of it; before the lines
+    rows: list[tuple[str, str]] = field(default_factory=list)  # names and their descriptions, shown before the lines
     answer: Events | None = None  # to be shown as it comes
     is_end: bool = False  # of the chat
 
@@ -63,7 +63,7 @@ class Command:
 
 
 def is_command(text: str) -> bool:
-    """A blank before the slash makes it a message."""
+    """Whether a line is a command; a blank before the slash makes it a message."""
     return text.startswith("/")
 
 
@@ -187,7 +187,7 @@ def _setting(session: ChatSession, name: str) -> str:
 
 
 def _read(name: str, value: str) -> Any:
-    """The value of a parameter as it was typed; its range is for SamplingParams to check."""
+    """The value of a parameter that was typed; SamplingParams checks its range."""
     kind = _KINDS[name]
     if kind is bool:
         return _switched(f"/set {name}", value)

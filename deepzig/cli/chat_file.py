@@ -20,7 +20,7 @@ Message = dict[str, str]
 
 
 def save_messages(path: Path, model: str, messages: Sequence[Message]) -> None:
-    """Write a conversation, all or nothing, perhaps in the place of another one.
+    """Write a conversation, all or nothing; it may replace another one.
 
     Raises:
         RequestError: there is a file that is no conversation.
@@ -38,7 +38,7 @@ def save_messages(path: Path, model: str, messages: Sequence[Message]) -> None:
 def load_messages(path: Path) -> list[Message]:
     """The messages of a file: perhaps a system message, then users and assistants in turn.
 
-    Raises RequestError for what cannot be read and for what is no such conversation.
+    Raises RequestError for a file that cannot be read, or is no such conversation.
     """
     try:
         with path.open("rb") as file:

@@ -33,7 +33,7 @@ class Input(Protocol):
     """Where messages and commands come from."""
 
     def read(self) -> str | None:
-        """The next one; None at the end."""
+        """The next message or command; None at the end."""
 
 
 def has_editor() -> bool:
@@ -71,7 +71,7 @@ class EditorInput:
     """A prompt with history, several lines and completion, drawn on stderr."""
 
     def __init__(self, on_leave_hint: Callable[[], None]) -> None:
-        """on_leave_hint: called for Ctrl-C where there is nothing to take back."""
+        """on_leave_hint: called for Ctrl-C when there is no text to clear."""
         self._session = _session(on_leave_hint)
 
     def read(self) -> str | None:
@@ -143,7 +143,7 @@ def _completer() -> "Completer":
     from prompt_toolkit.document import Document
 
     class CommandCompleter(Completer):
-        """Names of commands, and what they take."""
+        """Completes names of commands and their arguments."""
 
         def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
             name, blank, argument = document.text_before_cursor.partition(" ")
@@ -161,7 +161,7 @@ def _completer() -> "Completer":
 
 
 def _history() -> "History":
-    """Messages of this and earlier chats; of this alone where they cannot be written."""
+    """Messages of this and earlier chats; of this one only if they cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     folder = user_folder("XDG_STATE_HOME", ".local/state")
@@ -180,7 +180,7 @@ def _history() -> "History":
 
 @contextmanager
 def interrupts(stop: Callable[[], None]) -> Iterator[None]:
-    """Within this context Ctrl-C calls `stop` while the editor does not read; one that comes late ends nothing."""
+    """Within this context Ctrl-C calls `stop`, except while the editor reads; a late one ends nothing."""
     before = signal.signal(signal.SIGINT, lambda _number, _frame: stop())
     try:
         yield
@@ -190,7 +190,7 @@ def interrupts(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def without_echo() -> Iterator[None]:
-    """Within this context what is typed does not appear; the editor reads it later."""
+    """Within this context typed text does not appear; the editor reads it later."""
     modes = termios.tcgetattr(sys.stdin)
     try:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, [*modes[:3], modes[3] & ~termios.ECHO, *modes[4:]])

@@ -1,7 +1,7 @@
-"""Shows a chat: answers on stdout, all else on stderr, dimmed where that is a terminal.
+"""Shows a chat: answers on stdout; all else on stderr, dimmed if that is a terminal.
 
-Called by `chat`; calls `word_wrap`, `terminal_text`, and `progress` for how numbers look. Knows the events of a
-session and what commands say, nothing of models.
+Called by `chat`; calls `word_wrap`, `terminal_text`, and `progress` to format numbers. Knows the events of a session
+and what commands say, nothing of models.
 """
 
 import os
@@ -28,7 +28,7 @@ _ERASE_LINE = "\r\x1b[2K"
 
 
 class ChatScreen:
-    """stdout and stderr, each of which may be a terminal."""
+    """stdout and stderr; each may be a terminal."""
 
     def __init__(self, *, hides_reasoning: bool) -> None:
         self._hides_reasoning = hides_reasoning or is_quiet()
@@ -41,7 +41,7 @@ class ChatScreen:
         note(click.style(_fitted(text), dim=True))
 
     def reply(self, outcome: Outcome) -> None:
-        """What a command says."""
+        """Show what a command says."""
         if outcome.rows:
             formatter = Formatter(width=_columns(sys.stderr) - 1)
             formatter.write_dl(outcome.rows)
@@ -50,11 +50,11 @@ class ChatScreen:
             click.echo(_fitted(line), err=True)
 
     def error(self, message: str) -> None:
-        """What went wrong, in a line."""
+        """Show what went wrong, in one line."""
         click.echo(_fitted(f"Error: {' '.join(message.split())}"), err=True)
 
     def show(self, events: Events) -> None:
-        """An answer as it comes. Raises what `events` raise, when the line has been ended."""
+        """Show an answer as it comes. Raises what `events` raise, after ending the line."""
         started = time.perf_counter()
         try:
             for event in events:
@@ -88,7 +88,7 @@ class ChatScreen:
             self._text = None
 
     def _set_status(self, text: str) -> None:
-        """Write over the status line; empty: there is none any more. Only on a terminal."""
+        """Overwrite the status line; empty: remove it. Only on a terminal."""
         if self._has_status and text != self._status:
             sys.stderr.write(_ERASE_LINE)  # no style, so not for click to leave out
             click.echo(click.style(text, dim=True), nl=False, err=True)
@@ -109,7 +109,7 @@ class _GrowingText:
         self._put(self._wrap.push(text) if self._wrap else text)
 
     def end(self) -> None:
-        """Add what waits, and end the line."""
+        """Add waiting text, and end the line."""
         self._put((self._wrap.finish() if self._wrap else "") + "\n")
 
     def _put(self, text: str) -> None:
@@ -124,7 +124,7 @@ class _Answer(_GrowingText):
 
 
 class _Reasoning(_GrowingText):
-    """Without styles they stand between their marks."""
+    """Thoughts; without styles they stand between their marks."""
 
     def __init__(self) -> None:
         colour = click.get_current_context().color
@@ -138,7 +138,7 @@ class _Reasoning(_GrowingText):
 
 
 def _fitted(text: str) -> str:
-    """A line, broken between words where a terminal is narrower."""
+    """A line, broken between words if the terminal is narrower."""
     return textwrap.fill(harmless(text, sys.stderr), _columns(sys.stderr)) if sys.stderr.isatty() else text
 
 

@@ -1,7 +1,7 @@
-"""ChatSession: a conversation with a model: its turns, the prompt that they make, the answer as it comes.
+"""ChatSession: a conversation with a model: its turns, their prompt, and the answer as it comes.
 
 Called by `chat`, `chat_commands` and `chat_output`; calls `LLM.submit`, the chat template and `AnswerParser`. Knows
-nothing of terminals, commands and files.
+nothing of terminals, commands or files.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -20,7 +20,7 @@ from deepzig.text.answer_parser import AnswerParser, Content, Part, Reasoning
 from deepzig.text.chat import ChatTemplate, thinking_variables
 from deepzig.text.resumed_tokens import resumed
 
-POLL_INTERVAL_S = 0.1  # how long a wish to stop may wait
+POLL_INTERVAL_S = 0.1  # how long stopping may take at most
 PASSAGE_TOKENS = SamplingParams().max_tokens  # of a story, after which the user decides how it goes on
 
 Event = Progress | Part
@@ -29,7 +29,7 @@ Events = Generator[Event, None, None]
 
 @dataclass
 class Turn:
-    """What the user said and what the model answered."""
+    """A message of the user and the answer of the model."""
 
     message: str
     answer: str = ""
@@ -48,7 +48,7 @@ class AnswerReport:
 
 @dataclass
 class Totals:
-    """Of all answers of a session."""
+    """Counts and times of all answers of a session."""
 
     answers: int = 0
     prompt_tokens: int = 0
@@ -65,7 +65,7 @@ class Totals:
 
 @dataclass
 class _Answering:
-    """An answer in the making."""
+    """An answer that is being generated."""
 
     generation: Generation
     parser: AnswerParser
@@ -73,7 +73,7 @@ class _Answering:
     end: str = "stopped"
 
     def take(self) -> tuple[list[Part], list[int]]:
-        """Parts and tokens that have come. Raises as `Generation.poll`."""
+        """Take the parts and tokens that have come. Raises as `Generation.poll`."""
         chunks = self.generation.poll()
         tokens = [token for chunk in chunks for token in chunk.token_ids]
         self.n_tokens += len(tokens)
@@ -82,7 +82,7 @@ class _Answering:
         return self.parser.push("".join(chunk.text for chunk in chunks), tokens), tokens
 
     def report(self) -> AnswerReport | None:
-        """None if there is no token."""
+        """The report on the answer; None if it has no token."""
         timings = self.generation.timings
         if timings is None:
             return None
@@ -90,7 +90,7 @@ class _Answering:
 
 
 class ChatSession:
-    """A conversation. With a model that has only learned to go on with texts it is a story: one text, written in turns.
+    """A conversation. If the model can only continue text, it is a story: one text, written in turns.
 
     Raises RequestError if the model has no tokenizer.
     """
@@ -114,7 +114,7 @@ class ChatSession:
 
     @cached_property
     def is_story(self) -> bool:
-        """The model knows no roles."""
+        """Whether the model knows no roles."""
         return self.llm.chat_template is None or not self.llm.chat_template.tells_roles()
 
     @cached_property
@@ -124,12 +124,12 @@ class ChatSession:
 
     @cached_property
     def switches_thinking(self) -> bool:
-        """The model thinks or not, as one likes."""
+        """Whether thinking can be switched on and off."""
         return not self.is_story and self._template.switches_thinking()
 
     @property
     def name(self) -> str:
-        """Of the model, without the folders above it."""
+        """Name of the model, without the folders above it."""
         return Path(self.llm.name).name or self.llm.name
 
     # ---- what the user sets
@@ -147,7 +147,7 @@ class ChatSession:
 
     @property
     def thinking(self) -> bool | None:
-        """Whether to think; None: as the template likes. Setting it raises RequestError where there is no choice."""
+        """Whether to think; None: as the template decides. Setting it raises RequestError if there is no choice."""
         return self._thinking
 
     @thinking.setter
@@ -160,11 +160,11 @@ class ChatSession:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """In OpenAI's form."""
+        """The messages in OpenAI's form."""
         return self._messages(self.turns)
 
     def replace_conversation(self, messages: Sequence[Mapping[str, str]]) -> None:
-        """Put messages, checked by `chat_file`, in the place of all that was said."""
+        """Replace all that was said by messages, checked by `chat_file`."""
         system = next((message["content"] for message in messages if message["role"] == "system"), None)
         self.system = system
         self.clear()
@@ -182,7 +182,7 @@ class ChatSession:
         self.turns, self.unanswered, self.report = [], None, None
 
     def undo(self, n_turns: int = 1) -> list[Turn]:
-        """Take back the last turns, which are returned. Raises RequestError if there are fewer."""
+        """Take back the last turns and return them. Raises RequestError if there are fewer."""
         if n_turns > len(self.turns):
             raise RequestError(f"turns to take back: {len(self.turns)}" if self.turns else "nothing was said yet")
         taken = self.turns[-n_turns:]
@@ -190,10 +190,10 @@ class ChatSession:
         return taken
 
     def ask(self, message: str) -> Events:
-        """Answer a message, piece by piece; before the first piece, how far the prompt is.
+        """Answer a message, piece by piece; before the first piece come reports on the progress of the prompt.
 
-        The turn is kept with what was said of the answer when it ends, is stopped, or fails. If that is nothing the
-        turn is dropped, and `unanswered` has the message. Raises as `LLM.submit` and `Generation.poll`.
+        When the answer ends, is stopped or fails, the turn is kept with the part that came. If nothing came, the turn
+        is dropped, and `unanswered` has the message. Raises as `LLM.submit` and `Generation.poll`.
         """
         self._is_stopped, self.report = False, None
         turn = Turn(self._set_off(message) if self.is_story else message.strip())
@@ -231,7 +231,7 @@ class ChatSession:
                 self.unanswered = None
 
     def stop(self) -> None:
-        """End the answer that is coming; does nothing else, so that a signal's handler may call it."""
+        """End the current answer and do nothing else, so that a signal handler may call it."""
         self._is_stopped = True
 
     @property
@@ -261,7 +261,7 @@ class ChatSession:
         return messages
 
     def _prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Token ids. What the model has read and said keeps its tokens."""
+        """Token ids. Text that the model has read or said keeps its tokens."""
         if self.is_story:
             text = "".join(turn.message + turn.answer for turn in turns)
             ids = self._tokenizer.encode(text, allow_special=False)
@@ -289,7 +289,7 @@ class ChatSession:
         yield from answering.parser.finish()
 
     def _set_off(self, words: str) -> str:
-        """The user's part of a story, behind a blank unless there is one or a mark begins it; "" for blanks alone."""
+        """The user's part of a story, after a blank unless there is one or a mark begins it; "" for blanks alone."""
         if not words.strip():
             return ""
         before = self.turns[-1].message + self.turns[-1].answer if self.turns else ""

@@ -1,4 +1,4 @@
-"""What each command has beyond click's: -q and -v, environment variables, the config file, a help in sections.
+"""What commands add to click's: -q and -v, environment variables, the config file, help in sections.
 
 Called by the modules of the commands, which are decorated with `@command()` or `@group()`; calls `messages` and
 `config_file`. Knows no command.
@@ -31,7 +31,7 @@ class Command(Helpful):
                 parameter.type = Words()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        for option in settable(self):  # only now: the variables have the command's path in them, which `ctx` knows
+        for option in settable(self):  # only now: the names of variables contain the command's path, which `ctx` knows
             option.envvar = variables_of(option, path_of(ctx))
         if not ctx.resilient_parsing:
             ctx.default_map = config_file.Defaults(ctx)
@@ -63,7 +63,7 @@ group = functools.partial(click.group, cls=Group)
 
 
 def _from_elsewhere(error: click.BadParameter, context: click.Context) -> click.UsageError | None:
-    """The error with the name of the variable or of the file's key that holds the value, if one does."""
+    """The error, with the name of the variable or of the file's key that holds the value, if one does."""
     option = error.param
     if not isinstance(option, click.Option) or option.name is None:
         return None
@@ -77,7 +77,7 @@ def _from_elsewhere(error: click.BadParameter, context: click.Context) -> click.
 
 
 def _set_verbosity(context: click.Context, option: click.Parameter, is_on: bool) -> None:
-    """The one that is given nearest to the command counts: a word on the command line more than a variable."""
+    """Set -q or -v; the one given nearest to the command counts: the command line beats a variable."""
     if not is_on or context.resilient_parsing:
         return
     order = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)

@@ -24,7 +24,7 @@ CACHED = "models--"  # the hub's folder of org/name is models--org--name
 def completion(context: click.Context, shell: str) -> None:
     """Print the script that lets a shell complete commands.
 
-    Into ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish goes the line for your shell:
+    Put the line for your shell into ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish:
 
     \b
         eval "$(deepzig completion bash)"
@@ -39,9 +39,9 @@ def completion(context: click.Context, shell: str) -> None:
 
 
 def complete_model(_context: click.Context, _parameter: click.Parameter, begun: str) -> "list[CompletionItem[str]]":
-    """Bundled models, models of the hub on this machine and folders with a config.json; else any folder.
+    """Bundled models, hub models on this machine, and folders with a config.json; else any folder.
 
-    A shell completes folders itself, but not beside other answers.
+    The shell completes folders itself, but not if there are other answers.
     """
     from click.shell_completion import CompletionItem
 

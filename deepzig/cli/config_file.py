@@ -6,7 +6,7 @@
     port = 8080
 
 Called by `command`, for the defaults of a command, and by `configuration`, which shows them. Read when the first value
-is asked for, and checked whole, so that a mistake is told whichever command runs. Knows no command by name.
+is asked for. The whole file is checked, so that every command reports a mistake. Knows no command by name.
 """
 
 import os
@@ -29,7 +29,7 @@ TYPES = {bool: "true or false", int: "a whole number", float: "a decimal number"
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """What the file says, checked against the options that there are."""
+    """The content of the file, checked against the existing options."""
 
     path: Path
     tables: dict[tuple[str, ...], dict[str, Any]]  # path of the command, () for all -> name of the option -> value
@@ -71,7 +71,7 @@ def of(context: click.Context) -> ConfigFile | None:
 
 
 class Defaults(UserDict[str, Any]):
-    """What the file gives a command, as click's default_map; read when it is looked at, which --help does not."""
+    """The file's values for a command, as click's default_map; read only when needed, which --help does not."""
 
     def __init__(self, context: click.Context) -> None:
         self._context = context
@@ -103,7 +103,7 @@ def _read(path: Path, context: click.Context) -> ConfigFile | None:
 
 @dataclass(frozen=True)
 class _Check:
-    """Goes through a document and refuses what no command has."""
+    """Goes through a document and refuses what no command knows."""
 
     path: Path
     context: click.Context  # for the hint below an error

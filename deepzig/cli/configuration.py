@@ -1,6 +1,6 @@
-"""The values of all options and where each comes from, as `deepzig info --config` shows them.
+"""The values of all options and their origins, as `deepzig info --config` shows them.
 
-Called by `info`; calls `config_file` and the commands' own parsing of values. Secrets are shown as set, no more.
+Called by `info`; calls `config_file` and the commands' own parsing of values. Shows only whether secrets are set.
 """
 
 import json
@@ -59,7 +59,7 @@ def as_json(context: click.Context) -> str:
 
 
 def lines(context: click.Context) -> Iterator[str]:
-    """For people: what all commands share once, then what is a command's own or differs there."""
+    """Lines for people: first what all commands share, then what is special to one command."""
     file = config_file.of(context)
     yield f"config file: {file.path if file else _none_read()}"
     for title, options in _grouped(settings(context)).items():
@@ -104,7 +104,7 @@ def _setting(option: click.Option, context: click.Context) -> Setting:
 
 
 def _plain(option: click.Option, context: click.Context, value: Any) -> Any:
-    """The value as JSON has it; what is not of the option's type stays as it was written."""
+    """The value as JSON has it; a value of the wrong type stays as it was written."""
     if value is None:
         return _absent(option)
     if option.hide_input:
@@ -117,7 +117,7 @@ def _plain(option: click.Option, context: click.Context, value: Any) -> Any:
 
 
 def _absent(option: click.Option) -> Any:
-    """The value of an option that nothing sets; None, too, of a flag like --think/--no-think."""
+    """The value of an option that nothing sets; None, too, for a flag like --think/--no-think."""
     if option.is_flag and not option.secondary_opts:
         return False
     return [] if option.multiple else None

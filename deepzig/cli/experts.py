@@ -1,4 +1,5 @@
-"""The expert load of a text, as `deepzig info --experts` shows it: a line a layer with a bar for each expert, or JSON.
+"""The expert load of a text, as `deepzig info --experts` shows it: a line for each layer with a bar for each expert, or
+JSON.
 
 Called by `info`; calls `evaluate.expert_load`.
 """
@@ -29,7 +30,7 @@ def expert_load(model: str, text: Path) -> "ExpertLoad":
 
 
 def as_object(load: "ExpertLoad") -> dict[str, Any]:
-    """What --json prints under "expert_load"."""
+    """The object that --json prints under "expert_load"."""
     return {
         "tokens": load.n_tokens,
         "layers": [
@@ -48,7 +49,7 @@ def as_object(load: "ExpertLoad") -> dict[str, Any]:
 
 
 def lines(load: "ExpertLoad") -> Iterator[str]:
-    """A table for people: the bars of a line are the tokens of its experts, the highest bar the busiest."""
+    """A table for people: the bars of a line show the tokens of its experts, relative to the busiest."""
     yield f"expert load of {load.n_tokens} tokens, {load.experts_per_token} of {load.n_experts} experts each"
     yield "layer  unused  effective  busiest        load of experts 0, 1, ..."
     for layer in load.layers:
@@ -58,7 +59,7 @@ def lines(load: "ExpertLoad") -> Iterator[str]:
 
 
 def _bars(layer: "LayerLoad") -> str:
-    """A character for each expert, or for each few where there are many: `·` for no token at all."""
+    """A character for each expert, or for each few of many experts; `·`: no token at all."""
     per_bar = -(-len(layer.tokens) // MAX_BARS)
     groups = [layer.tokens[first : first + per_bar].mean() for first in range(0, len(layer.tokens), per_bar)]
     highest = max(groups)

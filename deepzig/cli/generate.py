@@ -60,7 +60,7 @@ def generate(
 ) -> None:
     """Continue a prompt, or answer it.
 
-    PROMPT is text, or - for stdin. What is piped in, and what --file names, goes before it on lines of its own; a line
+    PROMPT is text, or - for stdin. Piped text, and the text of --file, come before it on lines of their own; a line
     break at their end does not count.
 
     \b
@@ -87,7 +87,7 @@ def generate(
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The file's text, piped text and the argument, in this order. Raises click.UsageError if there is none of them."""
+    """The text of the file, piped text and the argument, in this order. Raises click.UsageError if there is none."""
     parts = []
     if file is not None:
         parts.append(_without_last_break(decode(file.read_bytes(), str(file))))
@@ -105,7 +105,7 @@ def _without_last_break(text: str) -> str:
 
 
 def print_stream(llm: "LLM", request: Request, params: "SamplingParams") -> "GenerationResult":
-    """Print the answer to stdout while it is made."""
+    """Print the answer to stdout as it comes."""
     for chunk in llm.stream(request, params):  # color: else click would take away from a pipe what looks like a style
         click.echo(harmless(chunk.text, sys.stdout), nl=False, color=True)
         if chunk.result is not None:
@@ -115,7 +115,7 @@ def print_stream(llm: "LLM", request: Request, params: "SamplingParams") -> "Gen
 
 
 def as_object(model: str, prompt: str, result: "GenerationResult") -> dict[str, Any]:
-    """What --json prints."""
+    """The object that --json prints."""
     shown: dict[str, Any] = {
         "model": model,
         "prompt": prompt,

@@ -13,12 +13,12 @@ import click
 
 from deepzig.cli.naming import EVERYWHERE, OWN
 
-NARROW = 60  # columns: below, what an option does stands under it
+NARROW = 60  # columns; if fewer, the description of an option stands below it
 MAX_WIDTH = 80
 
 
 class Formatter(click.HelpFormatter):
-    """click's, for narrow terminals too."""
+    """click's formatter, for narrow terminals too."""
 
     def __init__(self, indent_increment: int = 2, width: int | None = None, max_width: int | None = None) -> None:
         if width is None and click.formatting.FORCED_WIDTH is None:

@@ -1,8 +1,8 @@
-"""`deepzig info`: what a model is, what it needs, and what of it lies in a folder.
+"""`deepzig info`: what a model is, what it needs, and which parts of it a folder has.
 
 Called by the command line; calls `config`, `checkpoint`, `text`, `engine.memory_need` and, for --experts, `experts`;
-without that it computes nothing with the weights. Answers from config.json alone where there are no weights yet, so
-that one can ask before a long download. `info_lines` prints.
+otherwise it computes nothing with the weights. If there are no weights yet, config.json is enough, so that one can ask
+before a long download. `info_lines` prints.
 """
 
 import json
@@ -33,7 +33,7 @@ COMPARED_UP_TO = 1.05  # times the bytes it has now; int8 of a model in fp8 is a
 @command()
 @model_option
 @click.option("--context", "n_tokens", type=click.IntRange(min=1), metavar="N",
-              help=f"Tokens that memory and speed are stated for.  [default: {CONTEXT}, or the model's if less]")
+              help=f"Tokens for which memory and speed are stated.  [default: {CONTEXT}, or the model's if less]")
 @cache_dtype_option
 @click.option("--check-tensors", is_flag=True, help="Read all weights and look for NaN and infinity.")
 @click.option("--experts", is_flag=True, help="Show how busy each expert is on the text of --text.")
@@ -55,11 +55,11 @@ def info(
 ) -> None:
     """Show what a model is and what it needs.
 
-    config.json is enough: without weights in the folder, sizes are computed from what it declares. A name of the hub
-    fetches no weights.
+    config.json is enough: without weights in the folder, sizes are computed from what it declares. For a name of the
+    hub no weights are fetched.
 
-    The speed is a bound: bytes that a token reads, over what memory gave this moment. Decoding of large models has
-    reached 0.6 to 0.9 of it, depending on the CPU (docs/performance.md).
+    The speed is an upper limit: the memory's speed, measured now, divided by the bytes that a token reads. Decoding of
+    large models has reached 0.6 to 0.9 of it, depending on the CPU (docs/performance.md).
 
     \b
         deepzig info -m deepseek-ai/DeepSeek-V3 --cache-dtype int8
@@ -89,7 +89,7 @@ def info(
 
 
 def describe(directory: Path, n_tokens: int | None, cache_dtype: str, *, check_tensors: bool) -> dict[str, Any]:
-    """What a model's folder tells, as --json prints it; without weights, sizes are those that config.json declares."""
+    """What a model's folder has, as --json prints it; without weights, sizes follow from config.json."""
     from deepzig.checkpoint.directory import open_checkpoint
     from deepzig.checkpoint.sizes import declared_size
     from deepzig.config import ModelConfig
@@ -135,7 +135,7 @@ def architecture(config: "ModelConfig") -> dict[str, Any]:
 
 
 def context_of(config: "ModelConfig", asked: int | None) -> int:
-    """The tokens that are asked for, CONTEXT or what there is. Raises ContextLengthError."""
+    """The tokens asked for, else CONTEXT, or the model's context if less. Raises ContextLengthError."""
     longest = config.max_position_embeddings
     if asked is not None and asked > longest:
         raise ContextLengthError(f"--context {asked} is above the {longest} tokens of the model; take less")
@@ -143,7 +143,7 @@ def context_of(config: "ModelConfig", asked: int | None) -> int:
 
 
 def stored(checkpoint: "Checkpoint", config: "ModelConfig") -> tuple["ModelSize", bool]:
-    """Size of what lies in the folder, and whether it has MTP layers. Raises CheckpointError if it is not what
+    """Size of the weights in the folder, and whether it has MTP layers. Raises CheckpointError if they are not what
     config.json asks for."""
     from deepzig.checkpoint.loader import load_weights
     from deepzig.checkpoint.sizes import stored_size
@@ -155,7 +155,7 @@ def stored(checkpoint: "Checkpoint", config: "ModelConfig") -> tuple["ModelSize"
 def needs(
     config: "ModelConfig", size: "ModelSize", context: int, cache_dtype: str, *, with_mtp: bool
 ) -> dict[str, Any]:
-    """Memory and speed, as it is and in other formats."""
+    """Memory and speed, for the model as it is and in other formats."""
     from deepzig.checkpoint.recipe import Recipe
     from deepzig.checkpoint.sizes import converted_size
     from deepzig.engine.memory_need import bytes_read_per_token, cache_bytes_per_token, memory_need
@@ -221,7 +221,7 @@ def texts(directory: Path) -> dict[str, Any]:
 
 
 def kernels_in_use() -> str:
-    """The implementations that were picked, in a line; why there are no compiled ones if so."""
+    """The implementations in use, in one line; if there are no compiled ones, the reason."""
     from deepzig import _kernels
 
     shown = _kernels.in_a_line()

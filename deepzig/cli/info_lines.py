@@ -12,7 +12,7 @@ NAME_WIDTH = 18
 
 
 def print_lines(described: dict[str, Any]) -> None:
-    """All that `info` found out."""
+    """Print everything that `info` found out."""
     for name, value in _lines(described):
         click.echo(labelled(name, value, NAME_WIDTH))
     if described["conversions"]:
@@ -66,7 +66,7 @@ def _needs(described: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _table(described: dict[str, Any]) -> Table:
-    """What other formats would need."""
+    """A table of what other formats would need."""
     rows = []
     for form in (described["as_it_is"], *described["conversions"]):
         name = "int4 mix" if form["format"] == "int4" else form["format"]
@@ -96,5 +96,5 @@ def _present(there: bool) -> str:
 
 
 def _figure(number: float) -> str:
-    """Two digits, or whole: 0.78, 5.2, 1900."""
+    """A number with two digits, or whole: 0.78, 5.2, 1900."""
     return f"{number:.0f}" if number >= 10 else f"{number:.2g}"

@@ -59,7 +59,7 @@ def kernels(as_json: bool) -> None:
 
 
 def print_table(rows: "list[KernelRow]") -> None:
-    """A row for each kernel; a paragraph, on a terminal whose columns would cut words."""
+    """Print a row for each kernel; a paragraph, if the terminal is so narrow that words would be cut."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,7 +1,7 @@
-"""What appears on stderr beside errors: notes of the commands, warnings, log lines; -q and -v choose how much.
+"""What appears on stderr apart from errors: notes of the commands, warnings, log lines; -q and -v choose how much.
 
 Called by the commands (`note`, `warn`), by `command` for -q and -v, by `progress`, and by the command line as a whole,
-which shows what the packages below log or warn of. Levels of `logging` carry it all, since notes come from other
+which shows logs and warnings of the packages below. All go through levels of `logging`, since notes come from other
 threads, too. Knows no command.
 """
 
@@ -20,34 +20,34 @@ _log = logging.getLogger("deepzig.cli")
 
 
 def note(message: str) -> None:
-    """Tell people what a command does or did; unless -q was given."""
+    """Tell people what a command does or has done, unless -q was given."""
     _log.log(NOTE, "%s", message)
 
 
 def warn(message: str) -> None:
-    """Tell people what may not be as they think; unless -q was given."""
+    """Tell people that something may not be as they expect, unless -q was given."""
     _log.warning("%s", message)
 
 
 def is_quiet() -> bool:
-    """Whether nothing but errors is wanted."""
+    """Whether only errors are wanted."""
     return not _log.isEnabledFor(logging.WARNING)
 
 
 def be_quiet() -> None:
-    """Errors only, of other packages too."""
+    """Show errors only, for other packages too."""
     _package.setLevel(logging.ERROR)
     logging.getLogger().setLevel(logging.ERROR)
 
 
 def be_verbose() -> None:
-    """Whatever deepzig logs: what is loaded, which kernels run, each request."""
+    """Show all that deepzig logs: what is loaded, which kernels run, each request."""
     _package.setLevel(logging.INFO)
     logging.getLogger().setLevel(logging.WARNING)
 
 
 class _Lines(logging.Handler):
-    """A line each on the stderr of the moment. Work goes on where it can no longer be written."""
+    """Writes each record as a line to the current stderr. If that cannot be written, work goes on."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

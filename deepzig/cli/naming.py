@@ -31,7 +31,7 @@ def shared_option(*names: str, heading: str, **attributes: Any) -> Decorator:
 
 
 def in_order(*options: Decorator) -> Decorator:
-    """All of them, in the help in this order."""
+    """All the options, in the help in this order."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
@@ -42,7 +42,7 @@ def in_order(*options: Decorator) -> Decorator:
 
 
 class Words(click.types.StringParamType):
-    """Text of an option that may be repeated: an environment variable holds several as a shell's words."""
+    """Text of an option that may be repeated: an environment variable holds several values, as words of a shell."""
 
     def split_envvar_value(self, rv: str) -> Sequence[str]:
         try:
@@ -52,19 +52,19 @@ class Words(click.types.StringParamType):
 
 
 def long_name(parameter: click.Parameter) -> str:
-    """As people write it, without dashes: max-tokens."""
+    """The name as people write it, without dashes: max-tokens."""
     return max(parameter.opts, key=len).lstrip("-")
 
 
 def path_of(context: click.Context) -> tuple[str, ...]:
-    """The command's name behind `deepzig`, and its subcommand's."""
+    """The command's name after `deepzig`, and its subcommand's."""
     if context.parent is None:
         return ()
     return (*path_of(context.parent), context.info_name or "")
 
 
 def settable(command: click.Command) -> list[click.Option]:
-    """The options that environment variables set, too: all but --help."""
+    """The options that environment variables can set: all but --help."""
     return [option for option in command.params if isinstance(option, click.Option)]
 
 

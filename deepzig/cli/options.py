@@ -31,7 +31,7 @@ json_option = shared_option(
 
 
 def _model_or_bundled(ctx: click.Context, _param: click.Parameter, model: str | None) -> str | None:
-    """The model that was named, else the bundled one, which `model_folder` tells of."""
+    """The named model, else the bundled one."""
     if model is not None or ctx.resilient_parsing:
         return model
     ctx.meta[_IS_DEFAULT] = True
@@ -71,9 +71,9 @@ model_option = in_order(  # -m, --yes and --offline
 
 
 def model_folder(model: str, with_weights: bool = True) -> Path:
-    """The folder of a model. Shows how much there is to download, asks before more than 1 GB, shows how far it is.
+    """The folder of a model. Shows the size of a download, asks before more than 1 GB, shows progress.
 
-    Tells once that nobody named a model, if that is so.
+    Says once that nobody named a model, if so.
     """
     if click.get_current_context().meta.pop(_IS_DEFAULT, False):
         note(f"Using the bundled model '{model_names.BUNDLED_MODEL}'; -m MODEL takes another.")
@@ -81,13 +81,13 @@ def model_folder(model: str, with_weights: bool = True) -> Path:
 
 
 def load_model(model: str, **loading: Any) -> "LLM":
-    """Load a model, downloaded before as `model_folder` does. loading: as of `load_present`."""
+    """Load a model; fetch it first as `model_folder` does. loading: arguments of `load_present`."""
     model_folder(model)
     return load_present(model, **loading)
 
 
 def load_present(model: str, *, n_machines: int = 1, **loading: Any) -> "LLM":
-    """Load a model that is here, on this machine or on several. loading: as of `deepzig.load`."""
+    """Load a model that is on this machine, here or on several machines. loading: arguments of `deepzig.load`."""
     if n_machines > 1:
         from deepzig.distributed.loading import load_distributed
 
@@ -98,12 +98,12 @@ def load_present(model: str, *, n_machines: int = 1, **loading: Any) -> "LLM":
 
 
 def on_terminal() -> bool:
-    """Whether there is somebody to ask."""
+    """Whether somebody can be asked."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def fetch_asking(download: "Download") -> Path:
-    """Download, on a terminal after asking."""
+    """Download; on a terminal, ask first."""
     from deepzig.checkpoint.hub import fetch
     from deepzig.cli.progress import byte_progress, scaled
 
@@ -153,7 +153,7 @@ cache_bytes_option = shared_option(
     heading=COMPUTING,
     callback=as_bytes,
     metavar="SIZE",
-    help="Memory for the latent cache, as 512MB or 4GiB. Without it: a quarter of what is free.",
+    help="Memory for the latent cache, such as 512MB or 4GiB. Without it: a quarter of what is free.",
 )
 
 
@@ -165,7 +165,7 @@ compute_options = in_order(
     ),
     shared_option(
         "--deterministic", heading=COMPUTING, is_flag=True,
-        help="The same bits whatever the chunks, the cache and the batch; slower prompts.",
+        help="Compute the same bits whatever the chunks, the cache and the batch; prompts are slower.",
     ),
     shared_option(
         "--machines", "n_machines", heading=COMPUTING, type=click.IntRange(min=1), default=1, show_default=True,
@@ -178,11 +178,11 @@ cache_options = in_order(
     cache_bytes_option,
     shared_option(
         "--context-shift", is_flag=True, heading=COMPUTING,
-        help="When the context is full, go on without the oldest tokens behind the first.",
+        help="When the context is full, drop its oldest tokens, except the first 64, and go on.",
     ),
     shared_option(
         "--prompt-cache", heading=COMPUTING, metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
-        help="Keep what was computed of prompts in this folder, for later runs; not if a server has API keys.",
+        help="Keep computed prompts in this folder for later runs; unused if a server has API keys.",
     ),
 )  # fmt: skip
 _LOADING = (

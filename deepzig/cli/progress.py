@@ -15,29 +15,29 @@ from deepzig.cli.messages import is_quiet, note
 
 LINE_EVERY_S = 10.0
 DRAW_EVERY_S = 0.1
-ALIKE = ("B", "tokens")  # units that take about the same time each
+ALIKE = ("B", "tokens")  # units that take about equal time
 NARROWEST_BAR = 4  # columns
 
 
 class Update(Protocol):
-    """Called often; shows something now and then."""
+    """Reports progress; called often, shows something now and then."""
 
     def __call__(self, done: int, total: int, *details: str) -> None:
-        """`done` of `total` units, and what else is to be said, what matters most first."""
+        """`done` of `total` units, and further texts, the most important first."""
 
 
 def byte_progress(title: str) -> AbstractContextManager[Update]:
-    """For work counted in bytes: shows bytes, MB/s and the time left."""
+    """Progress of work counted in bytes: shows bytes, MB/s and the time left."""
     return _progress(title, "B")
 
 
 def token_progress(title: str) -> AbstractContextManager[Update]:
-    """For work counted in tokens."""
+    """Progress of work counted in tokens."""
     return _progress(title, "tokens")
 
 
 def timed_progress(title: str, unit: str) -> AbstractContextManager[Update]:
-    """For work that is timed: on a terminal alone, and drawn between its units, so as to take no time of theirs."""
+    """Progress of timed work: only on a terminal, and drawn between units, so that it takes no time from them."""
     if is_quiet() or not sys.stderr.isatty():
         return nullcontext(lambda done, total, *details: None)
     return _bar(title, unit, between_updates=False)
@@ -57,7 +57,7 @@ def _bar(title: str, unit: str, between_updates: bool = True) -> Iterator[Update
     from rich.text import Text
 
     console = Console(stderr=True)
-    console.width -= len("^C")  # which terminals show at its end: within the line, so that it is drawn over
+    console.width -= len("^C")  # which terminals show at the end: within the line, so that it is overwritten
 
     class Counts(ProgressColumn):
         """One column, since rich makes all columns narrower alike until none can be read."""
@@ -87,7 +87,7 @@ def _bar(title: str, unit: str, between_updates: bool = True) -> Iterator[Update
 @contextmanager
 def _lines(title: str, unit: str) -> Iterator[Update]:
     started = shown = time.perf_counter()
-    first: int | None = None  # what had been done before: a resumed run is no faster for it
+    first: int | None = None  # what was done before, which must not make a resumed run look faster
     ended = False
 
     def update(done: int, total: int, *details: str) -> None:
@@ -104,7 +104,7 @@ def _lines(title: str, unit: str) -> Iterator[Update]:
 
 
 def counted(done: int, total: int, unit: str, rate: float) -> list[str]:
-    """How much of how much; of what is alike, too, the time left unless that is unknown or none, and units a second."""
+    """How much of how much; for units alike, also units a second, and the time left if it is known and not zero."""
     if unit not in ALIKE:
         return [amount(done, total, unit)]
     left = [f"{clock((total - done) / rate)} left"] if rate > 0 and done < total else []

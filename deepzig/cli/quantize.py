@@ -45,7 +45,7 @@ def parse_includes(_ctx: click.Context, _param: click.Parameter, values: tuple[s
 @click.option(
     "--format", "wanted", required=True, type=click.Choice(FORMATS), help="int4: routed experts int4, the rest int8."
 )
-@click.option("--group-size", type=click.Choice(list(GROUPS)), help="Columns that share a scale, or all of a row.")
+@click.option("--group-size", type=click.Choice(list(GROUPS)), help="Columns that share a scale; channel: a whole row.")
 @click.option(
     "--include",
     multiple=True,
@@ -53,17 +53,19 @@ def parse_includes(_ctx: click.Context, _param: click.Parameter, values: tuple[s
     callback=parse_includes,
     help="Another format for some modules. May be given several times.",
 )
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Modules to leave as they are, as often as needed.")
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Modules to leave as they are. May be given several times."
+)
 @click.option(
     "--calibrate",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="TEXT",
-    help="A text file: int4 scales suit the inputs that it causes.",
+    help="A text file: fit int4 scales to the inputs that it causes.",
 )
 @click.option("--resume", is_flag=True, help="Go on with a conversion that was interrupted.")
 @click.option("--allow-nonfinite", is_flag=True, help="Go on when weights hold NaN or infinity.")
 @click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", callback=as_bytes,
-              help="Of a file of weights.")  # fmt: skip
+              help="Size of a file of weights.")  # fmt: skip
 @json_option
 @hub_options
 @threads_option

@@ -19,11 +19,11 @@ _option = functools.partial(shared_option, heading="Sampling")
 _OPTIONS: tuple[Decorator, ...] = (
     _option("--temperature", type=float, metavar="T", help=f"0: always the likeliest token.  {MODELS}"),
     _option("--top-k", type=int, metavar="K", help=f"Choose among the K likeliest; 0: among all.  {MODELS}"),
-    _option("--top-p", type=float, metavar="P", help=f"Choose among the likeliest with P together.  {MODELS}"),
+    _option("--top-p", type=float, metavar="P", help=f"Choose among the likeliest, with P in total.  {MODELS}"),
     _option("--min-p", type=float, metavar="P", help="Leave out tokens less likely than P times the likeliest."),
-    _option("--repetition-penalty", type=float, metavar="X", help="Above 1: what the text has gets less likely."),
-    _option("--presence-penalty", type=float, metavar="X", help="Taken from the logits of tokens the answer has."),
-    _option("--frequency-penalty", type=float, metavar="X", help="The same, for each time that it has them."),
+    _option("--repetition-penalty", type=float, metavar="X", help="Above 1: makes tokens of the text less likely."),
+    _option("--presence-penalty", type=float, metavar="X", help="Subtracted from logits of tokens in the answer."),
+    _option("--frequency-penalty", type=float, metavar="X", help="Subtracted for each time the answer has the token."),
     _option("--seed", type=int, metavar="S", help="The same seed gives the same text."),
     _option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be given several times."),
     _option("--ignore-eos", is_flag=True, help="Go on past the model's end of text."),
@@ -31,13 +31,13 @@ _OPTIONS: tuple[Decorator, ...] = (
 
 
 def sampling_options(*, most: str) -> Decorator:
-    """Add the options that `sampling_params` makes parameters of. most: what --max-tokens is without being given."""
+    """Add the options from which `sampling_params` makes parameters. most: default of --max-tokens, for the help."""
     limit = _option("--max-tokens", type=int, metavar="N", help=f"Most tokens to generate.  [default: {most}]")
     return in_order(limit, *_OPTIONS)
 
 
 def sampling_params(values: Mapping[str, Any], defaults: "SamplingParams | None" = None) -> "SamplingParams":
-    """Parameters with what was given; None and () were not. Raises RequestError, which names them as the options."""
+    """Parameters with the options that were given, not None or (). Raises RequestError, which names them as options."""
     from deepzig.engine.sampling import SamplingParams
 
     given = {name: value for name, value in values.items() if value not in (None, ())}

@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 @click.option("--insecure", is_flag=True, help="Serve other machines without a key.")
 @click.option("--model-id", metavar="ID", help="Name of the model for clients.  [default: its folder's]")
 @click.option(
-    "--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", help="Further name that clients may call it by."
+    "--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", help="Further name of the server for clients."
 )
 @click.option(
     "--cors-origin", "allowed_origins", multiple=True, metavar="ORIGIN",
-    help="Web pages and apps from there may call, as in https://chat.example or app://name.",
+    help="Web pages and apps of this origin may call, such as https://chat.example or app://name.",
 )  # fmt: skip
 @click.option(
     "--shutdown-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True, metavar="SECONDS",
@@ -98,7 +98,7 @@ def serve(
     )
     if settings.api_keys and loading["prompt_cache"] is not None:
         warn("--prompt-cache keeps nothing here, since prompts of API keys stay apart; leave out either")
-        loading["prompt_cache"] = None  # prefixes that no key may find would take half of the cache
+        loading["prompt_cache"] = None  # prefixes that no key may use would take half of the cache
     model_folder(model)  # asks and downloads before there is a server
     if loading["n_machines"] > 1:
         from deepzig.distributed.ray_cluster import RayCluster
@@ -112,7 +112,7 @@ def serve(
     except OSError as error:
         raise ServerError(f"{host}:{port} cannot be listened on ({error.strerror}); take another --port") from error
     with listener:
-        bound_port = listener.getsockname()[1]  # now: the server may be stopped before the model is there
+        bound_port = listener.getsockname()[1]  # now: the server may be stopped before the model is loaded
         service.load(
             lambda: load_present(model, **loading),
             model_id,
@@ -125,7 +125,7 @@ def serve(
 
 
 def _keys_of(path: Path) -> list[str]:
-    """Its lines but comments. Raises ServerError if there is none: without a key the server would be open to all."""
+    """Keys in a file. Raises ServerError if there are none: without a key the server would be open to all."""
     lines = [line.strip() for line in read_text(path).removeprefix("\ufeff").splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
@@ -134,14 +134,14 @@ def _keys_of(path: Path) -> list[str]:
 
 
 def _begin(service: "Service", port: int) -> None:
-    """The model stays to the end: looking through it for garbage would stop all answers for 10 to 30 ms."""
+    """Announce the server, with garbage collection of the model off: it would stop all answers for 10 to 30 ms."""
     gc.collect()
     gc.freeze()
     _announce(service, port)
 
 
 def _announce(service: "Service", port: int) -> None:
-    """Where the server is and what it serves, for people."""
+    """Tell people where the server is and what it serves."""
     settings, model = service.settings, service.loaded
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     key = "an API key is needed" if settings.api_keys else "no API key is needed"

@@ -1,5 +1,5 @@
-"""Tables, for people, for documents and for spreadsheets, and lines that begin with a name. Called by `bench_output`,
-`info_lines`, `kernels` and the developers' bench. Knows nothing of what stands in them.
+"""Tables for people, documents and spreadsheets, and lines that begin with a name. Called by `bench_output`,
+`info_lines`, `kernels` and the developers' bench. Knows nothing of their content.
 
 Lines are wrapped on terminals only, so that other programs can read them.
 """
@@ -33,20 +33,20 @@ class Table:
         return [[line[index] for index in kept] for line in (self.head, *self.rows)]
 
     def markdown(self) -> str:
-        """With the first column to the left and the others to the right, without empty columns."""
+        """A Markdown table: first column left-aligned, others right-aligned; without empty columns."""
         head, *rows = self._filled
         lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
         title = f"**{self.title}**\n\n" if self.title else ""
         return title + "\n".join(f"| {' | '.join(map(_markdown_cell, line))} |" for line in lines)
 
     def csv(self) -> str:
-        """Head and rows."""
+        """Head and rows as CSV."""
         lines = io.StringIO()
         csv.writer(lines, lineterminator="\n").writerows([self.head, *self.rows])
         return lines.getvalue().rstrip("\n")
 
     def print(self) -> None:
-        """To stdout, without empty columns. On a terminal that is too narrow each row becomes a paragraph."""
+        """Print to stdout, without empty columns. On a terminal that is too narrow each row becomes a paragraph."""
         from rich.console import Console
         from rich.table import Table as RichTable
 
@@ -88,5 +88,5 @@ def labelled(name: str, value: str, name_width: int) -> str:
 
 
 def stdout_width() -> int:
-    """Columns of the terminal; elsewhere so many that no line reaches them."""
+    """Columns of the terminal; elsewhere more than any line needs."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNWRAPPED

@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def user_folder(variable: str, below_home: str) -> Path | None:
-    """deepzig's folder below the one that `variable` names, which counts if it is absolute, else below the home folder.
+    """deepzig's folder below the one that `variable` names, if that is an absolute path, else below the home folder.
 
-    None without a home: a user that the system does not know, as in containers, may have none.
+    None without a home: a user unknown to the system, as in containers, may have none.
     """
     named = os.environ.get(variable, "")
     if os.path.isabs(named):

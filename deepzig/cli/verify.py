@@ -23,8 +23,8 @@ SHOWN = 20  # problems
 def verify(model: str, as_json: bool) -> None:
     """Check a checkpoint, byte by byte.
 
-    MODEL is a folder or a model's name. What `deepzig quantize` wrote is compared with the hashes in its manifest. Of
-    any checkpoint, the headers, names, shapes and values are looked at.
+    MODEL is a folder or a model's name. Files that `deepzig quantize` wrote are compared with the hashes in their
+    manifest. In every checkpoint, headers, names, shapes and values are checked.
 
     \b
         deepzig verify ./v2-lite-int8
@@ -44,7 +44,7 @@ def verify(model: str, as_json: bool) -> None:
             update(min(done, total), total)
 
         report = run(directory, advance)
-        update(total, total)  # headers are not counted, and what is not whole may be shorter
+        update(total, total)  # headers are not counted, and incomplete files may be shorter
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report)))
     else:

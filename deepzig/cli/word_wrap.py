@@ -1,4 +1,4 @@
-"""Breaks the lines of a text between words while it comes in, for a terminal. Called by `chat_output`."""
+"""Breaks the lines of growing text between words, for a terminal. Called by `chat_output`."""
 
 from rich.cells import cell_len
 
@@ -7,7 +7,7 @@ TAB = 8  # columns, at most
 
 
 class WordWrap:
-    """A word waits until it is whole. Code between fences is left to the terminal, so that it can be copied."""
+    """Holds a word back until it is whole. The terminal breaks code between fences, so that it can be copied."""
 
     def __init__(self, columns: int) -> None:
         self._columns = columns
@@ -19,7 +19,7 @@ class WordWrap:
         self._is_code = False
 
     def push(self, text: str) -> str:
-        """What can be shown, now that `text` has come."""
+        """Add `text`, and return what can be shown."""
         return "".join(map(self._take, text))
 
     def finish(self) -> str:
@@ -54,7 +54,7 @@ class WordWrap:
         return shown
 
     def _place(self) -> str:
-        """The word behind the blanks before it, or on a line of its own."""
+        """The word after the blanks before it, or on a line of its own."""
         if not self._word:
             return ""
         width = cell_len(self._word)

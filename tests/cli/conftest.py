@@ -27,7 +27,7 @@ def run() -> Run:
 
 @pytest.fixture
 def run_process() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The same in a process of its own."""
+    """Runs the command line in a process of its own."""
 
     def run_command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 100, **options}

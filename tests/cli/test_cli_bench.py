@@ -41,7 +41,7 @@ def bandwidth(monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
 
 
 def rows(output: str) -> list[list[str]]:
-    """The cells of the table behind the lines of text."""
+    """The cells of the table after the lines of text."""
     return [re.split(r" {2,}", line.strip()) for line in output.split("\n\n")[1].splitlines()]
 
 
@@ -183,7 +183,7 @@ def test_no_number_of_repetitions_takes_memory(monkeypatch: pytest.MonkeyPatch) 
     assert peak < 1e6  # a name for each would take 100 MB
 
 
-def test_an_interrupt_behind_the_last_sample_loses_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_after_the_last_sample_loses_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 

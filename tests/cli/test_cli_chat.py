@@ -39,7 +39,7 @@ def test_everything_else_is_on_stderr(run: Run) -> None:
     assert statistics.startswith("prompt 5 tokens, ") and statistics.count("tok/s") == 2
     assert statistics.endswith("; cut at --max-tokens 12")
     assert [line.split()[0] for line in stats] == ["prompt", "answer", "context", "session"]
-    assert result.stdout.count("\n") == 1, "nothing is read behind /exit"
+    assert result.stdout.count("\n") == 1, "nothing is read after /exit"
 
 
 def test_statistics_tell_what_was_not_read_again(run: Run) -> None:
