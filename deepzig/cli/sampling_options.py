@@ -19,7 +19,7 @@ _option = functools.partial(shared_option, heading="Sampling")
 _OPTIONS: tuple[Decorator, ...] = (
     _option("--temperature", type=float, metavar="T", help=f"0: always the likeliest token.  {MODELS}"),
     _option("--top-k", type=int, metavar="K", help=f"Choose among the K likeliest; 0: among all.  {MODELS}"),
-    _option("--top-p", type=float, metavar="P", help=f"Choose among the likeliest, with P in total.  {MODELS}"),
+    _option("--top-p", type=float, metavar="P", help=f"Choose among the likeliest with total probability P.  {MODELS}"),
     _option("--min-p", type=float, metavar="P", help="Leave out tokens less likely than P times the likeliest."),
     _option("--repetition-penalty", type=float, metavar="X", help="Above 1: makes tokens of the text less likely."),
     _option("--presence-penalty", type=float, metavar="X", help="Subtracted from logits of tokens in the answer."),

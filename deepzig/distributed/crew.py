@@ -1,9 +1,9 @@
-"""Crew: the machines that have the layers behind those of this process, as one.
+"""Crew: the machines with the layers after those of this process, as one.
 
-Called by `pipeline`, in the engine's thread; calls the machines, which `ray_cluster` makes. What is asked of a machine
-is done in order, so nobody waits for what gives no result; a failure shows where a result is waited for. A worker that
-is lost is replaced by the next call. What it had computed is lost with it: the call that met the failure hears of that
-at once, other caches when they are used again.
+Called by `pipeline`, in the engine's thread; calls the machines, which `ray_cluster` makes. A machine does its tasks in
+order, so nobody waits for tasks without a result; a failure shows where a result is waited for. The next call replaces
+a lost worker. What the worker had computed is lost with it: the call that met the failure raises at once, calls with
+other caches when these are used again.
 """
 
 import itertools
@@ -25,29 +25,30 @@ class Machine(Protocol):
     name: str  # for messages
 
     def start(self, method: str, *arguments: object) -> object:
-        """Have the worker do something after all that was started before; arguments and results are copied. Returns
-        what stands for its result: for `result`, and as an argument for a worker."""
+        """Have the worker do something after its earlier tasks; arguments and results are copied. Returns what stands
+        for its result: for `result`, and as an argument for a worker."""
 
     def result(self, started: object) -> Any:
-        """Wait. Raises ClusterError: a machine is lost; and what the worker raised."""
+        """Wait for a result. Raises ClusterError if a machine is lost, and what the worker raised."""
 
     def replace_worker(self) -> None:
-        """A new worker in place of the last one, if need be on another machine. Raises ClusterError: there is none."""
+        """Start a new worker in place of the last one, if need be on another machine. Raises ClusterError if there is
+        none."""
 
     def dismiss(self) -> None:
         """End the worker."""
 
 
-_Call = tuple[Machine, object]  # and what stands for the result
+_Call = tuple[Machine, object]  # machine, and what stands for the result
 
 
 class Crew:
-    """Machines, each with the layers behind those of the one before it."""
+    """Machines, each with the layers after those of the one before it."""
 
     def __init__(
         self, machines: Sequence[Machine], layers: Sequence[range], options: LoadOptions, here: MachineFacts
     ) -> None:
-        """Have each machine load its layers. here: facts of this machine, which those that come later must share.
+        """Have each machine load its layers. here: this machine's facts; replacement workers must match them.
 
         Raises as `Worker.load`, and ClusterError.
         """
@@ -57,10 +58,10 @@ class Crew:
         self._caches: dict[int, int] = {}  # key -> tokens
         self._changes: deque[tuple[Any, ...]] = deque()  # caches made or dropped, by any thread
         self._under_way: deque[_Call] = deque()  # nobody has waited for them yet, oldest first
-        self._ahead: deque[_Call] = deque()  # those of them that send rows
+        self._ahead: deque[_Call] = deque()  # calls under way that send rows
         self._is_broken = False
-        self._unready: set[int] = set()  # places of machines whose new worker has not all that it needs
-        self._void: set[int] = set()  # caches that have lost rows and were not used since
+        self._unready: set[int] = set()  # places of machines whose new worker lacks layers or caches
+        self._void: set[int] = set()  # caches that have lost rows and have not been used since
         loading = [machine.start("load", part, options) for machine, part in zip(machines, layers, strict=True)]
         self.kernels = [machine.result(started) for machine, started in zip(machines, loading, strict=True)]
 
@@ -79,7 +80,7 @@ class Crew:
     ) -> Callable[[], np.ndarray]:
         """Send rows through all machines: hidden f32 (T, D), as `DeepseekModel.run_layers` takes them.
 
-        Waits only where more calls than there are machines have rows under way.
+        Waits only if more calls have rows under way than there are machines.
 
         Returns:
             What waits for the result, f32 (T, D), and raises as this; not to be called unless the result is wanted.
@@ -104,20 +105,20 @@ class Crew:
         self.tell_each(method, key, [arguments] * len(self._machines))
 
     def tell_each(self, method: str, key: int, arguments: Sequence[tuple[object, ...]]) -> None:
-        """The same, with arguments for each."""
+        """Have each worker do something with a cache, with arguments of its own. Raises as `run`."""
         self._prepare(key)
         for machine, given in zip(self._machines, arguments, strict=True):
             self._under_way.append((machine, machine.start(method, key, *given)))
 
     def ask(self, method: str, key: int, *arguments: object) -> list[Any]:
-        """The same, for the results of all. Raises as `run`."""
+        """Have each worker do something with a cache, and return the results of all. Raises as `run`."""
         self._prepare(key)
         calls = [(machine, machine.start(method, key, *arguments)) for machine in self._machines]
         self._under_way.extend(calls)
         return [self._wait(key, call) for call in calls]
 
     def close(self) -> None:
-        """Dismiss all workers; nothing may be asked of the crew any more."""
+        """Dismiss all workers; the crew can do nothing after that."""
         for machine in self._machines:
             machine.dismiss()
 
@@ -137,7 +138,7 @@ class Crew:
             raise ClusterError("a machine failed, and what it had computed of this text is lost; send it again")
 
     def _wait(self, key: int, call: _Call) -> Any:
-        """The result of a call, behind those that were under way before it: one of them may have failed."""
+        """The result of a call, after those of earlier calls under way: one of them may have failed."""
         try:
             while call in self._under_way:
                 machine, started = earlier = self._under_way.popleft()
@@ -147,7 +148,7 @@ class Crew:
                 if earlier is call:
                     return result
             return call[0].result(call[1])
-        except BaseException:  # the caller hears of it, the other caches when they are used
+        except BaseException:  # this caller gets the error now, other caches when they are used
             self._is_broken = True
             self._under_way.clear()
             self._ahead.clear()
@@ -155,7 +156,7 @@ class Crew:
             raise
 
     def _mend(self) -> None:
-        """Replace the workers that are lost, with empty caches. Raises ClusterError: there is no machine that suits."""
+        """Replace lost workers, with empty caches. Raises ClusterError if there is no suitable machine."""
         for place, machine in enumerate(self._machines):
             if place not in self._unready and not _is_lost(machine):
                 continue

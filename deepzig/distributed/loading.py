@@ -1,7 +1,7 @@
 """load_distributed: a model's folder as an LLM whose layers are on several machines.
 
-Called by users and `cli`; calls `engine.loading` for all but the network, `ray_cluster` for machines, `split` for what
-each of them gets, and makes a `crew` and a `pipeline` of them.
+Called by users and `cli`; calls `engine.loading` for all but the network, `ray_cluster` for machines, `split` to divide
+the layers, and makes a `crew` and a `pipeline` of them.
 """
 
 import logging
@@ -27,16 +27,16 @@ log = logging.getLogger("deepzig.distributed")
 
 
 def load_distributed(model: str | Path, n_machines: int, **arguments: Any) -> LLM:
-    """Load a model whose layers are on several machines: those of the Ray cluster that this one belongs to.
+    """Load a model whose layers are on several machines of the Ray cluster that this machine belongs to.
 
-    Each machine maps the weights of its layers from its own disk. They work one after the other, so an answer comes no
-    faster than from one machine that had all the memory; the chunks of a long prompt go through all of them at once.
+    Each machine maps the weights of its layers from its own disk. They work one after the other, so an answer is no
+    faster than on one machine with all the memory; the chunks of a long prompt go through all of them at once.
 
     Args:
-        model: as of `load`. The folder must be on each machine, at the same path.
-        n_machines: this one included.
-        arguments: the others of `load`. n_threads None takes each machine's own number; cache_bytes are those of all
-            machines together.
+        model: as for `load`. The folder must be on each machine, at the same path.
+        n_machines: number of machines, including this one.
+        arguments: the others of `load`. n_threads None takes each machine's own number; cache_bytes is the sum of all
+            machines.
 
     Raises:
         RequestError: n_machines is below 2 or above the number of layers; Ray is not installed; or as `load`.
@@ -64,7 +64,7 @@ def network_over(
     size: ModelSize,
     options: LoadOptions,
 ) -> tuple[PipelineModel, int]:
-    """The network on this machine and others, and the tokens that its cache shall hold.
+    """The network on this machine and others, and how many tokens its cache holds.
 
     Raises as `load_distributed`.
     """

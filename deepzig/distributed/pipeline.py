@@ -1,8 +1,8 @@
 """PipelineModel: a network whose first layers are in this process, and the others on the machines of a crew.
 
-Made by `loading`, called by the engine as the `DeepseekModel` that it is; calls `crew`. Embedding, final norm, head and
-MTP layers are here too. Rows go from machine to machine in float32, so that every bit is as on one, if all machines
-pick the same kernels.
+Made by `loading`; the engine calls it like any `DeepseekModel`; calls `crew`. Embedding, final norm, head and MTP
+layers are here too. Rows go from machine to machine in float32, so every bit is as on one machine if all pick the same
+kernels.
 """
 
 import functools
@@ -20,17 +20,17 @@ from deepzig.model.deepseek import DeepseekModel, HiddenStates, Observer
 
 
 class PipelineCache(LatentCache):
-    """The latent cache of the layers that are here, and of those on all machines."""
+    """The latent cache of the layers here and on all machines."""
 
     def __init__(self, crew: Crew, n_layers: int, n_pages: int, latent_dim: int, dtype: str) -> None:
-        """n_layers: that are here."""
+        """n_layers: number of layers that are here."""
         super().__init__(n_layers, n_pages, latent_dim, dtype)
         self._crew = crew
         self.key = crew.make_cache(n_pages * PAGE_SIZE)
         weakref.finalize(self, crew.drop_cache, self.key)
 
     def copy_page(self, source: int, target: int) -> None:
-        """Copy a page, all layers of it."""
+        """Copy a page in all layers."""
         super().copy_page(source, target)
         self._crew.tell("copy_page", self.key, source, target)
 
@@ -40,12 +40,12 @@ class PipelineCache(LatentCache):
         self._crew.tell("rotate_page", self.key, page, cos, sin, interleave)
 
     def export_pages(self, pages: Sequence[int]) -> dict[str, np.ndarray]:
-        """As `LatentCache` does; the layers of the machines follow those that are here."""
+        """Export pages as `LatentCache` does; the layers here, then those on the machines."""
         parts = [super().export_pages(pages), *self._crew.ask("export_pages", self.key, pages)]
         return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
     def import_page(self, page: int, arrays: Mapping[str, np.ndarray], index: int) -> None:
-        """Fill a page with one of `export_pages`."""
+        """Fill a page with one from `export_pages`."""
         of_page = {name: arrays[name][index : index + 1] for name in super().export_pages([])}
         n_here, begin = len(self.pages), self._crew.layers[0].start
         super().import_page(page, {name: array[:, :n_here] for name, array in of_page.items()}, 0)
@@ -58,13 +58,14 @@ class PipelineModel(DeepseekModel):
     """A `DeepseekModel` on several machines."""
 
     def __init__(self, config: ModelConfig, weights: ModelWeights, crew: Crew, layers: range, **computing: Any) -> None:
-        """layers: that are here; computing: as of `DeepseekModel`."""
+        """layers: those that are here; computing: as for `DeepseekModel`."""
         super().__init__(config, weights, layers=layers, **computing)
         self._crew = crew
 
     @property
     def numerics(self) -> dict[str, str]:
-        """As of `DeepseekModel`, and which layers are where: the order of a cache's layers follows from that."""
+        """What `DeepseekModel.numerics` has, and which layers are where, which decides the order of a cache's layers.
+        """
         of_crew = [
             f"{part.start} to {part.stop - 1}: {kernels}"
             for part, kernels in zip(self._crew.layers, self._crew.kernels, strict=True)
@@ -82,7 +83,7 @@ class PipelineModel(DeepseekModel):
 
     @property
     def n_ahead(self) -> int:
-        """As many calls as there are other machines."""
+        """Calls that may be under way: as many as there are other machines."""
         return len(self._crew.layers)
 
     def forward(

@@ -1,4 +1,4 @@
-"""RayCluster: the machines of a Ray cluster, with a worker on each that is taken.
+"""RayCluster: the machines of a Ray cluster, and a worker on each machine in use.
 
 Called by `loading` and `cli`; `crew` calls a `RayMachine` without knowing of Ray. Calls Ray. This process must run on a
 machine of the cluster, and computes there itself. Ray starts the workers' processes and carries arguments and results.
@@ -22,7 +22,7 @@ class RayCluster:
     """The cluster that this machine belongs to."""
 
     def __init__(self) -> None:
-        """Join it, unless this process has. In a program that handles SIGTERM, first by its main thread.
+        """Join the cluster, unless this process has. If the program handles SIGTERM, its main thread must join first.
 
         Raises:
             RequestError: Ray is not installed.
@@ -38,23 +38,23 @@ class RayCluster:
         self._taken: set[str] = set()  # nodes
         if ray.is_initialized():
             return
-        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # those of rows that follow a failure
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # errors of rows that follow a failure
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ClusterError(f"this machine cannot join a Ray cluster ({_reason(error)}); {START_HINT}") from error
-        if threading.current_thread() is threading.main_thread():  # Ray's own would end a server at once
+        if threading.current_thread() is threading.main_thread():  # Ray's own handler would end a server at once
             signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
 
     def machines(self, n_machines: int, directory: Path) -> list["RayMachine"]:
-        """So many machines besides this one, each with a worker. Raises ClusterError: there are fewer."""
+        """n_machines besides this one, each with a worker. Raises ClusterError if there are fewer."""
         if n_machines > len(self._others()):
             raise self._too_few()
         return [RayMachine(self, directory) for _ in range(n_machines)]
 
     def take(self, preferred: str | None) -> dict[str, Any]:
-        """What Ray says of a node that no other worker has: the preferred one if it is there.
+        """Ray's description of a node that no other worker has: the preferred one, if it is there.
 
         Raises:
             ClusterError: there is none.
@@ -68,7 +68,7 @@ class RayCluster:
         return alive[free[0]]
 
     def start_worker(self, node: dict[str, Any], directory: Path) -> Any:
-        """A handle of a new `Worker` there, which goes when the handle does."""
+        """Start a `Worker` there. Returns its handle; the worker ends with it."""
         n_cpus = max(1, int(node["Resources"].get("CPU", 1)))
         options = {
             "num_cpus": 0,  # of Ray's accounts: others may have work there too
@@ -83,7 +83,7 @@ class RayCluster:
         return ClusterError(f"the Ray cluster has too few machines, {count} besides this one; {START_HINT}")
 
     def _others(self) -> dict[str, dict[str, Any]]:
-        """The machines that are there, this one left out, by the id of their node."""
+        """The other machines of the cluster, by the id of their node."""
         here = self.ray.get_runtime_context().get_node_id()
         return {node["NodeID"]: node for node in self.ray.nodes() if node["Alive"] and node["NodeID"] != here}
 
@@ -92,7 +92,7 @@ class RayMachine:
     """A machine of the cluster with its worker: a `crew.Machine`."""
 
     def __init__(self, cluster: RayCluster, directory: Path) -> None:
-        """directory: the checkpoint's, on that machine."""
+        """directory: the checkpoint's folder on that machine."""
         self._cluster, self._directory = cluster, directory
         self._node: str | None = None
         self._worker: Any = None
@@ -107,7 +107,7 @@ class RayMachine:
 
     def dismiss(self) -> None:
         """See `crew.Machine`."""
-        if self._worker is not None and self._cluster.ray.is_initialized():  # else Ray has ended, and it with it
+        if self._worker is not None and self._cluster.ray.is_initialized():  # else Ray has ended, and its worker
             self._cluster.ray.kill(self._worker)
         self._worker = None
 
@@ -136,7 +136,7 @@ class RayMachine:
 
 
 def _reason(error: BaseException) -> str:
-    """The first sentence of Ray's message, which can have dozens of lines; they belong to it if they are announced."""
+    """The first sentence of Ray's message, which can have dozens of lines; they count if a colon announces them."""
     first, _, rest = str(error).strip().partition("\n")
     told = f"{first} {rest}" if first.endswith(":") else first
     return " ".join(told.split()).partition(". ")[0].rstrip(".")

@@ -18,7 +18,7 @@ def layer_bytes(config: ModelConfig, weights: ModelWeights) -> list[int]:
 
 
 def split_layers(sizes: Sequence[int], rooms: Sequence[int], first_extra: int) -> list[range]:
-    """Consecutive layers for each machine, so that the fullest is as empty as it can be.
+    """Consecutive layers for each machine, so that the fullest machine is as empty as possible.
 
     Args:
         sizes: bytes of each layer, at least as many as there are machines.
@@ -30,7 +30,7 @@ def split_layers(sizes: Sequence[int], rooms: Sequence[int], first_extra: int) -
     """
     n_layers, before = len(sizes), [0, *accumulate(sizes)]
     fullest = [[float("inf")] * (n_layers + 1) for _ in rooms]  # [machine][layers placed]: share of memory taken
-    begin = [[0] * (n_layers + 1) for _ in rooms]  # where the machine's layers begin then
+    begin = [[0] * (n_layers + 1) for _ in rooms]  # where the machine's layers begin in that case
     for machine, room in enumerate(rooms):
         for end in range(machine + 1, n_layers + 1):
             for first in [0] if machine == 0 else range(machine, end):

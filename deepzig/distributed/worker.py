@@ -1,7 +1,7 @@
 """Worker: some layers of a model on one machine, and their rows of the latent caches.
 
 Made on that machine by `ray_cluster`, which calls its methods for `crew`, one after the other. Calls `checkpoint` and
-the model. Knows nothing of requests, nor of other machines.
+the model. Knows nothing of requests or other machines.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,30 +25,30 @@ from deepzig.threads import available_threads
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """What the first machine must know of a machine before it gives it layers."""
+    """What the first machine must know of another before it assigns layers to it."""
 
     version: str  # of deepzig
     model_hash: str
     available: int  # memory, bytes
     allocatable: int
-    n_threads: int  # that compute, unless the caller asks for another number
+    n_threads: int  # that compute, unless the caller wants another number
 
 
 class Worker:
     """The layers of one machine."""
 
     def __init__(self, directory: Path) -> None:
-        """directory: the checkpoint's, on this machine."""
+        """directory: the checkpoint's folder on this machine."""
         self._directory = directory
         self._model: DeepseekModel | None = None
         self._caches: dict[int, LatentCache] = {}
 
     def facts(self) -> MachineFacts:
-        """Of this machine and its copy of the checkpoint. Raises ConfigError and CheckpointError as loading does."""
+        """Facts of this machine and its checkpoint. Raises ConfigError and CheckpointError as loading does."""
         return facts_here(self._directory)
 
     def load(self, layers: range, options: LoadOptions) -> str:
-        """Map the weights of some layers. Returns what computes them, as `DeepseekModel.numerics` has it.
+        """Map the weights of some layers. Returns how they are computed, as in `DeepseekModel.numerics`.
 
         Raises:
             ConfigError, CheckpointError: the checkpoint cannot be used here.
@@ -60,14 +60,14 @@ class Worker:
         return self._model.numerics["kernels"]
 
     def check(self) -> None:
-        """Does nothing, if the worker is there to do it."""
+        """Return at once: proves that the worker is alive."""
 
     def make_cache(self, key: int, n_tokens: int) -> None:
-        """A latent cache, which `key` names from now on."""
+        """Make a latent cache; `key` names it from now on."""
         self._caches[key] = self._loaded.make_cache(n_tokens)
 
     def drop_cache(self, key: int) -> None:
-        """Forget a cache, if there was memory to make it."""
+        """Forget a cache, if memory sufficed to make it."""
         self._caches.pop(key, None)
 
     def run(
@@ -78,19 +78,19 @@ class Worker:
         return result if is_wanted else None
 
     def copy_page(self, key: int, source: int, target: int) -> None:
-        """As `LatentCache` does."""
+        """Copy a page, as `LatentCache` does."""
         self._caches[key].copy_page(source, target)
 
     def rotate_page(self, key: int, page: int, cos: np.ndarray, sin: np.ndarray, interleave: bool) -> None:
-        """As `LatentCache` does."""
+        """Rotate the k_pe of a page, as `LatentCache` does."""
         self._caches[key].rotate_page(page, cos, sin, interleave)
 
     def export_pages(self, key: int, pages: Sequence[int]) -> dict[str, np.ndarray]:
-        """As `LatentCache` does."""
+        """Export pages, as `LatentCache` does."""
         return self._caches[key].export_pages(pages)
 
     def import_page(self, key: int, page: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Fill a page with one of `export_pages`, alone in its arrays."""
+        """Fill a page with one from `export_pages`, alone in its arrays."""
         self._caches[key].import_page(page, arrays, 0)
 
     @property
@@ -101,14 +101,14 @@ class Worker:
 
 
 def facts_here(directory: Path) -> MachineFacts:
-    """Of this machine and a checkpoint on it."""
+    """Facts of this machine and a checkpoint on it."""
     return MachineFacts(
         version("deepzig"), hash_of_model(directory), available_memory(), allocatable_memory(), available_threads()
     )
 
 
 def check_same(name: str, here: MachineFacts, there: MachineFacts) -> None:
-    """Raise ClusterError unless the machine of that name has the model and the deepzig that this one has."""
+    """Raise ClusterError unless the named machine has the same model and deepzig as this one."""
     if there.version != here.version:
         raise ClusterError(f"{name} has deepzig {there.version}, this machine {here.version}; install the same on both")
     if there.model_hash != here.model_hash:

@@ -1,11 +1,11 @@
 """calibrate: how large the inputs of each linear layer and each routed expert are on a text.
 
-Called by the command line and the bench before a conversion; calls `windows` and a loaded model. For the time of
-a run each layer is wrapped, as by a forward hook, in an object that passes calls on and adds up squares.
+Called by the command line and the bench before a conversion; calls `windows` and a loaded model. During a run each
+layer is wrapped, as by a forward hook, in an object that passes calls on and adds up squares.
 
-What the converter gets is, per matrix, the root of the mean square of each input column, scaled to a mean of 1: it
-weighs the squared error of that column when the scale of an int4 group is searched. The exact weight, for inputs
-without correlation, would be the mean square itself; its root measured better, being less at the mercy of a short text.
+The converter gets, for each matrix, the root of the mean square of each input column, scaled to a mean of 1: the weight
+of that column's squared error when the scale of an int4 group is searched. The exact weight, for inputs without
+correlation, would be the mean square itself; its root measured better, since it depends less on a short text.
 """
 
 from collections import defaultdict
@@ -27,7 +27,7 @@ from deepzig.model.linear import Linear
 from deepzig.model.moe import MoE
 from deepzig.model.workspace import Step
 
-MIN_IMPORTANCE = 1e-3  # of a column, beside a mean of 1: a text that never uses it proves little
+MIN_IMPORTANCE = 1e-3  # least weight of a column, the mean being 1: a text that never uses it proves little
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def calibrate(
 
 
 def _run(llm: LLM, token_ids: np.ndarray, sums: "_Sums") -> None:
-    """All layers, without the head's product, on one window; expanded attention, where kv_b_proj is a product."""
+    """Run all layers on one window, without the head's product; expanded attention, where kv_b_proj is a product."""
     cache = llm.model.make_cache(len(token_ids))
     hidden = np.concatenate(list(forward_chunks(llm.model, token_ids, cache, form="expanded")))
     sums.add(HEAD, hidden)
@@ -82,7 +82,7 @@ class _Sums:
         self._counts: dict[str, int] = defaultdict(int)
 
     def add(self, path: str, x: np.ndarray) -> None:
-        """x f32 (T, K), inputs of the module. Raises NonFiniteLogitsError, since such inputs weigh nothing."""
+        """Add x f32 (T, K), inputs of the module. Raises NonFiniteLogitsError if they are not finite."""
         squares = np.einsum("tk,tk->k", x, x, dtype=np.float64)
         if not np.isfinite(squares).all():
             raise NonFiniteLogitsError(f"{path} is given NaN or infinity; look at the files with `deepzig verify`")
@@ -90,7 +90,7 @@ class _Sums:
         self._counts[path] += len(x)
 
     def importance(self) -> dict[str, np.ndarray]:
-        """As `Calibration` has it."""
+        """The importance of `Calibration`."""
         found = {}
         for path, squares in self.squares.items():
             size = np.sqrt(squares / self._counts[path])
@@ -101,13 +101,13 @@ class _Sums:
 
 
 class _Watched:
-    """Stands in for a layer: calls go through, then `seen` is told of input and other arguments."""
+    """Stands in for a layer: passes calls on, then reports the input and other arguments to `seen`."""
 
     def __init__(self, layer: Any, seen: Callable[..., None]) -> None:
         self._layer, self._seen = layer, seen
 
     def __call__(self, x: np.ndarray, *rest: Any) -> np.ndarray:
-        given = x.copy()  # the result may be written over it
+        given = x.copy()  # the layer may overwrite it with its result
         result: np.ndarray = self._layer(x, *rest)
         self._seen(given, *rest)
         return result
@@ -139,7 +139,7 @@ def _linear_observer(sums: _Sums, path: str) -> Callable[..., None]:
 
 
 def _expert_observer(sums: _Sums, path: str, moe: MoE, n_threads: int) -> Callable[..., None]:
-    """Inputs of gate_proj and up_proj are the tokens that an expert gets; those of down_proj are computed again."""
+    """Reports the tokens of each expert as inputs of gate_proj and up_proj; computes the inputs of down_proj again."""
 
     def observe(x: np.ndarray, step: Step, *_: Any) -> None:
         for e in range(len(moe.experts)):
@@ -158,7 +158,7 @@ def _expert_observer(sums: _Sums, path: str, moe: MoE, n_threads: int) -> Callab
 
 
 def _mlp_owners(llm: LLM) -> Iterator[tuple[Any, str]]:
-    """Each decoder layer and the path of its MLP; those within MTP layers too."""
+    """Each decoder layer and the path of its MLP; including the layers of MTP layers."""
     decoders = [*llm.model.layers, *(mtp.layer for mtp in llm.model.mtp_layers)]
     for index, decoder in enumerate(decoders):
         yield decoder, f"model.layers.{index}.mlp"

@@ -1,7 +1,7 @@
 """measure_experts: how the routers of a model share a text among their experts.
 
 Called by the command line; calls `windows` and the model, whose layers it watches through the observer of a step. Keeps
-sums only, so that a text may be long.
+only sums, so that a text may be long.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from deepzig.model.workspace import Workspace
 
 @dataclass(frozen=True)
 class LayerLoad:
-    """What the experts of one layer had to do."""
+    """The work of the experts of one layer."""
 
     layer: int
     tokens: np.ndarray  # i64 (E,), for how many tokens each expert was chosen
@@ -36,12 +36,12 @@ class LayerLoad:
 
     @property
     def peak(self) -> float:
-        """Tokens of the busiest expert, beside the mean of all: 1 is perfect balance, E / K one set for all tokens."""
+        """Tokens of the busiest expert / mean of all: 1 is perfect balance, E / K the same experts for all tokens."""
         return float(self.tokens.max() / self.tokens.mean())
 
     @property
     def n_effective(self) -> float:
-        """exp of the entropy of the load: as many experts with equal load would be as hard to tell apart."""
+        """exp of the entropy of the load: this many experts with equal load would have the same entropy."""
         share = self.tokens[self.tokens > 0] / self.tokens.sum()
         return float(np.exp(-(share * np.log(share)).sum()))
 
@@ -59,7 +59,7 @@ class ExpertLoad:
 def measure_experts(
     llm: LLM, text: str, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> ExpertLoad:
-    """Run a text through the model, in windows as `perplexity.evaluate`; progress: tokens done, and all of them.
+    """Run a text through the model, in windows as `perplexity.evaluate`. progress gets the tokens done and all tokens.
 
     Raises:
         RequestError: no tokenizer, no tokens, or a model without experts.
@@ -70,7 +70,7 @@ def measure_experts(
     loads = [LayerLoad(layer, *_zeros(config.n_routed_experts)) for layer in config.moe_layers]
     by_layer = {load.layer: load for load in loads}
 
-    first = 0  # row of the step from which on tokens count; those before it are context
+    first = 0  # first row of the step that counts; those before it are context
 
     def observe(layer: int, _hidden: np.ndarray, space: Workspace) -> None:
         if load := by_layer.get(layer):

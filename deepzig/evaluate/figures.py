@@ -1,4 +1,4 @@
-"""Figures: what was measured several times, its mean and spread, and how two of them compare.
+"""Figures: what was measured several times, its mean and spread, and how two figures compare.
 
 Made by `speed` and `http_load`, kept by `reports`, shown by the command line. Knows nothing of what was measured.
 """
@@ -12,7 +12,7 @@ from typing import Literal
 # Student's t for a 95 % interval, by degrees of freedom from 1; for more of them it is below the last.
 STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
-MIN_SAMPLE, MAX_SAMPLE = 1e-30, 1e30  # of a sample that is not 0: sums, squares and ratios of them are finite
+MIN_SAMPLE, MAX_SAMPLE = 1e-30, 1e30  # range of samples other than 0, so that sums, squares and ratios are finite
 
 Unit = Literal["tok/s", "s"]
 
@@ -24,7 +24,7 @@ class Figure:
     name: str
     unit: Unit
     samples: list[float]
-    is_independent: bool = True  # whether the samples tell how sure the mean is: those of one run in a row do not
+    is_independent: bool = True  # whether the samples tell how sure the mean is: successive ones of one run do not
     details: Mapping[str, str | int | float] = field(default_factory=dict)  # what exactly was measured
 
     def __post_init__(self) -> None:
@@ -33,7 +33,7 @@ class Figure:
 
     @property
     def mean(self) -> float:
-        """Of the samples."""
+        """Mean of the samples."""
         return statistics.fmean(self.samples)
 
     @property
@@ -43,13 +43,13 @@ class Figure:
 
     @property
     def relative_error(self) -> float | None:
-        """Standard error of the mean, as a share of it; None where it is not known."""
+        """Standard error / mean; None where it is not known."""
         if self.deviation is None or not self.is_independent or not self.mean:
             return None
         return self.deviation / math.sqrt(len(self.samples)) / self.mean
 
     def summary(self) -> dict[str, float | None]:
-        """What follows from the samples; of times, which are many and uneven, quantiles too."""
+        """Mean and spread of the samples; for times, which are many and uneven, quantiles too."""
         quantiles = {"p50": self.quantile(0.5), "p99": self.quantile(0.99)} if self.unit == "s" else {}
         return {"mean": self.mean, "deviation": self.deviation, **quantiles}
 
@@ -62,7 +62,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The mean of a figure over that of the same figure in an earlier run."""
+    """The mean of a figure / the mean of the same figure in an earlier run."""
 
     value: float
     uncertainty: float | None  # half of the 95 % interval; None: too few samples to know
@@ -70,7 +70,7 @@ class Ratio:
 
     @property
     def verdict(self) -> Literal["faster", "slower", "no clear difference", "not known"]:
-        """What may be said: nothing while the interval holds 1."""
+        """What may be said: nothing if the interval contains 1."""
         if self.uncertainty is None:
             return "not known"
         if abs(self.value - 1) <= self.uncertainty:

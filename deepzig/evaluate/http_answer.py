@@ -21,14 +21,14 @@ LINE_END = re.compile(rb"\r\n|\r|\n")
 MESSAGE_CHARS = 200  # of a server's error
 MAX_ERROR_BYTES = 1 << 16
 MAX_EVENT_BYTES = 1 << 24
-LINGER_S = 1.0  # for the end of a stream behind [DONE], so that its connection can be used again
+LINGER_S = 1.0  # for the end of a stream after [DONE], so that its connection can be used again
 NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what decoding it can end with
 
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]  # of tokens
 
 
 class AnswerFailedError(Exception):
-    """There is no whole answer; the message says why, alike for alike reasons, so that they can be counted."""
+    """There is no whole answer. The message says why, in equal words for equal reasons, so that they can be counted."""
 
 
 class _Delta(msgspec.Struct):
@@ -61,7 +61,7 @@ class _Chunk(msgspec.Struct):
 
 @dataclass
 class Answer:
-    """Times are those of perf_counter."""
+    """One answer. Times are those of perf_counter."""
 
     asked: float
     text_times: list[float] = field(default_factory=list)  # of chunks with text
@@ -69,15 +69,15 @@ class Answer:
     prompt_tokens: int | None = None  # None: the server did not say
     answer_tokens: int | None = None
     is_finished: bool = False  # a chunk said why it ended, or the stream that it is done
-    is_done: bool = False  # the latter; nothing counts behind it
+    is_done: bool = False  # it said [DONE]; nothing after that counts
 
     @property
     def n_tokens(self) -> int:
-        """As the server counts, else chunks with text."""
+        """Tokens as the server counts them, else chunks with text."""
         return len(self.text_times) if self.answer_tokens is None else self.answer_tokens
 
     def take(self, data: bytes, now: float) -> None:
-        """An event of the stream. Raises AnswerFailedError if it is an error, or not what OpenAI's API knows."""
+        """Take an event of the stream. Raises AnswerFailedError if it is an error, or not part of OpenAI's API."""
         if self.is_done:
             return
         if data.strip() == DONE:
@@ -94,14 +94,14 @@ class Answer:
             if choice.has_text:
                 self.text_times.append(now)
             self.is_finished |= bool(choice.finish_reason)  # some say "" where there is no reason yet
-        if chunk.usage is not None and chunk.usage.completion_tokens is not None:  # the last one counts all
+        if chunk.usage is not None and chunk.usage.completion_tokens is not None:  # the last one has the total
             self.prompt_tokens = chunk.usage.prompt_tokens
             self.answer_tokens = chunk.usage.completion_tokens
 
 
 class EventParser:
-    """Server-sent events: bytes in, the data of each event out. Lines end as in HTML's standard, in CR, LF or both;
-    JSON may hold other characters that Python takes for the end of a line."""
+    """Server-sent events: bytes in, the data of each event out. Lines end as in HTML's standard, with CR, LF or both;
+    JSON may contain other characters that Python counts as line ends."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
@@ -110,7 +110,7 @@ class EventParser:
         self._ended_in_cr = False  # the last piece; a LF that follows belongs to it
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
-        """Events that became whole. Raises AnswerFailedError if a line has no end."""
+        """Add bytes, and return the events that became whole. Raises AnswerFailedError if a line has no end."""
         after_cr, self._ended_in_cr = self._ended_in_cr, piece.endswith(b"\r")
         first, *others = LINE_END.split(piece.removeprefix(b"\n") if after_cr else piece)
         self._rest += first
@@ -123,7 +123,7 @@ class EventParser:
             self._rest = bytearray(rest)
 
     def finish(self) -> Iterator[bytes]:
-        """The last event, if the stream ended without the empty line behind it."""
+        """The last event, if the stream ended without the empty line after it."""
         yield from self._line(bytes(self._rest))
         yield from self._line(b"")
 
@@ -194,7 +194,7 @@ def reason_of(error: httpx2.HTTPError) -> str:
 
 
 def error_message(content: bytes) -> str:
-    """Of the body of a failed request, as OpenAI's API words it; else the body itself, cut."""
+    """The message in the body of a failed request, as in OpenAI's API; else the body itself, cut."""
     try:
         return _message(msgspec.json.decode(content))
     except NOT_JSON:

@@ -1,7 +1,7 @@
-"""Load for an OpenAI-compatible server, this or another one: many streamed requests, and the times of their answers.
+"""Load for an OpenAI-compatible server, of deepzig or others: many streamed requests, and the times of their answers.
 
-Called by the command line; calls `http_answer`. Knows nothing of the model behind the server: prompts are common
-English words, as many as make the wanted number of tokens by the server's own count.
+Called by the command line; calls `http_answer`. Knows nothing of the model behind the server. Prompts are common
+English words, enough of them for the wanted number of tokens by the server's own count.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ PATHS = {"completions": "/completions", "chat": "/chat/completions"}
 
 @dataclass(frozen=True)
 class Target:
-    """Whom to ask."""
+    """The server to ask."""
 
     url: str
     endpoint: Literal["completions", "chat"] = "completions"
@@ -57,24 +57,24 @@ class Target:
 
     @property
     def base_url(self) -> str:
-        """With /v1, where the URL names no other path."""
+        """The URL, with /v1 if it names no other path."""
         url = self.url.rstrip("/")
         return url if httpx2.URL(url).path.strip("/") else f"{url}/v1"
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it can be sent; bytes of the command line that are no UTF-8 cannot."""
+    """Whether a text can be sent; bytes of the command line that are no UTF-8 cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What to ask, and how fast."""
+    """How many requests to send, how long and how fast."""
 
     requests: int
     prompt_tokens: int
     max_tokens: int
-    concurrency: int | None = None  # requests at once; None: as many as --rate brings
+    concurrency: int | None = None  # requests at once; None: no limit, only --rate
     rate: float | None = None  # requests a second, at random moments (a Poisson process); None: as fast as they end
     ignore_eos: bool = False
     timeout_s: float = 600.0  # for a whole answer
@@ -91,7 +91,7 @@ class LoadPlan:
 
 @dataclass
 class LoadResult:
-    """What has come so far; whole answers only."""
+    """The results so far, of whole answers only."""
 
     model: str = ""
     answers: list[Answer] = field(default_factory=list)
@@ -100,12 +100,12 @@ class LoadResult:
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether the server said how long its answers are; otherwise each chunk counts as a token."""
+        """Whether the server said how long its answers are; else each chunk counts as a token."""
         return all(answer.answer_tokens is not None for answer in self.answers)
 
     @property
     def seconds(self) -> float:
-        """From the first request to the end of the last answer."""
+        """Time from the first request to the end of the last answer."""
         return max(answer.ended for answer in self.answers) - self.started
 
     @property
@@ -116,11 +116,11 @@ class LoadResult:
 
     @property
     def answer_tokens(self) -> int:
-        """Of all answers."""
+        """Tokens of all answers."""
         return sum(answer.n_tokens for answer in self.answers)
 
     def figures(self) -> list[Figure]:
-        """None without answers; those about what follows the first token only if something does."""
+        """The figures, none without answers; those on tokens after the first only if there are any."""
         if not self.answers:
             return []
         first = [answer.text_times[0] - answer.asked for answer in self.answers]
@@ -147,8 +147,8 @@ class LoadResult:
 
 
 def run(target: Target, plan: LoadPlan, result: LoadResult, on_change: Callable[[], None]) -> None:
-    """Two requests to warm up and to learn how long words are; then `plan`, into `result`, which holds what has come
-    if this is interrupted.
+    """Send two requests to warm up and to learn the length of words, then those of `plan`. `result` keeps what has
+    come, even if this is interrupted.
 
     Raises:
         NetworkError: the server cannot be reached, lists no model, or refuses the first request.
@@ -171,7 +171,7 @@ async def _run(target: Target, plan: LoadPlan, result: LoadResult, on_change: Ca
 
 
 def _client(base_url: str, headers: dict[str, str], timeout_s: float) -> httpx2.AsyncClient:
-    """Raises NetworkError if proxies or certificates are set that there are not."""
+    """A client. Raises NetworkError if the proxies or certificates that are set do not exist."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     timeout = httpx2.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
     try:
@@ -208,16 +208,16 @@ async def _first_model(client: httpx2.AsyncClient, timeout_s: float) -> str:
 
 
 class _Load:
-    """A server and what it is to be asked."""
+    """A server and the requests to send to it."""
 
     def __init__(self, client: httpx2.AsyncClient, endpoint: str, plan: LoadPlan, result: LoadResult) -> None:
         self._client, self._path, self._plan, self._result = client, PATHS[endpoint], plan, result
-        self._random, self._words = random.Random(), WORDS.split()  # other prompts in each run: servers keep them
+        self._random, self._words = random.Random(), WORDS.split()  # new prompts in each run, since servers cache them
         self._is_chat = endpoint == "chat"
         self._n_words = plan.prompt_tokens
 
     async def warm_up(self) -> None:
-        """Two prompts of different lengths: how many tokens a word has, and how many come with none."""
+        """Send two prompts of different lengths, to learn the tokens of a word and of an empty prompt."""
         n_words = (FEW_WORDS, FEW_WORDS + self._plan.prompt_tokens)
         counts = [(await self._ask(self._body(n, WARM_UP_TOKENS))).prompt_tokens for n in n_words]
         if counts[0] is not None and counts[1] is not None and counts[1] > counts[0]:
@@ -228,7 +228,7 @@ class _Load:
             self._n_words = min(max(1, wanted), self._plan.prompt_tokens)
 
     async def run(self, on_change: Callable[[], None]) -> None:
-        """All requests of the plan."""
+        """Send all requests of the plan."""
         plan = self._plan
         slots = asyncio.Semaphore(plan.concurrency or plan.requests)
         bodies = [self._body(self._n_words, plan.max_tokens) for _ in range(plan.requests)]
@@ -254,7 +254,7 @@ class _Load:
                 tasks.create_task(one(body, due))
 
     def _due_times(self) -> Iterator[float | None]:
-        """Seconds after the start; None: as soon as there is a slot."""
+        """Seconds after the start when each is due; None: as soon as there is a slot."""
         due = 0.0
         for _ in range(self._plan.requests):
             yield due if self._plan.rate else None

@@ -1,4 +1,4 @@
-"""What this machine is: the label of every measurement. Called by `reports`, `cli` and bench."""
+"""Describes this machine: the label of every measurement. Called by `reports`, `cli` and bench."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def now() -> str:
-    """Date and time, as results are stamped."""
+    """Date and time, as stamped on results."""
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
@@ -41,7 +41,7 @@ def describe_software() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """As the system gives it, with family and model, since virtual machines often name the maker only."""
+    """The name that the system gives, with family and model, since virtual machines often name only the maker."""
     try:
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

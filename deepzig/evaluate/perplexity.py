@@ -16,7 +16,7 @@ from deepzig.engine.whole_sequence import SCORED_ROWS, forward_chunks
 from deepzig.errors import NonFiniteLogitsError, RequestError
 from deepzig.evaluate.windows import Window, split_documents, window_size, windows_of
 
-MAX_NATS = 700.0  # whose exponential is a float64
+MAX_NATS = 700.0  # its exponential is still a float64
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class _DivergenceSum:
         self._same: list[np.ndarray] = []
 
     def add(self, logprobs: np.ndarray, reference: np.ndarray) -> None:
-        """logprobs, reference f32 (n, vocab_size)."""
+        """Add logprobs and reference, f32 (n, vocab_size)."""
         self._kl.append((np.exp(reference) * (reference - logprobs)).sum(axis=1, dtype=np.float64))
         self._same.append(logprobs.argmax(axis=1) == reference.argmax(axis=1))
 
@@ -119,7 +119,7 @@ def _check_reference(llm: LLM, reference: LLM, sample: str, window: int) -> None
 
 
 def _rows(window: Window, models: list[LLM]) -> Iterator[list[np.ndarray]]:
-    """For a few tokens at a time: the tokens i32 (n,), and each model's log-probabilities of them, f32 (n, vocab)."""
+    """Yields for a few tokens at a time: the tokens i32 (n,), and each model's log-probabilities f32 (n, vocab)."""
     hidden = [_hidden(llm, window) for llm in models]
     targets = window.token_ids[window.first_predicted :]
     for first in range(0, len(targets), SCORED_ROWS):
@@ -129,14 +129,14 @@ def _rows(window: Window, models: list[LLM]) -> Iterator[list[np.ndarray]]:
 
 
 def _hidden(llm: LLM, window: Window) -> np.ndarray:
-    """f32 (n_predicted, D): final states at the positions just before the predicted tokens."""
+    """Final states f32 (n_predicted, D) at the positions just before the predicted tokens."""
     token_ids = window.token_ids[:-1]
     chunks = forward_chunks(llm.model, token_ids, llm.model.make_cache(len(token_ids)))
     return np.concatenate(list(chunks))[window.first_predicted - 1 :]
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """f32 (n, vocab_size) of the same shape. Raises NonFiniteLogitsError, for minus infinity too."""
+    """Log-probabilities f32 (n, vocab_size) of logits. Raises NonFiniteLogitsError, for minus infinity too."""
     check_finite(float(logits.max()))
     check_finite(float(logits.min()))
     return log_softmax(logits)

@@ -1,4 +1,4 @@
-"""Report: a run of `deepzig bench` as it is kept in a file, and the comparison of two.
+"""Report: a run of `deepzig bench`, as a file keeps it, and the comparison of two.
 
 Made and read by the command line. Calls `figures` and `machine`. Knows nothing of how things are measured.
 """
@@ -16,7 +16,7 @@ from deepzig.errors import ReportError
 from deepzig.evaluate.figures import Figure, Ratio, ratio
 from deepzig.evaluate.machine import now
 
-MACHINE_KEYS = ("cpu", "cores", "memory_gb", "system")  # of `machine`: what makes it another one
+MACHINE_KEYS = ("cpu", "cores", "memory_gb", "system")  # keys of `machine` that identify it
 SPELT_OUT = 5  # names with values
 Kind = Literal["deepzig bench", "deepzig bench serve"]
 
@@ -28,15 +28,15 @@ class Report:
     kind: Kind
     deepzig: str  # version
     date: str
-    machine: dict[str, Any]  # that measured; of a server's bench that of the client
+    machine: dict[str, Any]  # the machine that measured; for a server's bench the client's
     model: dict[str, Any]
     settings: dict[str, Any]
     figures: list[Figure]
-    beside: dict[str, Any]  # what was found beside the figures: the memory's speed; requests and errors
+    beside: dict[str, Any]  # other results: the memory's speed; requests and errors
     is_complete: bool = True  # False: interrupted
 
     def to_json(self) -> dict[str, Any]:
-        """Every sample, and what follows from them."""
+        """The report as JSON values: every sample, and what follows from them."""
         return {**asdict(self), "figures": [{**asdict(figure), **figure.summary()} for figure in self.figures]}
 
 
@@ -46,7 +46,7 @@ def new_report(kind: Kind, **contents: Any) -> Report:
 
 
 def read_report(path: Path) -> Report:
-    """Raises ReportError if the file is no such report."""
+    """The report of a file. Raises ReportError if it is no such report."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Report)
     except OSError as error:
@@ -66,7 +66,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Difference:
-    """Something other than the figures that is not the same in both; None where one has nothing of the kind."""
+    """Something other than a figure that differs; None where a report lacks it."""
 
     of: str  # "machine", "model", "settings" or "deepzig"
     name: str
@@ -85,12 +85,12 @@ class Comparison:
 
     @property
     def is_same_machine(self) -> bool:
-        """As far as one can tell."""
+        """Whether both ran on the same machine, as far as one can tell."""
         return not any(each.of == "machine" and each.name in MACHINE_KEYS for each in self.differences)
 
 
 def compare(before: Report, after: Report) -> Comparison:
-    """Raises ReportError if they are of different kinds, or have no figure in common."""
+    """Compare two reports. Raises ReportError if they are of different kinds, or have no figure in common."""
     if before.kind != after.kind:
         raise ReportError(f"one is of `{before.kind}`, the other of `{after.kind}`; compare two of a kind")
     old = {figure.name: figure for figure in before.figures}
@@ -109,7 +109,7 @@ def compare(before: Report, after: Report) -> Comparison:
 
 
 def in_short(value: Any) -> str:
-    """A value of a report for people: of many names with values the values alone, and how often each."""
+    """A value of a report for people: of a mapping only the values, and how often each occurs."""
     if isinstance(value, Mapping) and len(value) > SPELT_OUT:
         return ", ".join(f"{count} {shown}" for shown, count in Counter(map(str, value.values())).most_common())
     if isinstance(value, Mapping):

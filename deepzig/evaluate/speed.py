@@ -1,7 +1,7 @@
-"""How fast a model reads prompts and decodes, as those who use it see it: through `LLM.submit`.
+"""How fast a model reads prompts and decodes, as users see it: through `LLM.submit`.
 
 Called by the command line; calls the engine. Prompts are random tokens, new ones each time, so that only the contexts
-of `depth` are found in the cache; answers are greedy and without speculation, which depends on the text.
+of `depth` are found in the cache. Answers are greedy and without speculation, which depends on the text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,19 +39,19 @@ class SpeedTest:
 
     @property
     def name(self) -> str:
-        """As llama-bench has it: pp512, tg64 @4096, tg64 x8."""
+        """The name, as in llama-bench: pp512, tg64 @4096, tg64 x8."""
         depth = f" @{self.depth}" if self.depth else ""
         together = f" x{self.concurrency}" if self.concurrency > 1 else ""
         return f"{'pp' if self.kind == 'prompt' else 'tg'}{self.n_tokens}{depth}{together}"
 
     @property
     def n_prompt(self) -> int:
-        """Tokens of a prompt behind its context: an answer follows at least one."""
+        """Tokens of a prompt after its context: at least one if an answer follows."""
         return self.n_tokens if self.kind == "prompt" else 1
 
     @property
     def n_answer(self) -> int:
-        """Tokens of an answer; the first one belongs to the prompt."""
+        """Tokens of an answer; the first one counts to the prompt."""
         return 1 if self.kind == "prompt" else self.n_tokens + 1
 
     @property
@@ -61,7 +61,7 @@ class SpeedTest:
 
 
 def check_room(llm: LLM, tests: Sequence[SpeedTest]) -> None:
-    """Raises RequestError if a test fits neither the context nor the cache; nothing is measured then."""
+    """Raise RequestError if a test does not fit the context or the cache; then nothing is measured."""
     context, n_pages = llm.config.max_position_embeddings, llm.stats().n_pages
     for test in tests:
         if test.length > context:
@@ -75,7 +75,7 @@ def check_room(llm: LLM, tests: Sequence[SpeedTest]) -> None:
 
 
 def measure(llm: LLM, tests: Sequence[SpeedTest], repetitions: int) -> Iterator[tuple[SpeedTest, float | None]]:
-    """Run each test once to warm up, which gives None, then `repetitions` times: tokens a second, one by one.
+    """Run each test once to warm up, which yields None, then `repetitions` times; yields tokens a second, one by one.
 
     Raises:
         RequestError: see `check_room`.
@@ -90,12 +90,13 @@ def measure(llm: LLM, tests: Sequence[SpeedTest], repetitions: int) -> Iterator[
 
 
 def greedy(answer_tokens: int) -> SamplingParams:
-    """An answer of just so many tokens, without speculation: so the speed is that of the model."""
+    """Parameters for an answer of exactly this many tokens, without speculation, so that the speed is that of the
+    model."""
     return SamplingParams(answer_tokens, temperature=0.0, ignore_eos=True, speculation="off")
 
 
 class _SpeedBench:
-    """A model, and the contexts that its cache has got."""
+    """A model, and the contexts that are in its cache."""
 
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
@@ -110,8 +111,8 @@ class _SpeedBench:
         self._run(test, min(test.n_answer, WARM_UP_TOKENS))
 
     def tokens_per_s(self, test: SpeedTest) -> float:
-        """Of a prompt until all requests have their first token; of answers from the first one's first token to the
-        last one's last. Time in which only some run is included."""
+        """Tokens a second: for a prompt until all requests have their first token; for answers from the first one's
+        first token to the last one's last. Includes time in which only some requests run."""
         first, last, n_read = self._run(test, test.n_answer)
         if test.kind == "prompt":
             return n_read / max(first)

@@ -1,4 +1,4 @@
-"""The report of a bench of a model: figures of decoding beside the bytes that a token reads and the memory's speed.
+"""The report on the speed of a model: figures of decoding beside the bytes that a token reads and the memory's speed.
 
 Called by `deepzig bench`; calls `reports`, `machine`, and `checkpoint` for sizes. Measures nothing but the memory.
 """
@@ -27,12 +27,12 @@ class SpeedRun:
         self._bandwidth = read_bandwidth(llm.model.n_threads)  # bytes a second
 
     def finish(self) -> Report:
-        """With the better bandwidth of before and now."""
+        """The report, with the better of the memory's speeds before and now."""
         self._bandwidth = max(self._bandwidth, read_bandwidth(self._llm.model.n_threads))
         return self.report(is_complete=True)
 
     def report(self, *, is_complete: bool) -> Report:
-        """What there is."""
+        """The report on the samples so far."""
         return new_report(
             "deepzig bench",
             machine={**describe_machine(), "threads": self._llm.model.n_threads, **describe_software()},

@@ -1,4 +1,4 @@
-"""Windows: a text as the token sequences that a model is run on, each token to be predicted once.
+"""Windows: a text as token sequences for a model, each token to be predicted once.
 
 Called by `perplexity`, `calibration` and `expert_load`; calls the tokenizer through an LLM.
 
@@ -9,7 +9,7 @@ BOS. Every window begins with the tokens that the tokenizer puts before a text (
 never predicted. Without such a rule the first token of a window has nothing before it and is not predicted either.
 
 Windows. The first window of a document holds its first `window` tokens, BOS among them. Each further one predicts the
-next `stride` tokens, or as many as fit behind BOS, after as many tokens of context as the window has room for. With
+next `stride` tokens, or as many as fit after BOS, with as many tokens of context as the window has room for. With
 stride = window the context is BOS alone, which is fastest; the smaller the stride, the more context and the lower the
 perplexity.
 """

@@ -92,9 +92,9 @@ def linger(asked: Asked) -> None:
     asked.rfile.read(1)  # until who asked is gone
 
 
-def test_nothing_counts_behind_the_end_of_an_answer(server: OddServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_counts_after_the_end_of_an_answer(server: OddServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepzig.evaluate.http_answer.LINGER_S", 0.2)
-    server.replies = [linger, break_off_behind_done]
+    server.replies = [linger, break_off_after_done]
     result = load(server, 2)
     assert not result.errors and [answer.n_tokens for answer in result.answers] == [1, 1]
     assert all(answer.text_times[-1] <= answer.ended < answer.text_times[-1] + 0.2 for answer in result.answers)
@@ -129,17 +129,17 @@ def hang_up(asked: Asked) -> None:
     asked.close_connection = True
 
 
-def break_off(asked: Asked, *behind: bytes) -> None:
+def break_off(asked: Asked, *rest: bytes) -> None:
     """A stream of a stated length that ends before."""
     asked.send_response(200)
     asked.send_header("Content-Type", "text/event-stream")
     asked.send_header("Content-Length", "1000")
     asked.end_headers()
-    asked.wfile.write(text(" a") + b"".join(behind))
+    asked.wfile.write(text(" a") + b"".join(rest))
     asked.close_connection = True
 
 
-def break_off_behind_done(asked: Asked) -> None:
+def break_off_after_done(asked: Asked) -> None:
     break_off(asked, STOP, DONE)
 
 

@@ -58,7 +58,7 @@ def submitted(llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch, test: SpeedTest
     return [(prompt, params, generation.timings) for prompt, params, generation in seen[n_warm_up:]]
 
 
-def test_a_prompt_is_read_behind_its_context(llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_is_read_after_its_context(llm: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = submitted(llm, monkeypatch, SpeedTest("prompt", 24, depth=100, concurrency=2))
     assert len(requests) == 4
     for prompt, params, timings in requests:

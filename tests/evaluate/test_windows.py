@@ -1,4 +1,4 @@
-"""Windows: every token is predicted once, behind the context that the rules promise."""
+"""Windows: every token is predicted once, after the context that the rules promise."""
 
 import numpy as np
 import pytest
