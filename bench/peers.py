@@ -62,7 +62,7 @@ def run(n_layers: int, directory: Path, n_threads: int) -> Iterator[PeerRun]:
             yield PeerRun(peer.name, peer.format, f"not installed: {', '.join(missing)}")
             continue
         folder = ensure(Synthetic(peer.format, n_layers), directory)
-        file = _file_for(key, folder, n_layers, directory)  # before any time is taken: the disk is busy behind it
+        file = _file_for(key, folder, n_layers, directory)  # before timing, since the disk is busy afterwards
         exact = decode_process(folder, n_threads, (PROMPT,), (CONTEXT,))
         fast = decode_process(folder, n_threads, (PROMPT,), (), "--precision", "fast")
         prefill, decode = _process(key, file, n_threads)

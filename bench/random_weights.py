@@ -39,7 +39,7 @@ class Window:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole."""
+        """Shape of the whole."""
         return (self.n_rows, *self.rows.shape[1:])
 
     def chunks(self) -> Iterator[np.ndarray]:

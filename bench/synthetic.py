@@ -55,7 +55,7 @@ class Synthetic:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         if self.published is not None:
             return f"{self.published.resolve().parent.name}-{self.format}"
         return f"v3-{self.n_layers}l-{self.format}{'-mtp' if self.with_mtp else ''}"

@@ -70,7 +70,7 @@ def search(model: Any, ids: torch.Tensor, eos: list[int], options: tuple[Any, ..
 
 
 def cut(tokens: list[int], eos: list[int]) -> list[int]:
-    """Without the padding behind the end."""
+    """The tokens without the padding after the end."""
     ends = [place for place, token in enumerate(tokens) if token in eos]
     return tokens[: ends[0] + 1] if ends else tokens
 

@@ -130,7 +130,7 @@ def test_yarn_reaches_the_end_of_the_context(tmp_path: Path) -> None:
 
 
 def test_stories_logits() -> None:
-    """Of int8 weights, which no case above has."""
+    """Their weights are int8, which no case above has."""
     with np.load(GOLDEN / "stories.npz") as arrays:
         golden = Golden(deepzig.load("stories"), dict(arrays))
     golden.check_logits(golden.llm.logits(golden.ids))

@@ -166,7 +166,7 @@ def plain_text(content: str | Sequence[ContentPart | InputText] | None) -> str |
 
 
 def _continue(model: ServedModel, ids: list[int], prefix: Message, in_reasoning: bool) -> bool:
-    """Append the begun answer to `ids`; returns whether reasoning is still open behind it."""
+    """Append the begun answer to `ids`; returns whether reasoning is still open after it."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
     content = plain_text(prefix.content)

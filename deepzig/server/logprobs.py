@@ -53,7 +53,7 @@ class CompletionScores:
 
 
 def joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
-    """Parts of a text, one behind the other."""
+    """Parts of a text, one after the other."""
     whole = CompletionLogprobs([], [], [], [])
     for part in parts:
         whole.tokens += part.tokens

@@ -64,7 +64,7 @@ def prepare_response(model: ServedModel, request: ResponsesRequest, tenant: str)
 
 
 def _as_chat(request: ResponsesRequest) -> ChatRequest:
-    """The same request in the words of /v1/chat/completions."""
+    """The request in the words of /v1/chat/completions."""
     messages = [Message(role="system", content=request.instructions)] if request.instructions else []
     if isinstance(request.input, str):
         messages.append(Message(role="user", content=request.input))

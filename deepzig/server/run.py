@@ -184,7 +184,7 @@ class Run:
 
     @property
     def progress(self) -> Progress:
-        """Of all prompts together; the queue position is that of the last."""
+        """Progress of all prompts together; the queue position is that of the last."""
         each = [generation.progress for generation in self._generations]
         return Progress(
             queue_position=max(p.queue_position for p in each),

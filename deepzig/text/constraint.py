@@ -236,7 +236,7 @@ def _check(matcher: LLMatcher) -> None:
 
 
 def _short(message: str) -> str:
-    """llguidance's message as one line, without the excerpt of the grammar or its own state behind it."""
+    """llguidance's message as one line, without the excerpt of the grammar or its own state that follow."""
     reason = " ".join(re.split(r"\n\s*1 \| |\n<state>\n", message)[0].split())[:300]
     return "no text fits it" if reason == "NoExtensionBias" else reason
 

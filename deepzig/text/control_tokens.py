@@ -11,7 +11,7 @@ from deepzig.text.tokenizer_config import AddedToken
 
 
 class ControlTokens:
-    """Those of the added tokens that only a template may write; see `AddedToken.is_control`."""
+    """The added tokens that only a template may write; see `AddedToken.is_control`."""
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
         self.ids: dict[str, int] = {token.text: token.id for token in tokens if token.is_control}

@@ -133,7 +133,7 @@ def test_integers_of_the_wanted_groups_keep_every_byte(small_model: Path, tmp_pa
 
 
 def formats_and_groups(weights: ModelWeights) -> set[tuple[str, int]]:
-    """Of the routed experts."""
+    """Formats and group sizes of the routed experts."""
     return {(w.format, w.group_size) for module, w in weights.linear.items() if ".mlp.experts." in module}
 
 

@@ -89,7 +89,7 @@ def test_text_and_its_tokens_give_the_same_answer(stories: deepzig.LLM) -> None:
 
 
 def test_a_continued_text_keeps_its_spaces(stories: deepzig.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of tokenizers that put a space before a text, as SentencePiece does: a prompt is the beginning of a text."""
+    """The tokenizer puts a space before a text, as SentencePiece does: a prompt is the beginning of a text."""
     assert stories.tokenizer is not None
     monkeypatch.setattr(stories.tokenizer, "strips_leading_space", True)
     assert stories.generate("Once upon a", GREEDY).text.startswith(" time")

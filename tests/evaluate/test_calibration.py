@@ -41,7 +41,7 @@ def test_short_texts_measure_attention_too(stories: LLM) -> None:
 
 
 def test_statistics_are_those_of_the_inputs(stories: LLM) -> None:
-    """Of the first layer's attention, computed here from traced hidden states."""
+    """Inputs of the first layer's attention, computed here from traced hidden states."""
     assert stories.tokenizer is not None
     ids = stories.tokenizer.encode(TEXT.strip())
     found, trace = calibrate(stories, TEXT).importance, stories.trace(ids)
@@ -57,7 +57,7 @@ def check(found: np.ndarray, inputs: np.ndarray) -> None:
 
 
 def test_experts_are_measured_by_the_tokens_they_get(stories: LLM) -> None:
-    """Of one expert of the last layer."""
+    """Looks at one expert of the last layer."""
     assert stories.tokenizer is not None
     ids = stories.tokenizer.encode(TEXT.strip())
     inputs: list[np.ndarray] = []

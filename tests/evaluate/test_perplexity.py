@@ -90,7 +90,7 @@ def test_few_rows_at_a_time_give_the_same(stories: LLM, int4: LLM, monkeypatch: 
 
 
 def test_more_context_is_no_worse(stories: LLM) -> None:
-    """Of windows of 16 tokens with less and less stride."""
+    """Windows of 16 tokens with less and less stride."""
     found = [evaluate(stories, TEXT, window=16, stride=stride).perplexity for stride in (16, 4, 1)]
     assert found[0] > found[1] > found[2]
     assert evaluate(stories, TEXT, window=16).perplexity == found[0]

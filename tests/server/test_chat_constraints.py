@@ -125,7 +125,7 @@ def test_an_answer_that_has_begun_opens_no_thoughts(talker: RunningServer) -> No
 
 @pytest.mark.parametrize("family", ["V2.5"], indirect=True, scope="module")
 def test_an_answer_without_parallel_calls_has_one_call(talker: RunningServer) -> None:
-    """Of any arguments: only those of strict tools fit their schemas."""
+    """Its arguments may be any: only those of strict tools fit their schemas."""
     parameters = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?<=a)b"}}, "required": ["a"]}
     loose = {"type": "function", "function": {"name": "get_time", "parameters": parameters}}
     call = CALL_V3.removeprefix("<｜tool▁calls▁begin｜>").removesuffix("<｜tool▁calls▁end｜>")

@@ -169,7 +169,7 @@ def test_logprobs_and_echo_of_a_completion(client: openai.OpenAI, stories: LLM) 
 def test_offsets_of_a_text_that_goes_on_with_a_space(
     client: openai.OpenAI, stories: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of tokenizers that put a space before a text, as SentencePiece does."""
+    """The tokenizer puts a space before a text, as SentencePiece does."""
     monkeypatch.setattr(stories.tokenizer, "strips_leading_space", True)
     choice = complete(client, prompt="Once upon a", temperature=0, logprobs=0, echo=True, max_tokens=2).choices[0]
     assert choice.text.startswith("Once upon a time")

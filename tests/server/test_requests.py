@@ -307,7 +307,7 @@ def test_texts_too_long_to_fit_are_refused_before_they_are_tokenized(
 
 
 def test_log_probabilities_of_ids_without_a_token(tmp_path: Path) -> None:
-    """The model's head may have them, in a gap of the vocabulary as well as behind it."""
+    """The model's head may have them, in a gap of the vocabulary as well as after it."""
     folder = shutil.copytree(BUNDLED["stories"], tmp_path / "model")
     described = json.loads((folder / "tokenizer.json").read_text())
     described["model"]["vocab"]["far"] = 4100

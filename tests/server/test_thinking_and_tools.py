@@ -346,7 +346,7 @@ def test_thoughts_of_a_template_without_a_switch_are_closed_at_once(
 
 @pytest.mark.parametrize("family", ["V3.1"], indirect=True, scope="module")
 def test_prefix_is_continued(talker: RunningServer) -> None:
-    """The prompt is the conversation without the prefix, and behind it the prefix as plain text."""
+    """The prompt is the conversation without the prefix, followed by the prefix as plain text."""
     model = talker.service.model
     assert model.tokenizer is not None
     begun = {"role": "assistant", "content": "The </think> cat", "prefix": True}

@@ -70,7 +70,7 @@ def test_leading_space_of_sentencepiece(sentencepiece_tokenizer: Tokenizer) -> N
 @shared
 @given(st.data())
 def test_a_continued_text_keeps_its_spaces(any_tokenizer: Tokenizer, data: st.DataObject) -> None:
-    """Wherever a text is cut, what stands before the cut and what is streamed behind it make up the text."""
+    """Wherever a text is cut, what stands before the cut and what is streamed after it make up the text."""
     ids = any_tokenizer.encode("The cat sat on the mat, and the sun is 你好.")
     cut = data.draw(st.integers(1, len(ids)))
     assume("\ufffd" not in any_tokenizer.decode(ids[:cut]))
@@ -79,7 +79,7 @@ def test_a_continued_text_keeps_its_spaces(any_tokenizer: Tokenizer, data: st.Da
     assert any_tokenizer.decode(ids[:cut]) + streamed == any_tokenizer.decode(ids)
 
 
-def test_a_text_behind_a_mark_begins_anew(sentencepiece_tokenizer: Tokenizer) -> None:
+def test_a_text_after_a_mark_begins_anew(sentencepiece_tokenizer: Tokenizer) -> None:
     for mark in ("<|im_start|>", "<tool>"):
         token, *content = sentencepiece_tokenizer.encode(f"{mark}the cat", add_bos=False)
         assert StreamDecoder(sentencepiece_tokenizer, before=token).push(*content) == "the cat"
