@@ -14,8 +14,8 @@ PAGE = ROOT / "docs" / "cli.md"
 COLUMNS = 80
 INTRODUCTION = """\
 # Command line
-What `--help` says of each command, written by `make docs`. How options are set by environment variables and by a config
-file is told in [configuration.md](configuration.md).
+What `--help` says of each command, written by `make docs`. Environment variables and a config file can set
+options too: [configuration.md](configuration.md).
 """
 
 
