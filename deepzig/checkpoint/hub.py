@@ -175,7 +175,7 @@ def _is_here(model: HubModel, commit: str, name: str) -> bool:
 def _has_weights(directory: Path) -> bool:
     """Whether all files of weights are there. Each appears when it is whole."""
     index = directory / INDEX_FILE
-    if not index.exists():  # one file, under any name but that of a shard, whose index has yet to come
+    if not index.exists():  # one file of any name but a shard's, whose index is still missing
         here = [path.name for path in directory.glob("*.safetensors") if path.exists()]
         return SINGLE_FILE in here or (len(here) == 1 and not _SHARD.search(here[0]))
     try:

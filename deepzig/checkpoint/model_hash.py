@@ -1,7 +1,7 @@
 """hash_of_model: tells checkpoints apart, without reading all of them.
 
-Called by `distributed` (have all machines the same model?) and by `engine` (for which was a prompt cache made?);
-calls `directory`.
+Called by `distributed`, to check that all machines have the same model, and by `engine`, to find the prompt cache of a
+model; calls `directory`.
 """
 
 import hashlib

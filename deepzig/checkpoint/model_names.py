@@ -13,7 +13,7 @@ from deepzig.errors import CheckpointError, NetworkError, RequestError
 if TYPE_CHECKING:
     from deepzig.checkpoint.hub import Advance, Download
 
-BUNDLED_MODEL = "stories"  # taken where nobody names a model
+BUNDLED_MODEL = "stories"  # used if no model is named
 BUNDLED = {BUNDLED_MODEL: Path(__file__).parent.parent / "bundled" / "stories"}
 ASKED_ABOVE = 1_000_000_000  # bytes
 OFFLINE, YES = "DEEPZIG_OFFLINE", "DEEPZIG_YES"
@@ -27,14 +27,14 @@ def find_model(
     """The folder of a model, fetched from the hub if `model` is a name there and not on this machine.
 
     with_weights  False: config, tokenizer and the like are enough
-    fetch         downloads, after asking whom there is to ask; None: `fetch_unasked`
+    fetch         downloads, after asking if somebody is there to ask; None: `fetch_unasked`
     offline       download nothing; None: whether DEEPZIG_OFFLINE is set
 
     Raises:
         CheckpointError: `model` is neither a folder nor a name, or is quantised on the hub as deepzig cannot compute.
         ConfigError, UnsupportedModelError: the model of the hub is none that deepzig runs; no weights are fetched.
         NetworkError: the hub cannot be reached or has no such model.
-        RequestError: nobody agreed to so large a download.
+        RequestError: nobody agreed to such a large download.
         ResourceError: the disk has no room for it.
     """
     directory = BUNDLED.get(str(model), Path(model))

@@ -82,7 +82,7 @@ class Plan:
 
 
 def as_json(value: Mapping[str, Any]) -> bytes:
-    """As the files of a checkpoint are written: ASCII, which can spell whatever config.json does."""
+    """JSON as checkpoints store it: in ASCII, which can spell all that config.json can."""
     return json.dumps(value, indent=2).encode() + b"\n"
 
 

@@ -28,7 +28,7 @@ def new_search(branch: Branch, constraint: TokenConstraint | None, n_pages: int,
     if (1 + len(end_token_ids)) * params.num_beams > vocab_size:
         raise RequestError(f"num_beams {params.num_beams} is too large for a vocabulary of {vocab_size}")
     n_needed = params.num_beams * -(-request.max_length // PAGE_SIZE)
-    if n_needed > n_pages:  # so many if a preempted search is prefilled again and finds no prefix
+    if n_needed > n_pages:  # the most, if a preempted search is prefilled again and finds no prefix
         raise ContextLengthError(
             f"{params.num_beams} beams of {request.max_length} tokens may need {n_needed * PAGE_SIZE} tokens of cache, "
             f"which has {n_pages * PAGE_SIZE}; take fewer beams or max_tokens"

@@ -16,7 +16,7 @@ KEPT_PAGES = 1  # at the beginning of a sequence
 
 @dataclass(frozen=True)
 class ContextShift:
-    """For a context of `n_context` tokens. Raises RequestError if that is too small to drop anything."""
+    """What to drop in a context of `n_context` tokens. Raises RequestError if that is too small to drop anything."""
 
     n_context: int
 

@@ -122,7 +122,7 @@ class Engine:
                 self._ledger.finish(branch, reason)
 
     def fail(self, request: Request, error: BaseException) -> None:
-        """End a request with an error, which its reader will see; nothing of it is kept."""
+        """End a request with an error, which its reader will see, and drop its pages."""
         self._ledger.fail(request, error)
 
     def fail_all(self, error: BaseException) -> None:

@@ -164,7 +164,7 @@ class Generation:
             self._request.on_update = None  # nor should it hold this, which holds the model
 
     def _try(self, step: Callable[[], None]) -> None:
-        """In the engine's thread: an error ends this request, no other, nor the thread."""
+        """Runs in the engine's thread: an error ends this request, not others nor the thread."""
         try:
             step()
         except BaseException as error:
@@ -179,14 +179,15 @@ class Generation:
         return not self._awaits_end or self._request.is_finished or all(text.is_ended for text in self._texts)
 
     def _find_stops(self) -> None:
-        """In the engine's thread: make pieces of the events. Each stays until its piece is there, see `_is_over`."""
+        """Make pieces of the events, in the engine's thread. Each event stays until its piece is there, see `_is_over`.
+        """
         events = self._request.events
         while events:
             self._take([events[0]])
             events.popleft()
 
     def _take_events(self) -> None:
-        """In the reader's thread, if there are no stop strings: make pieces of the events."""
+        """Make pieces of the events, in the reader's thread, if there are no stop strings."""
         events = self._request.events
         while events:
             together = [events.popleft()]

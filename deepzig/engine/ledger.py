@@ -46,7 +46,7 @@ class Ledger:
             self._finished[reason] += 1
 
     def fail(self, request: Request, error: BaseException) -> None:
-        """End a request with an error, which its reader will see; nothing of it is kept."""
+        """End a request with an error, which its reader will see, and drop its pages."""
         request.error = error
         for branch in request.branches:
             if not branch.is_finished:

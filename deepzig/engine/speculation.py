@@ -35,8 +35,8 @@ class Speculator:
     def __init__(self, model: DeepseekModel, cache: LatentCache) -> None:
         self._mtp = MtpDrafter(model, cache) if model.mtp_layers else None
         self._unread: deque[tuple[list[_Chunk], HiddenStates]] = deque()  # in the order of their calls
-        self._steps = _Times()  # of a step that decodes so many rows
-        self._drafts = _Times()  # of so many calls of the MTP layer, for one branch or several
+        self._steps = _Times()  # time of a step by the rows that it decodes
+        self._drafts = _Times()  # time by the number of calls of the MTP layer, for one branch or several
         # by whether it was the MTP layer, and depth
         self._drafted = {uses_mtp: [0] * MAX_DRAFT_TOKENS for uses_mtp in (True, False)}
         self._accepted = {uses_mtp: [0] * MAX_DRAFT_TOKENS for uses_mtp in (True, False)}
