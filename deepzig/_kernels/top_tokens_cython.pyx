@@ -71,7 +71,7 @@ cdef int64_t most_likely(const float* p, int64_t size, double sum_p, int64_t top
     for token in range(size):
         if n >= top_k:
             break
-        if p[token] == 0:
+        if p[token] < bound:  # so it is 0
             found[n].p, found[n].token = 0, <int32_t>token
             n += 1
     if 0 < top_k:
