@@ -21,7 +21,7 @@ from deepzig.model.cache import PAGE_SIZE, LatentCache
 from deepzig.model.deepseek import KEPT_ROWS
 from deepzig.model.workspace import AttentionScratch, Workspace
 
-PACKED_BYTES = 6  # at most, of a number in a product: three bf16 terms; three digits take 3
+PACKED_BYTES = 8  # at most, of a number as products take it: fp8 with AMX, `deterministic`; three digits take 3
 
 
 class StreamingWarning(UserWarning):

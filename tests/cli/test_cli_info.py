@@ -119,7 +119,7 @@ def test_text_names_the_same_facts(run: Run) -> None:
     lines = lines_of(run("info"))
     assert lines["family"] == "DeepSeek-V3 family (deepseek_v3)"
     assert lines["parameters"] == "10.6 M, 4.83 M of them read for each token"
-    assert lines["memory"] == "65.4 MB: weights 13.9 MB + work 49.5 MB + cache 1.97 MB of 1024 tokens"
+    assert lines["memory"] == "70.1 MB: weights 13.9 MB + work 54.2 MB + cache 1.97 MB of 1024 tokens"
     assert lines["available"] == "64 GB: all of it fits"
     assert lines["decoding"] == "at most 15238 tok/s: 6.56 MB a token at 100 GB/s, measured now"
     assert lines["tokenizer"] == "yes"
@@ -138,7 +138,7 @@ def test_weights_that_stream_are_said_to(run: Run) -> None:
     )
     assert result.stdout.splitlines()[-4:] == [
         "format    on disk  in memory  read per token  at most tok/s",
-        "fp8        689 GB     691 GB         38.2 GB  bound by disk",
+        "fp8        689 GB     692 GB         38.2 GB  bound by disk",
         "int8       694 GB     697 GB         37.9 GB  bound by disk",
         "int4 mix   372 GB     375 GB           28 GB  bound by disk",
     ]
