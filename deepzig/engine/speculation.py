@@ -58,11 +58,11 @@ class Speculator:
         return Drafting(None if uses_mtp else NgramIndex(), [0] * n, [0] * n)
 
     def fork(self, branch: Branch) -> Drafting | None:
-        """How a copy of a branch will draft: from the same positions on, with nothing learned."""
-        drafting = self.begin(branch.request)
-        if drafting is not None and branch.drafting is not None:
-            drafting.pending = branch.drafting.pending
-        return drafting
+        """How a copy of a branch will draft: as the branch does, from the same positions on, with nothing learned."""
+        if (old := branch.drafting) is None:
+            return None
+        n = branch.request.params.draft_tokens
+        return Drafting(None if old.uses_mtp else NgramIndex(), [0] * n, [0] * n, old.pending)
 
     def reads_prompt(self, branch: Branch) -> bool:
         """Whether `follow_prompts` has a use for the hidden states of the branch."""
