@@ -141,8 +141,10 @@ def _forced() -> dict[str, str]:
     forced = {}
     for item in filter(None, os.environ.get("DEEPZIG_KERNEL", "").split(",")):
         stem, colon, implementation = item.strip().partition(":")
-        if not (colon and implementation and stem.isidentifier() and _has_module(f"{stem}_numba")):
+        if not (colon and implementation):
             raise KernelError(f"DEEPZIG_KERNEL has {item!r}: write kernel:implementation, as in rms_norm:numba")
+        if not (stem.isidentifier() and _has_module(f"{stem}_numba")):
+            raise KernelError(f"DEEPZIG_KERNEL names {stem!r}, which is no kernel; `deepzig kernels` lists them")
         forced[stem] = implementation
     return forced
 

@@ -53,7 +53,7 @@ cdef extern from "ways.h" nogil:
     int64_t multiply_space(Way way, const Matrix* w, int64_t rows)
     int64_t row_multiple(Way way)
     bint takes_floats(Way way)
-    int64_t rows_per_task(Way way, const Matrix* w, int64_t bytes)
+    int64_t weight_rows_per_task(Way way, const Matrix* w, int64_t bytes)
     bint packs(Way way)
     bint wants_copies(Way way, const Matrix* w, int64_t x_rows)
     void multiply(Way way, const Matrix* w, int64_t first, int64_t last, const float** x, const uint8_t* packed,

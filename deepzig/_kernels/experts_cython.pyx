@@ -13,7 +13,8 @@ from deepzig._kernels._pool cimport parallel_for
 from deepzig._kernels._rows cimport swiglu_row
 from deepzig._kernels._tiles cimport (
     FOR_CALL, FOR_TASK, Matrix, WAY_FLOATS, Way, codes_of, copy_stride, multiply, multiply_space, pack_rows,
-    pack_space, packed_bytes, packs, padded, parts_of, rows_per_task, same_packing, thread_floats, wants_copies, way_for,
+    pack_space, packed_bytes, packs, padded, parts_of, same_packing, thread_floats, wants_copies, way_for,
+    weight_rows_per_task,
 )
 
 cnp.import_array()
@@ -197,8 +198,8 @@ cdef void run(Job* job, const float* x, int64_t x_stride, int n_threads) noexcep
     if not share_memory(job, x, x_stride):
         job.no_memory = True
         return
-    job.gate_rows = rows_per_task(job.up_way, job.weights, STREAM_BYTES)
-    job.down_rows = rows_per_task(job.down_way, job.weights + 2, STREAM_BYTES)
+    job.gate_rows = weight_rows_per_task(job.up_way, job.weights, STREAM_BYTES)
+    job.down_rows = weight_rows_per_task(job.down_way, job.weights + 2, STREAM_BYTES)
     job.gate_tasks = parts_of(job.intermediate_size, job.gate_rows)
     job.down_tasks = parts_of(job.hidden_size, job.down_rows)
     if packs(job.up_way):

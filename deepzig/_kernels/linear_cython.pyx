@@ -9,7 +9,7 @@ from deepzig._kernels._pool cimport parallel_for, per_thread
 from deepzig._kernels._tiles cimport (
     FOR_CALL, FOR_TASK, Matrix, PACK_X_ROWS, PASS_X_ROWS, Way, codes_of, copy_stride, matrix_of,
     multiply, multiply_space, pack_rows, pack_space, packed_bytes, packs, padded, parts_of, round_up, row_multiple,
-    rows_per_task, takes_floats, thread_floats, wants_copies, way_for,
+    takes_floats, thread_floats, wants_copies, way_for, weight_rows_per_task,
 )
 
 cnp.import_array()
@@ -110,7 +110,7 @@ def linear(cnp.ndarray x not None, weight not None, cnp.ndarray out not None, *,
     job.given, job.given_stride = floats(x), stride(x, 0)
     job.out, job.out_stride = floats(out), stride(out, 0)
     job.way = way_for(&job.weight, arithmetic, job.x_rows)
-    job.rows_per_task = rows_per_task(job.way, &job.weight, STREAM_BYTES)
+    job.rows_per_task = weight_rows_per_task(job.way, &job.weight, STREAM_BYTES)
     if job.x_rows * job.weight.n * job.weight.k >= SPLIT_FROM:
         job.rows_per_task = min(job.rows_per_task, round_up(per_thread(job.weight.n, n_threads), row_multiple(job.way)))
     job.no_memory = False

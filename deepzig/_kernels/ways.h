@@ -171,7 +171,7 @@ INLINE int has_panel(Way way) {
 
 /* Weight rows of a task that reads about so many bytes of weights once, or makes a panel of PANEL_VALUES: a multiple of what
  * the way takes at once, whatever the rest. */
-INLINE int64_t rows_per_task(Way way, const Matrix *w, int64_t bytes) {
+INLINE int64_t weight_rows_per_task(Way way, const Matrix *w, int64_t bytes) {
     const int64_t rows = has_panel(way) ? PANEL_VALUES / w->k : bytes / w->row_bytes, at_once = row_multiple(way);
     return rows < at_once ? at_once : rows / at_once * at_once;
 }

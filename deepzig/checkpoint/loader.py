@@ -1,8 +1,8 @@
 """load_weights: from an open checkpoint and its config to the weights, or to one error that says all that is wrong.
 
-Called by `engine`, `plan`, `verify` and `deepzig info`; calls `names` and `formats`. Names, dtypes and shapes of all
-tensors are checked before the first byte of data is touched. The weights stay in the page cache; vectors are small and
-decoded. Knows nothing of the forward pass.
+Called by `engine`, `distributed`, `plan`, `verify`, `deepzig info` and the bench; calls `names` and `formats`. Names,
+dtypes and shapes of all tensors are checked before the first byte of data is touched. The weights stay in the page
+cache; vectors are small and decoded. Knows nothing of the forward pass.
 """
 
 import warnings

@@ -30,17 +30,17 @@ class ContextShift:
         return (self.n_context // PAGE_SIZE - KEPT_PAGES) // 2
 
     @property
-    def n_dropped(self) -> int:
+    def tokens_at_a_time(self) -> int:
         """Tokens that go at a time."""
         return self.dropped_pages * PAGE_SIZE
 
     def without_oldest(self, tokens: Sequence[int]) -> list[int]:
-        """A prompt without its oldest tokens: n_dropped of them, as many times as it takes to make room for an answer.
+        """A prompt without its oldest tokens, tokens_at_a_time as often as it takes to make room for an answer.
 
-        As a conversation grows, its prompts lose the same tokens until n_dropped more must go: so they find their
+        As a conversation grows, its prompts lose the same tokens until as many more must go: so they find their
         prefixes.
         """
         excess = len(tokens) - (self.n_context - 1)
-        n_dropped = max(0, -(-excess // self.n_dropped)) * self.n_dropped
+        n_dropped = max(0, -(-excess // self.tokens_at_a_time)) * self.tokens_at_a_time
         kept = KEPT_PAGES * PAGE_SIZE
         return [*tokens[:kept], *tokens[kept + n_dropped :]]

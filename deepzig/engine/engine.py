@@ -215,7 +215,7 @@ class Engine:
             assert self._shift is not None
             moved = self._scheduler.drop_oldest(branch, KEPT_PAGES, self._shift.dropped_pages)
             first = KEPT_PAGES * PAGE_SIZE
-            self._model.shift_pages(self._cache, moved, first + self._shift.n_dropped, first)
+            self._model.shift_pages(self._cache, moved, first + self._shift.tokens_at_a_time, first)
 
     def _batches(self, prefills: list[tuple[Branch, int]]) -> list[list[tuple[Branch, int]]]:
         """The chunks of each call of the model: one form of attention, and all short or all long; alone if batching

@@ -3,7 +3,7 @@
 The file holds the pages of the prefix tree of requests without a tenant (what a server's keys have sent is not for
 others). Each model and way of computing has a file of its own, which states what it is made for. It is written when the
 model is closed and read when it is loaded, strictly: if anything is wrong with it, the file is ignored with a warning.
-Called by `engine`; calls `prefix`, `pages`, the cache, and reader and writer of safetensors.
+Called by `engine`; calls `scheduler`, `prefix`, `pages`, the cache, and reader and writer of safetensors.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """SamplingParams, what a request may ask for, and Sampler, which turns logits into tokens for one branch of a request.
 
-Made by `engine`; called by `step_sampling`, `drafting` and `beams`; calls `_kernels.top_tokens`. Knows logits and token
-ids, nothing of text or of the model.
+Made by `engine`; called by `step_sampling`, `drafting`, `beams`, `logit_rows`, `whole_sequence` and
+`evaluate.perplexity`; calls `_kernels.top_tokens`. Knows logits and token ids, nothing of text or of the model.
 """
 
 import functools

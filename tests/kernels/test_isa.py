@@ -96,8 +96,8 @@ def test_an_isa_is_usable_or_refused_by_flag(limit: str) -> None:
 
 def test_unknown_names_are_refused() -> None:
     assert "'sse9' is unknown: use one of plain, avx2" in refusal(DEEPZIG_ISA="sse9")
-    assert "write kernel:implementation" in refusal(DEEPZIG_KERNEL="nothing:numba")
-    assert "write kernel:implementation" in refusal(DEEPZIG_KERNEL="weight:numba")
+    assert "'nothing', which is no kernel" in refusal(DEEPZIG_KERNEL="nothing:numba")
+    assert "'weight', which is no kernel" in refusal(DEEPZIG_KERNEL="weight:numba")
     assert "write kernel:implementation" in refusal(DEEPZIG_KERNEL="rms_norm")
     assert "rms_norm has cython, numba, reference" in refusal(DEEPZIG_KERNEL="rms_norm:fortran")
 
