@@ -167,6 +167,13 @@ def test_the_systemd_unit_is_sound_and_its_command_serves(tmp_path: Path) -> Non
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
+def test_the_config_file_is_one_that_every_command_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.toml").write_text(shown("configuration.md", "toml"), encoding="utf-8")
+    monkeypatch.setenv("DEEPZIG_CONFIG", str(tmp_path / "config.toml"))
+    done = run_in_process(["kernels"], b"")
+    assert done.returncode == 0, done.stderr
+
+
 # ---- the walk itself
 
 

@@ -146,6 +146,11 @@ class _Check:
         for item in items:
             if type(item) is not wanted and not (wanted is float and type(item) is int):
                 self._refuse(where, f"must be {TYPES[wanted]}, not {TYPES.get(type(item), 'a date')}")
+            if not isinstance(option.type, click.Path):  # a file need be there only for the command that reads it
+                try:
+                    option.type.convert(item, option, self.context)
+                except click.BadParameter as error:
+                    self._refuse(where, error.message)
         at_home = [os.path.expanduser(item) if str(item).startswith("~/") else item for item in items]
         return at_home if option.multiple else at_home[0]
 

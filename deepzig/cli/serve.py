@@ -12,6 +12,7 @@ import click
 
 from deepzig.cli.command import command
 from deepzig.cli.messages import note, warn
+from deepzig.cli.naming import Words
 from deepzig.cli.options import (
     cache_options,
     compute_options,
@@ -22,10 +23,19 @@ from deepzig.cli.options import (
 )
 from deepzig.cli.text_files import read_text
 from deepzig.errors import ServerError
-from deepzig.server.settings import REASONING_FORMATS
+from deepzig.server.settings import REASONING_FORMATS, key_problem
 
 if TYPE_CHECKING:
     from deepzig.server.service import Service
+
+
+class ApiKeys(Words):
+    """Keys that are long enough; the error of one that is not names the option, variable or file that has it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if problem := key_problem(value):
+            self.fail(problem, param, ctx)
+        return value
 
 
 @command()
@@ -35,8 +45,9 @@ if TYPE_CHECKING:
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="N", help="0 takes a free one."
 )
 @click.option(
-    "--api-key", "api_keys", multiple=True, metavar="KEY", hide_input=True,
-    help="Key that clients must send; may be repeated. DEEPZIG_SERVE_API_KEY keeps it out of the list of processes.",
+    "--api-key", "api_keys", multiple=True, type=ApiKeys(), metavar="KEY", hide_input=True,
+    help="Key that clients must send, of 8 or more characters; may be repeated. DEEPZIG_SERVE_API_KEY keeps it out of "
+    "the list of processes.",
 )  # fmt: skip
 @click.option(
     "--api-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File with a key on each line."
@@ -125,12 +136,15 @@ def serve(
 
 
 def _keys_of(path: Path) -> list[str]:
-    """Keys in a file. Raises ServerError if there are none: without a key the server would be open to all."""
+    """Its lines but comments. Raises ServerError if one is no key, or if there is none: the server would be open."""
     lines = [line.strip() for line in read_text(path).removeprefix("\ufeff").splitlines()]
-    keys = [line for line in lines if line and not line.startswith("#")]
+    keys = {number: line for number, line in enumerate(lines, start=1) if line and not line.startswith("#")}
     if not keys:
         raise ServerError(f"{path} has no key; write one on a line")
-    return keys
+    for number, key in keys.items():
+        if problem := key_problem(key):
+            raise ServerError(f"{path}, line {number}: {problem}")
+    return list(keys.values())
 
 
 def _begin(service: "Service", port: int) -> None:

@@ -34,8 +34,9 @@ class ServerSettings:
     reasoning_format: str = "deepseek"  # where reasoning goes, see REASONING_FORMATS
 
     def __post_init__(self) -> None:
-        if any(len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() for key in self.api_keys):
-            raise ServerError(f"an API key needs {MIN_KEY_LENGTH} or more printable ASCII characters; use a longer one")
+        for key in self.api_keys:
+            if problem := key_problem(key):
+                raise ServerError(problem)
         if not (self.is_loopback or self.api_keys or self.insecure):
             raise ServerError(
                 f"listening on {self.host} lets other machines in; give --api-key, or --insecure if that is meant"
@@ -50,6 +51,15 @@ class ServerSettings:
     def is_loopback(self) -> bool:
         """Only programs on this machine can connect."""
         return is_loopback_host(self.host)
+
+
+def key_problem(key: str) -> str | None:
+    """Why an API key cannot be used, if so; does not tell the key."""
+    if not (key.isascii() and key.isprintable()):
+        return "an API key has characters other than printable ASCII; replace it"
+    if len(key) < MIN_KEY_LENGTH:
+        return f"an API key of {len(key)} characters is too short; use one of {MIN_KEY_LENGTH} or more"
+    return None
 
 
 def _as_browsers_write(origin: str) -> str:

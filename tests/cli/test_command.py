@@ -38,7 +38,7 @@ def sample(option: click.Option, file: Path) -> tuple[str, Any]:
     if option.is_flag:
         return "yes", True
     if option.multiple:
-        return "'two words' one", ("two words", "one")
+        return "'two long words' long-word", ("two long words", "long-word")
     if isinstance(option.type, click.Choice):
         return str(option.type.choices[-1]), option.type.choices[-1]
     if isinstance(option.type, click.types.IntParamType):

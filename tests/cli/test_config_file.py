@@ -21,6 +21,7 @@ from tests.cli.commands import all_options
 Run = Callable[..., Result]
 ROOT = Path(__file__).resolve().parent.parent.parent
 OPTIONS = list(all_options())
+TOO_SHORT = "an API key of 5 characters is too short; use one of 8 or more"
 
 
 @pytest.fixture
@@ -77,6 +78,10 @@ def test_command_line_then_environment_then_file_then_default(run: Run, write: W
         ("quiet = 1", "quiet: must be true or false, not a whole number"),
         ("stop = 'The end'", "stop: must be a list, in [ ]"),
         ("stop = [1]", "stop: must be text, not a whole number"),
+        ("threads = 0", "threads: 0 is not in the range 1<=x<=1024."),
+        ("[serve]\nport = 99999", "serve.port: 99999 is not in the range 0<=x<=65535."),
+        ("cache-dtype = 'f64'", "cache-dtype: 'f64' is not one of 'f32', 'int8'."),
+        ("[serve]\napi-key = ['first']", f"serve.api-key: {TOO_SHORT}"),
         ("threads = =", "Invalid value (at line 1, column 11)"),
         (f"stop = {'[' * 5000}", "lists or tables within each other are too deep"),
     ],
@@ -190,7 +195,8 @@ def toml_of(option: click.Option) -> tuple[str, Any]:
         return "3", 3
     if isinstance(option.type, click.types.FloatParamType):
         return "2", 2.0
-    return ('["one two", "three"]', ["one two", "three"]) if option.multiple else ('"word"', "word")
+    words = ["one long word", "another one"]
+    return (json.dumps(words), words) if option.multiple else ('"word"', "word")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +258,7 @@ def test_without_a_file_its_place_is_told(run: Run) -> None:
 
 
 def test_secrets_are_not_shown(run: Run, write: Write) -> None:
-    write('[serve]\napi-key = ["hush"]\n')
+    write('[serve]\napi-key = ["hush, hush"]\n')
     for arguments in (("--json",), ()):
         shown = run("info", "--config", *arguments).stdout
         assert "hush" not in shown and "(set)" in shown

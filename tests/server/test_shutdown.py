@@ -160,7 +160,8 @@ def test_a_signal_before_the_model_is_there_is_no_failure(stories: LLM, caplog: 
     ("arguments", "exit_code", "message"),
     [
         (["--host", "0.0.0.0"], 2, "--insecure"),
-        (["--api-key", "short"], 2, "8 or more"),
+        (["--api-key", "short"], 2, "'--api-key': an API key of 5 characters is too short; use one of 8 or more"),
+        (["--api-key", "caf\xe9-caf\xe9"], 2, "'--api-key': an API key has characters other than printable ASCII"),
         (["-m", "/nowhere"], 3, "nowhere"),
     ],
 )
@@ -183,11 +184,16 @@ def test_no_prompts_are_kept_where_there_are_keys(tmp_path: Path) -> None:
     assert "Warning: --prompt-cache keeps nothing here" in result.stderr
 
 
+def test_the_variable_of_a_key_that_is_too_short_is_named() -> None:
+    result = CliRunner().invoke(main, ["serve", "--port", "0"], env={"DEEPZIG_SERVE_API_KEY": "long-enough short"})
+    assert result.exit_code == 2 and "DEEPZIG_SERVE_API_KEY: an API key of 5 characters" in result.stderr
+
+
 def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# of the team\nfirst-key-of-all\n\n short \n")
     result = CliRunner().invoke(main, ["serve", "-m", "stories", "--port", "0", "--api-key-file", str(path)])
-    assert result.exit_code == 2 and "8 or more" in result.stderr
+    assert result.exit_code == 2 and f"{path}, line 4: an API key of 5 characters is too short" in result.stderr
     path.write_bytes(b"caf\xe9-caf\xe9\n")
     result = CliRunner().invoke(main, ["serve", "-m", "stories", "--port", "0", "--api-key-file", str(path)])
     assert result.exit_code == 2 and "keys is not UTF-8 at byte 3" in result.stderr
