@@ -16,6 +16,7 @@ from deepzig.cli.messages import note
 from deepzig.cli.options import cache_options, compute_options, load_model, loading_options, model_option
 from deepzig.cli.progress import plural
 from deepzig.cli.sampling_options import sampling_options, sampling_params
+from deepzig.cli.signals import orderly_end
 from deepzig.cli.statistics import statistics_line
 from deepzig.errors import ContextLengthError, DeepzigError
 
@@ -67,7 +68,7 @@ def chat(
     from deepzig.cli.chat_session import ChatSession
 
     messages = load_messages(saved) if saved is not None else []
-    with load_model(model, **loading) as llm:
+    with orderly_end(), load_model(model, **loading) as llm:
         session = ChatSession(llm)
         session.params = sampling_params(sampling, session.defaults)
         if saved is not None:

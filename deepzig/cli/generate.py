@@ -17,6 +17,7 @@ from deepzig.cli.messages import note
 from deepzig.cli.naming import Option
 from deepzig.cli.options import cache_options, compute_options, json_option, load_model, loading_options, model_option
 from deepzig.cli.sampling_options import sampling_options, sampling_params
+from deepzig.cli.signals import orderly_end
 from deepzig.cli.statistics import statistics_line
 from deepzig.cli.terminal_text import harmless
 from deepzig.cli.text_files import decode
@@ -72,15 +73,15 @@ def generate(
         raise click.UsageError("--logprobs needs --json, which prints them")
     text = read_prompt(prompt, file)
     params = sampling_params(sampling)
-    llm = load_model(model, **loading)
-    if chat and llm.chat_template is not None and not llm.chat_template.tells_roles():
-        note("This model has not been taught to chat: it continues your text.")
-    request: Request = [{"role": "user", "content": text}] if chat else text
-    if as_json:
-        result = llm.generate(request, params)
-        click.echo(json.dumps(as_object(model, text, result), ensure_ascii=False))
-    else:
-        result = print_stream(llm, request, params)
+    with orderly_end(), load_model(model, **loading) as llm:
+        if chat and llm.chat_template is not None and not llm.chat_template.tells_roles():
+            note("This model has not been taught to chat: it continues your text.")
+        request: Request = [{"role": "user", "content": text}] if chat else text
+        if as_json:
+            result = llm.generate(request, params)
+            click.echo(json.dumps(as_object(model, text, result), ensure_ascii=False))
+        else:
+            result = print_stream(llm, request, params)
     n_tokens = len(result.token_ids)
     is_cut = result.finish_reason == "length" and n_tokens >= params.max_tokens  # else the context was full
     note(statistics_line(result.timings, n_tokens, result.n_dropped, params.max_tokens if is_cut else None))

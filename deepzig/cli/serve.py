@@ -5,6 +5,7 @@ Called by the command line; calls `server.listen`. Knows nothing of HTTP.
 
 import gc
 import logging
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from deepzig.cli.options import (
     model_folder,
     model_option,
 )
+from deepzig.cli.signals import handling
 from deepzig.cli.text_files import read_text
 from deepzig.errors import ServerError
 from deepzig.server.settings import REASONING_FORMATS, key_problem
@@ -122,8 +124,8 @@ def serve(
         listener = bind(host, port)
     except OSError as error:
         raise ServerError(f"{host}:{port} cannot be listened on ({error.strerror}); take another --port") from error
-    with listener:
-        bound_port = listener.getsockname()[1]  # now: the server may be stopped before the model is loaded
+    with listener, handling((signal.SIGHUP,), lambda _number, _frame: server.stop()):
+        bound_port = listener.getsockname()[1]  # now: the server may be stopped before the model is there
         service.load(
             lambda: load_present(model, **loading),
             model_id,

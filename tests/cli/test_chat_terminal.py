@@ -106,6 +106,19 @@ def test_an_interrupt_from_elsewhere_does_not_end_the_chat_but_ctrl_d_does(chat:
     assert chat.exit_code() == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_chat_ended_from_outside_keeps_the_prompt_cache(
+    state: dict[str, str], tmp_path: Path, number: signal.Signals
+) -> None:
+    with Terminal("chat", "--max-tokens", "5", "--prompt-cache", str(tmp_path / "prompts"), env=state) as chat:
+        chat.enter("Once upon a time")
+        chat.wait_for_prompt()
+        chat.kill(number)
+        assert chat.exit_code() == 128 + number
+        assert "Traceback" not in chat.text
+    assert list((tmp_path / "prompts").iterdir())
+
+
 def test_arrow_up_brings_back_what_was_typed_in_this_chat_and_the_last(state: dict[str, str]) -> None:
     with Terminal("chat", env=state) as chat:
         chat.enter("/set seed 7")

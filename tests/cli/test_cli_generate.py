@@ -231,6 +231,21 @@ def test_interrupted_answer_exits_with_130() -> None:
     assert b"Traceback" not in rest
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_an_answer_ended_from_outside_keeps_the_prompt_cache(tmp_path: Path, number: signal.Signals) -> None:
+    endless = ("--ignore-eos", "--context-shift", "--max-tokens", "1000000", "--prompt-cache", str(tmp_path))
+    command = [sys.executable, "-m", "deepzig", "generate", "Once upon a time", *endless]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.read(1)
+        process.send_signal(number)
+        rest = process.stderr.read()
+    assert process.returncode == 128 + number
+    assert b"Traceback" not in rest and list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("size", ["1M", "0.5g", "1 GiB"])
 def test_cache_size_has_units(run: Run, size: str) -> None:
     assert run("generate", "Once", "--cache-bytes", size, *GREEDY).exit_code == 0

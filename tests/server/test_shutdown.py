@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from websockets.sync.client import connect
 from deepzig.cli import main
 from deepzig.cli.messages import NOTE
 from deepzig.cli.serve import _announce
+from deepzig.cli.signals import orderly_end
 from deepzig.engine.llm import LLM
 from deepzig.server.listen import bind
 from deepzig.server.served_model import ServedModel
@@ -145,6 +147,37 @@ def test_the_command_serves_and_exits_with_0_after_sigterm() -> None:
         finally:
             watchdog.cancel()
             process.kill()
+
+
+def test_a_closed_terminal_lets_requests_end_and_keeps_the_prompt_cache(tmp_path: Path) -> None:
+    options = ("--port", "0", "--prompt-cache", str(tmp_path))
+    command = [sys.executable, "-m", "deepzig", "serve", "-m", "stories", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        try:
+            found = re.search(r"on (http://127\.0\.0\.1:\d+)", process.stderr.readline())
+            assert found
+            body = {"prompt": "One", "max_tokens": 1000, "stream": True, "ignore_eos": True}
+            with httpx2.stream("POST", f"{found[1]}/v1/completions", json=body, timeout=60) as reply:
+                lines = reply.iter_lines()
+                next(lines)
+                for _ in range(2):  # from the terminal, and from the shell
+                    process.send_signal(signal.SIGHUP)
+                    time.sleep(0.05)
+                assert [line for line in lines if line][-1] == "data: [DONE]"
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    assert list(tmp_path.iterdir())
+
+
+def test_hanging_up_does_nothing_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with orderly_end():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_before_the_model_is_there_is_no_failure(stories: LLM, caplog: pytest.LogCaptureFixture) -> None:
