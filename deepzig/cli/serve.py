@@ -57,8 +57,9 @@ class ApiKeys(Words):
 @click.option("--insecure", is_flag=True, help="Serve other machines without a key.")
 @click.option("--model-id", metavar="ID", help="Name of the model for clients.  [default: its folder's]")
 @click.option(
-    "--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", help="Further name of the server for clients."
-)
+    "--allowed-host", "allowed_hosts", multiple=True, metavar="NAME",
+    help="Further name that clients may call it by, without scheme and port.",
+)  # fmt: skip
 @click.option(
     "--cors-origin", "allowed_origins", multiple=True, metavar="ORIGIN",
     help="Web pages and apps of this origin may call, such as https://chat.example or app://name.",
@@ -103,7 +104,7 @@ def serve(
         port=port,
         api_keys=(*api_keys, *(_keys_of(api_key_file) if api_key_file else ())),
         insecure=insecure,
-        allowed_hosts=tuple(name.lower() for name in allowed_hosts),
+        allowed_hosts=allowed_hosts,
         allowed_origins=allowed_origins,
         shutdown_timeout=shutdown_timeout,
         expert_load=expert_load,

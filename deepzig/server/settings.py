@@ -45,6 +45,7 @@ class ServerSettings:
             raise ServerError(
                 f"reasoning format {self.reasoning_format!r} is unknown; use {', '.join(REASONING_FORMATS)}"
             )
+        object.__setattr__(self, "allowed_hosts", tuple(map(_name_alone, self.allowed_hosts)))
         object.__setattr__(self, "allowed_origins", tuple(map(_as_browsers_write, self.allowed_origins)))
 
     @property
@@ -60,6 +61,17 @@ def key_problem(key: str) -> str | None:
     if len(key) < MIN_KEY_LENGTH:
         return f"an API key of {len(key)} characters is too short; use one of {MIN_KEY_LENGTH} or more"
     return None
+
+
+def _name_alone(host: str) -> str:
+    """The name or address as it is found in a Host header. Raises ServerError if there is more, as a port."""
+    name = host.lower().removeprefix("[").removesuffix("]")
+    if re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        return name
+    try:
+        return str(ipaddress.IPv6Address(name))
+    except ValueError:
+        raise ServerError(f"{host!r} is no host as clients name one; give the name alone, as llm.example") from None
 
 
 def _as_browsers_write(origin: str) -> str:

@@ -135,10 +135,11 @@ def test_what_a_page_may_post_without_asking_is_refused(server: RunningServer, k
 
 def test_admitted_origins_and_hosts(stories: LLM) -> None:
     origin = "https://chat.example"
-    admitted = {"allowed_origins": (f"{origin}:443",), "allowed_hosts": ("box.example",)}
+    admitted = {"allowed_origins": (f"{origin}:443",), "allowed_hosts": ("Box.example", "[2001:DB8::0:5]")}
     with serving(stories, **admitted) as running, running.http() as http:
         reply = http.get("/v1/models", headers={"origin": origin, "host": "box.example"})
         assert reply.status_code == 200 and reply.headers["access-control-allow-origin"] == origin
+        assert http.get("/v1/models", headers={"host": "[2001:db8::5]:8000"}).status_code == 200
         preflight = http.options("/v1/chat/completions", headers={"origin": origin})
         assert preflight.status_code == 204 and "authorization" in preflight.headers["access-control-allow-headers"]
         for wanted, is_allowed in (("authorization, content-type, x-stainless-os", True), ("x-a<script>", False)):
@@ -150,6 +151,12 @@ def test_admitted_origins_and_hosts(stories: LLM) -> None:
         assert {"x-request-id", "x-should-retry"} <= refused.headers.keys()
         assert refused.headers["access-control-expose-headers"] == "x-request-id, retry-after, x-should-retry"
         assert http.get("/v1/models", headers={"origin": "https://other.example"}).status_code == 403
+
+
+@pytest.mark.parametrize("name", ["http://llm.example", "llm.example:443", "llm.example/v1", "[::1]:80", "*", ""])
+def test_a_host_that_no_client_can_name_is_refused(name: str) -> None:
+    with pytest.raises(ServerError, match="give the name alone"):
+        ServerSettings(allowed_hosts=(name,))
 
 
 @pytest.mark.parametrize(
