@@ -35,9 +35,11 @@ def find_model(
         CheckpointError: `model` is neither a folder nor a name, or is quantised on the hub as deepzig cannot compute.
         ConfigError, UnsupportedModelError: the model of the hub is none that deepzig runs; no weights are fetched.
         NetworkError: the hub cannot be reached or has no such model.
-        RequestError: nobody agreed to such a large download.
+        RequestError: `model` is empty, or nobody agreed to so large a download.
         ResourceError: the disk has no room for it.
     """
+    if not str(model).strip():  # Path("") is the folder that the program runs in
+        raise RequestError("the model's name is empty; give a folder, stories, or org/name")
     directory = BUNDLED.get(str(model), Path(model))
     if os.path.isdir(directory):  # Path.is_dir raises for a name that is too long
         return directory

@@ -52,6 +52,13 @@ def test_2_where_an_option_is_unknown(run: Run, context: click.Context) -> None:
     assert hint.startswith("Try '") and hint.endswith(f"{' '.join(path)} --help' for help.")
 
 
+@pytest.mark.parametrize("words", [*WITH_MODEL.values(), ["verify", "{model}"]], ids=[*WITH_MODEL, "verify"])
+def test_2_where_the_name_of_the_model_is_empty(run: Run, words: list[str]) -> None:
+    result = run(*with_model(words, ""), "-q")
+    assert result.exit_code == 2, result.stderr
+    assert "the model's name is empty" in result.stderr and is_one_line(result.stderr)
+
+
 @pytest.mark.parametrize("words", WITH_MODEL.values(), ids=WITH_MODEL)
 def test_3_where_there_is_no_model(run: Run, words: list[str]) -> None:
     result = run(*with_model(words, "./nowhere"), "-q")
