@@ -1,6 +1,6 @@
 """The command line. Each command is a module of this package, imported when it runs, with a function of its name.
 
-Called by the console script of its name and by `python -m deepzig`; calls the commands. The one place that turns
+Called by `__main__`; calls the commands. The one place that turns
 exceptions into a line on stderr and an exit code. Knows nothing of models and arrays: `deepzig --help` imports click
 and little beside it, and must stay that fast.
 """
@@ -94,6 +94,10 @@ def _one_line_per_failure() -> Iterator[None]:
         _interrupted()
     except click.Abort as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # while a question was asked
+            _interrupted()
+        raise
+    except RuntimeError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # while a class was made: Python 3.11 wraps what comes then
             _interrupted()
         raise
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,6 +104,27 @@ def test_interrupt_exits_with_130() -> None:
     result = CliRunner().invoke(group_with(KeyboardInterrupt()), ["fails"])
     assert result.exit_code == 130
     assert result.stderr == "\n"
+
+
+def test_interrupt_while_a_class_is_made_exits_with_130() -> None:
+    wrapped = RuntimeError("Error calling __set_name__ on 'cached_property' instance")
+    wrapped.__cause__ = KeyboardInterrupt()
+    result = CliRunner().invoke(group_with(wrapped), ["fails"])
+    assert (result.exit_code, result.stderr) == (130, "\n")
+
+
+@pytest.mark.parametrize("imported", ["click", "deepzig.cli.help"])
+def test_interrupt_before_the_command_line_is_there_is_quiet(imported: str) -> None:
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(name, *_):\n"
+        f"        if name == {imported!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting)\n"
+        "runpy.run_module('deepzig', run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_a_fault_of_our_own_keeps_its_traceback() -> None:
