@@ -13,7 +13,8 @@ from deepzig.server.failures import ApiError
 T = TypeVar("T")
 MAX_NESTING = 64  # of JSON: schemas and tools are shallow, and recursion is not free
 MAX_REASON_CHARS = 300  # of a message: what the client sent may stand in it
-_PATH = re.compile(r"`(\$[^`]*)`$")  # after "`key` in" where a key is meant
+_PATH = re.compile(r"`(\$[^`]*)`$")  # behind "`key` in" where a key is meant
+_PART_TYPE = re.compile(r"\.content\[\d+\]\.type`$")  # of a message's part, as image_url
 
 
 async def read_body(request: Request, max_bytes: int, timeout: float) -> bytes:
@@ -45,7 +46,8 @@ def decode(body: bytes | str, kind: type[T]) -> T:
         reason, at, place = str(error).rpartition(" - at ")
         found = _PATH.search(place)
         param = found[1].removeprefix("$").removeprefix(".") if found else None
-        message = f"{reason[:MAX_REASON_CHARS]}{at}{place}"
+        hint = "; this server reads text only" if _PART_TYPE.search(place) else ""
+        message = f"{reason[:MAX_REASON_CHARS]}{hint}{at}{place}"
         raise ApiError(400, message, code="invalid_value", param=param or None) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         reason = _half_character(body) or f"the body is no JSON: {error}"

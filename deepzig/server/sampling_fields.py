@@ -3,6 +3,7 @@
 from typing import Any
 
 from deepzig.engine.sampling import SamplingParams
+from deepzig.server.failures import ApiError
 from deepzig.server.requests import SamplingFields
 
 _SAME_NAMES = (
@@ -14,7 +15,11 @@ _SAME_NAMES = (
 def sampling_params(
     fields: SamplingFields, vocab_size: int, *, max_tokens: int, logprobs: int | None
 ) -> SamplingParams:
-    """What the engine is asked for. Raises RequestError for what it refuses."""
+    """What the engine is asked for. Raises ApiError for tokens that there are not, RequestError for what it refuses."""
+    for name in ("logit_bias", "stop_token_ids"):
+        if absent := [token for token in map(int, getattr(fields, name) or ()) if token >= vocab_size]:
+            message = f"{name} names token {absent[0]}, but the vocabulary has {vocab_size}"
+            raise ApiError(400, message, code="invalid_value", param=name)
     given: dict[str, Any] = {name: value for name in _SAME_NAMES if (value := getattr(fields, name)) is not None}
     if fields.top_k is not None:
         given["top_k"] = min(max(fields.top_k, 0), vocab_size)

@@ -200,6 +200,23 @@ def test_a_bad_key_or_a_long_value_is_named_in_short(http: httpx2.Client) -> Non
         assert len(reply.json()["error"]["message"]) < 400
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "kind"), [("chat/completions", "messages", "image_url"), ("responses", "input", "input_image")]
+)
+def test_a_part_that_is_no_text_is_told_so(http: httpx2.Client, path: str, field: str, kind: str) -> None:
+    content = [{"type": "text", "text": "What is this?"}, {"type": kind, "image_url": {"url": "data:,x"}}]
+    reply = http.post(f"/v1/{path}", json={field: [{"role": "user", "content": content}]})
+    check_error(reply, 400, "invalid_value", f"{field}[0].content[1].type")
+    assert f"'{kind}'; this server reads text only" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("logit_bias", {"99999999": 1}), ("stop_token_ids", [1, 99999999])])
+def test_tokens_that_there_are_not_name_their_field(http: httpx2.Client, field: str, value: Any) -> None:
+    reply = http.post("/v1/completions", json={**COMPLETION, field: value})
+    check_error(reply, 400, "invalid_value", field)
+    assert "names token 99999999, but" in reply.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("end", [b"", b'"]}'])
 def test_nesting_is_counted_in_one_pass(http: httpx2.Client, end: bytes) -> None:
     """A string of many escapes, with and without its end, after brackets that are to be counted."""
