@@ -143,7 +143,10 @@ def _write_any_character() -> None:
             stream.reconfigure(errors="replace")
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+PLACEHOLDERS = {name: click.Command(name) for name in COMMANDS}  # click suggests names of them; none is run
+
+
+@click.group(cls=LazyGroup, commands=PLACEHOLDERS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="deepzig", message="%(prog)s %(version)s")
 def main() -> None:
     """Run the DeepSeek-V3 family of language models on this computer's CPU.

@@ -21,7 +21,7 @@ from deepzig.cli.options import (
     loading_options,
     model_option,
 )
-from deepzig.cli.progress import scaled, timed_progress
+from deepzig.cli.progress import plural, scaled, timed_progress
 from deepzig.cli.tables import Table
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _show(form: str | None, report: "Report") -> None:
                   f"{scaled(model['bytes'], 'B')}: {', '.join(model['formats'])}"),
         machine_line(machine),
         ("memory", f"read at {scaled(report.beside['read_bandwidth'], 'B')}/s, which bounds decoding"),
-        ("computing", f"{machine['threads']} threads, kernels {in_short(machine['kernels'])}{prompts}, "
+        ("computing", f"{plural(machine['threads'], 'thread')}, kernels {in_short(machine['kernels'])}{prompts}, "
                       f"precision {settings['precision']}, cache {settings['cache_dtype']}"),
     ]  # fmt: skip
     rows = [

@@ -57,7 +57,7 @@ def _needs(described: dict[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         yield "  available", f"{allocatable}: too little for work and cache, loading is refused"
     read, speed = scaled(now["bytes_per_token"], "B"), f"{_figure(now['tokens_per_s_at_most'])} tok/s"
-    bandwidth = f"{scaled(described['bandwidth'], 'B')}/s, measured now"
+    bandwidth = f"{scaled(described['bandwidth'], 'B')}/s, estimated now"
     if now["in_memory"]:
         yield "decoding", f"at most {speed}: {read} a token at {bandwidth}"
     else:

@@ -44,7 +44,8 @@ def verify(model: str, as_json: bool) -> None:
             update(min(done, total), total)
 
         report = run(directory, advance)
-        update(total, total)  # headers are not counted, and incomplete files may be shorter
+        if total:
+            update(total, total)  # headers are not counted, and what is not whole may be shorter
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report)))
     else:
@@ -59,4 +60,4 @@ def verify(model: str, as_json: bool) -> None:
     for remark in report.remarks:
         note(f"Note: {remark}")
     if report.problems:
-        raise CheckpointError(f"{model} is not sound: {plural(len(report.problems), 'problem')}")
+        raise CheckpointError(f"{model} is not sound; fetch it again, or convert it again")

@@ -160,4 +160,4 @@ def _log_loaded(directory: Path, network: DeepseekModel, n_tokens: int, seconds:
     log.info("kernels: %s", _kernels.in_a_line())
     config = network.config
     log.info("%s: %s, %d layers", directory, config.model_type, config.num_hidden_layers)
-    log.info("loaded in %.2f s: %d threads, cache of %d tokens", seconds, network.n_threads, n_tokens)
+    log.info("loaded in %.2f s: threads %d, cache of %d tokens", seconds, network.n_threads, n_tokens)

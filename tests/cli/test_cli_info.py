@@ -121,7 +121,7 @@ def test_text_names_the_same_facts(run: Run) -> None:
     assert lines["parameters"] == "10.6 M, 4.83 M of them read for each token"
     assert lines["memory"] == "70.1 MB: weights 13.9 MB + work 54.2 MB + cache 1.97 MB of 1024 tokens"
     assert lines["available"] == "64 GB: all of it fits"
-    assert lines["decoding"] == "at most 15238 tok/s: 6.56 MB a token at 100 GB/s, measured now"
+    assert lines["decoding"] == "at most 15238 tok/s: 6.56 MB a token at 100 GB/s, estimated now"
     assert lines["tokenizer"] == "yes"
     assert lines["chat template"] == "yes, without roles: this model has not been taught to chat"
     assert "cython" in lines["kernels"] or "numba" in lines["kernels"]
@@ -134,7 +134,7 @@ def test_weights_that_stream_are_said_to(run: Run) -> None:
     assert lines["available"] == "64 GB: weights stream from disk"
     assert lines["decoding"] == (
         "bound by the disk, which gives up to 38.2 GB a token; with all in memory at most 2.6 tok/s, at 100 GB/s, "
-        "measured now"
+        "estimated now"
     )
     assert result.stdout.splitlines()[-4:] == [
         "format    on disk  in memory  read per token  at most tok/s",

@@ -58,7 +58,7 @@ def test_a_flipped_bit_exits_with_3(
     assert done.returncode == 3
     assert "'model.safetensors' is not what was written: its hash differs" in done.stdout
     assert done.stdout.endswith(" in 1 file: 1 problem\n")
-    assert done.stderr.splitlines()[-1] == f"Error: {converted} is not sound: 1 problem"
+    assert done.stderr.splitlines()[-1] == f"Error: {converted} is not sound; fetch it again, or convert it again"
     result = run("verify", str(converted), "--json")
     assert result.exit_code == 3 and len(json.loads(result.stdout)["problems"]) == 1
 
@@ -75,7 +75,7 @@ def test_a_missing_shard_exits_with_3(run: Run, tmp_path: Path) -> None:
 def test_no_model_exits_with_3(run: Run, tmp_path: Path, name: str) -> None:
     result = run("verify", str(tmp_path / name))
     assert result.exit_code == 3
-    assert "Error: " in result.stderr and "Traceback" not in result.stderr
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may search every folder")

@@ -193,7 +193,7 @@ def test_verbose_says_what_is_loaded(run: Run) -> None:
     said = run(*arguments, "-v").stderr
     assert re.search(r"^kernels: \d+ \w+", said, re.MULTILINE)
     assert re.search(r"bundled/stories: deepseek_v3, \d+ layers$", said, re.MULTILINE)
-    assert re.search(r"^loaded in [\d.]+ s: 1 threads, cache of \d+ tokens$", said, re.MULTILINE)
+    assert re.search(r"^loaded in [\d.]+ s: threads 1, cache of \d+ tokens$", said, re.MULTILINE)
     assert "kernels:" not in run(*arguments).stderr
 
 

@@ -52,6 +52,12 @@ def test_2_where_an_option_is_unknown(run: Run, context: click.Context) -> None:
     assert hint.startswith("Try '") and hint.endswith(f"{' '.join(path)} --help' for help.")
 
 
+def test_2_where_a_command_is_unknown_and_the_nearest_is_told(run: Run) -> None:
+    result = run("genrate", "Hi")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[0] == "Error: No such command 'genrate'. Did you mean 'generate'?"
+
+
 @pytest.mark.parametrize("words", [*WITH_MODEL.values(), ["verify", "{model}"]], ids=[*WITH_MODEL, "verify"])
 def test_2_where_the_name_of_the_model_is_empty(run: Run, words: list[str]) -> None:
     result = run(*with_model(words, ""), "-q")
