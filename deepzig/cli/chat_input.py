@@ -16,6 +16,7 @@ import click
 
 from deepzig.cli.chat_commands import COMMANDS
 from deepzig.cli.messages import warn
+from deepzig.cli.text_files import MAX_TEXT_BYTES, check_size
 from deepzig.cli.user_folders import user_folder
 from deepzig.errors import RequestError
 
@@ -50,11 +51,12 @@ class LineInput:
         self._number = 0
 
     def read(self) -> str | None:
-        """Raises RequestError for a line that is not UTF-8."""
+        """Raises RequestError for a line that is not UTF-8, click.UsageError for one that is too large."""
         lines: list[str] = []
         click.echo(self._prompt, nl=False, err=True)
-        while raw := self._stream.readline():
+        while raw := self._stream.readline(MAX_TEXT_BYTES + 1):
             self._number += 1
+            check_size(raw, f"line {self._number} of stdin")
             try:
                 line = raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError as error:

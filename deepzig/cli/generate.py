@@ -20,7 +20,7 @@ from deepzig.cli.sampling_options import sampling_options, sampling_params
 from deepzig.cli.signals import orderly_end
 from deepzig.cli.statistics import statistics_line
 from deepzig.cli.terminal_text import harmless
-from deepzig.cli.text_files import decode
+from deepzig.cli.text_files import decode, read_whole
 
 if TYPE_CHECKING:
     from deepzig.engine.llm import LLM
@@ -91,9 +91,10 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     """The text of the file, piped text and the argument, in this order. Raises click.UsageError if there is none."""
     parts = []
     if file is not None:
-        parts.append(_without_last_break(decode(file.read_bytes(), str(file))))
+        with file.open("rb") as content:
+            parts.append(_without_last_break(read_whole(content, str(file))))
     if prompt == "-" or not sys.stdin.isatty():
-        parts.append(_without_last_break(decode(sys.stdin.buffer.read(), "stdin")))
+        parts.append(_without_last_break(read_whole(sys.stdin.buffer, "stdin")))
     if prompt is not None and prompt != "-":
         parts.append(decode(prompt.encode("utf-8", "surrogateescape"), "PROMPT"))
     elif not any(parts):

@@ -130,6 +130,21 @@ def test_stdin_that_is_not_utf8_is_a_usage_error(run: Run) -> None:
     assert "stdin is not UTF-8 at byte 3" in result.stderr
 
 
+@pytest.mark.parametrize("words", [("generate", "-f", "/dev/zero"), ("eval", "--text", "/dev/zero")])
+def test_a_text_without_end_is_a_usage_error(run: Run, words: tuple[str, ...]) -> None:
+    result = run(*words)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[0] == "Error: /dev/zero is larger than 64 MiB; give less of it"
+
+
+@pytest.mark.parametrize(("command", "origin"), [("generate", "stdin"), ("chat", "line 1 of stdin")])
+def test_stdin_without_end_is_a_usage_error(run_process: RunProcess, command: str, origin: str) -> None:
+    with open("/dev/zero", "rb") as endless:
+        done = run_process(command, "-q", stdin=endless)
+    assert done.returncode == 2
+    assert f"Error: {origin} is larger than 64 MiB; give less of it" in done.stderr
+
+
 def test_same_seed_same_text(run: Run) -> None:
     arguments = ("generate", "Once upon a time", "--temperature", "1", "--max-tokens", "30", "--seed")
     first, second, other = (run(*arguments, seed).stdout for seed in ("7", "7", "8"))
