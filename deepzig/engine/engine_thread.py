@@ -31,7 +31,9 @@ class EngineThread:
         self.last_stats = engine.stats()  # as of the end of the last step, for callers that must not wait
         self._work: deque[Callable[[], None]] = deque()
         self._n_arriving = 0  # submissions in _work
-        self._changed = threading.Condition()  # guards _work, _n_arriving, _is_closed and _thread
+        # Guards _work, _n_arriving, _is_closed and _thread. `notify_all`, although one thread waits: a `notify` that
+        # Ctrl-C has interrupted leaves a waiter behind that the next `notify` would wake in its place.
+        self._changed = threading.Condition()
         self._is_closed = False
         self._thread: threading.Thread | None = None
         self._owner_pid = None if may_fork else os.getpid()  # process that started _thread
@@ -99,7 +101,7 @@ class EngineThread:
         with self._changed:
             thread, self._thread = self._thread, None
             self._is_closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
@@ -110,7 +112,7 @@ class EngineThread:
         if self._thread is None:
             self._start()
         self._work.append(work)
-        self._changed.notify()
+        self._changed.notify_all()
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name="deepzig-engine", daemon=True)

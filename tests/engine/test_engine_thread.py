@@ -57,6 +57,19 @@ def test_progress_tells_what_was_read(llm: deepzig.LLM) -> None:
     assert progress.prompt_tokens_done == len(prompt) and progress.cached_tokens == len(prompt) - 1
 
 
+def test_an_interrupted_notify_leaves_nobody_asleep() -> None:
+    """Ctrl-C between its two steps leaves a waiter in the queue whose lock is taken again by the time of the next."""
+    llm = deepzig.load("stories")
+    llm.generate("Once", SHORT)
+    left_behind = threading.Lock()
+    left_behind.acquire()
+    llm._thread._changed._waiters.appendleft(left_behind)  # type: ignore[attr-defined]
+    closing = threading.Thread(target=llm.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
+
+
 def test_cancelling_frees_the_pages_and_ends_the_reader(llm: deepzig.LLM) -> None:
     generation = llm.submit("Once upon a time", LONG)
     next(iter(generation))
