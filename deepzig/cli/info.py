@@ -58,8 +58,8 @@ def info(
     config.json is enough: without weights in the folder, sizes are computed from what it declares. For a name of the
     hub no weights are fetched.
 
-    The speed is an estimate: bytes that a token reads, over what memory gave this moment. Decoding of large models has
-    reached 0.6 to 0.9 of it, depending on the CPU (docs/performance.md).
+    The speed is an estimate: the memory's speed, measured now, divided by the bytes that a token reads. Decoding of
+    large models has reached 0.6 to 0.9 of it, depending on the CPU (docs/performance.md).
 
     \b
         deepzig info -m deepseek-ai/DeepSeek-V3 --cache-dtype int8

@@ -126,7 +126,7 @@ def serve(
     except OSError as error:
         raise ServerError(f"{host}:{port} cannot be listened on ({error.strerror}); take another --port") from error
     with listener, handling((signal.SIGHUP,), lambda _number, _frame: server.stop()):
-        bound_port = listener.getsockname()[1]  # now: the server may be stopped before the model is there
+        bound_port = listener.getsockname()[1]  # now: the server may be stopped before the model is loaded
         service.load(
             lambda: load_present(model, **loading),
             model_id,
@@ -139,7 +139,7 @@ def serve(
 
 
 def _keys_of(path: Path) -> list[str]:
-    """Its lines but comments. Raises ServerError if one is no key, or if there is none: the server would be open."""
+    """Keys in a file. Raises ServerError if a line is no key, or if there are none: the server would be open to all."""
     lines = [line.strip() for line in read_text(path).removeprefix("\ufeff").splitlines()]
     keys = {number: line for number, line in enumerate(lines, start=1) if line and not line.startswith("#")}
     if not keys:

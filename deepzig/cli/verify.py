@@ -45,7 +45,7 @@ def verify(model: str, as_json: bool) -> None:
 
         report = run(directory, advance)
         if total:
-            update(total, total)  # headers are not counted, and what is not whole may be shorter
+            update(total, total)  # headers are not counted, and incomplete files may be shorter
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report)))
     else:

@@ -13,7 +13,7 @@ from deepzig.server.failures import ApiError
 T = TypeVar("T")
 MAX_NESTING = 64  # of JSON: schemas and tools are shallow, and recursion is not free
 MAX_REASON_CHARS = 300  # of a message: what the client sent may stand in it
-_PATH = re.compile(r"`(\$[^`]*)`$")  # behind "`key` in" where a key is meant
+_PATH = re.compile(r"`(\$[^`]*)`$")  # after "`key` in" where a key is meant
 _PART_TYPE = re.compile(r"\.content\[\d+\]\.type`$")  # of a message's part, as image_url
 
 
