@@ -46,7 +46,7 @@ REACHED = {
 }  # fmt: skip
 INTERNAL = {  # take or give what is not public
     "ChatTemplate.from_directory", "ChatTemplate.telling_tools", "GenerationDefaults.from_directory",
-    "GenerationDefaults.resolve", "ExpertCounter.observe",
+    "GenerationDefaults.resolve", "ExpertCounter.observe", "LLM.model",
 }  # fmt: skip
 SECTIONS = ("Args", "Attributes", "Raises")
 

@@ -35,13 +35,13 @@ class Engine:
         """n_cache_tokens: room in the cache for all requests and for prefixes of finished ones. context_shift: a
         sequence that fills the context loses its oldest tokens and goes on, see `ContextShift`."""
         self.observer: Observer | None = None  # of every step of the main model
-        self._model = model
+        self.model = model
         self._cache = model.make_cache(n_cache_tokens)
         # tokens of a prompt and its answer together
         self.n_context = min(model.config.max_position_embeddings, self._cache.n_pages * PAGE_SIZE)
         self._shift = ContextShift(self.n_context) if context_shift else None
-        self._speculator = Speculator(model, self._cache)
-        self._scheduler = Scheduler(self._cache, model.prompt_form, self._draft_length)
+        self._speculator = Speculator(model, self._cache, self.n_context)
+        self._scheduler = Scheduler(self._cache, model.prompt_form, self._speculator.length)
         self._ledger = Ledger(self._scheduler)
         self._sampler = StepSampler(self._scheduler, self._speculator, self._ledger)
         self._prompt_cache: PromptCache | None = None
@@ -88,7 +88,7 @@ class Engine:
             if number > MAX_RUNNING:
                 raise RequestError(f"{name} {number} is above {MAX_RUNNING}, the sequences that are decoded together")
         longest = len(tokens) + params.max_tokens
-        sampler = Sampler(params, tokens, self._model.config.vocab_size, constraint, eos_token_ids)
+        sampler = Sampler(params, tokens, self.model.config.vocab_size, constraint, eos_token_ids)
         request = Request(
             n_prompt=len(tokens),
             params=params,
@@ -99,7 +99,7 @@ class Engine:
         )
         branch = Branch(request, 0, tokens, sampler)
         if params.num_beams > 1:
-            request.beam_search = new_search(branch, constraint, self._cache.n_pages, self._model.config.vocab_size)
+            request.beam_search = new_search(branch, constraint, self._cache.n_pages, self.model.config.vocab_size)
         request.branches.append(branch)
         return request
 
@@ -154,7 +154,7 @@ class Engine:
         if not hidden:
             return True
         all_hidden = hidden[0] if len(hidden) == 1 else np.concatenate(hidden)
-        logits = self._model.logits(all_hidden)
+        logits = self.model.logits(all_hidden)
         now = time.perf_counter()
         rows = LogitRows(logits, now)
         for row, branch in enumerate(prefilled):
@@ -165,8 +165,8 @@ class Engine:
         return True
 
     def open_prompt_cache(self, directory: Path, made_for: Mapping[str, str]) -> None:
-        """Load the prefixes from the file in a folder, before any request. Raises as `PromptCache`."""
-        vocab_size = self._model.config.vocab_size
+        """Take the prefixes of a folder's file, see `PromptCache`; before any request. Raises as that does."""
+        vocab_size = self.model.config.vocab_size
         self._prompt_cache = PromptCache(directory, made_for, self._scheduler, self._cache, vocab_size)
         self._prompt_cache.load()
 
@@ -205,26 +205,22 @@ class Engine:
 
     # ---- computing
 
-    def _draft_length(self, branch: Branch, n_decoding: int) -> int:
-        """Draft tokens to propose; none beyond the context, since there the oldest tokens must go first."""
-        return min(self._speculator.length(branch, n_decoding), max(0, self.n_context - len(branch.tokens)))
-
     def _shift_contexts(self) -> None:
         """Drop the oldest tokens of sequences whose next token has no place in the context."""
         for branch in [branch for branch in self._scheduler.running if len(branch.tokens) > self.n_context]:
             assert self._shift is not None
             moved = self._scheduler.drop_oldest(branch, KEPT_PAGES, self._shift.dropped_pages)
             first = KEPT_PAGES * PAGE_SIZE
-            self._model.shift_pages(self._cache, moved, first + self._shift.tokens_at_a_time, first)
+            self.model.shift_pages(self._cache, moved, first + self._shift.n_dropped, first)
 
     def _batches(self, prefills: list[tuple[Branch, int]]) -> list[list[tuple[Branch, int]]]:
-        """The chunks of each call of the model: one form of attention, and all short or all long; alone if batching
-        changes bits."""
-        if not self._model.batches_prefills:
+        """The chunks of each call of the model: if batching changes no bit, all of one form that are short, or that are
+        not."""
+        if not self.model.batches_prefills:
             return [[chunk] for chunk in prefills]
         by_kind: dict[tuple[str, bool], list[tuple[Branch, int]]] = {}
         for branch, stop in prefills:
-            kind = branch.form, self._model.is_short(stop - branch.n_computed)
+            kind = branch.form, self.model.is_short(stop - branch.n_computed)
             by_kind.setdefault(kind, []).append((branch, stop))
         return list(by_kind.values())
 
@@ -235,7 +231,7 @@ class Engine:
         spans = [range(branch.n_computed, stop) for branch, stop in chunks]
         tokens = [token for branch, stop in chunks for token in branch.tokens[branch.n_computed : stop]]
         ends = any(stop == len(branch.tokens) for branch, stop in chunks)
-        hidden = self._model.forward_ahead(
+        hidden = self.model.forward_ahead(
             np.array(tokens, np.int32),
             branch_rows(branches, spans, is_prompt=True),
             self._cache,
@@ -243,7 +239,7 @@ class Engine:
             observer=self.observer,
             is_wanted=ends or any(map(self._speculator.reads_prompt, branches)),
         )
-        n_ahead = 0 if ends else self._model.n_ahead
+        n_ahead = 0 if ends else self.model.n_ahead
         self._speculator.follow_prompts(list(zip(branches, spans, strict=True)), hidden, n_ahead)
         for branch, span in zip(branches, spans, strict=True):
             self._note_prefill(branch, span)
@@ -268,4 +264,4 @@ class Engine:
         tokens = [token for branch, draft in drafted for token in (branch.tokens[-1], *draft)]
         spans = [range(branch.n_computed, branch.n_computed + 1 + len(draft)) for branch, draft in drafted]
         rows = branch_rows(branches, spans, is_prompt=False)
-        return self._model.forward(np.array(tokens, np.int32), rows, self._cache, observer=self.observer)
+        return self.model.forward(np.array(tokens, np.int32), rows, self._cache, observer=self.observer)

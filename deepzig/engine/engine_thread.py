@@ -18,6 +18,7 @@ from deepzig.engine.results import EngineStats
 from deepzig.errors import QueueFullError, RequestError, ResourceError
 
 MAX_WAITING = 1024  # requests that wait
+CLOSED = "this model is closed; load it again"
 
 T = TypeVar("T")
 
@@ -27,8 +28,8 @@ class EngineThread:
 
     def __init__(self, engine: Engine, *, may_fork: bool = True) -> None:
         """may_fork: until the thread is started, a fork of this process may use the engine too."""
-        self.engine = engine
-        self.last_stats = engine.stats()  # as of the end of the last step, for callers that must not wait
+        self._engine: Engine | None = engine  # None: closed
+        self.last_stats = engine.stats()  # as of the end of the last step, for whoever must not wait for another
         self._work: deque[Callable[[], None]] = deque()
         self._n_arriving = 0  # submissions in _work
         # Guards _work, _n_arriving, _is_closed and _thread. `notify_all`, although one thread waits: a `notify` that
@@ -37,6 +38,13 @@ class EngineThread:
         self._is_closed = False
         self._thread: threading.Thread | None = None
         self._owner_pid = None if may_fork else os.getpid()  # process that started _thread
+
+    @property
+    def engine(self) -> Engine:
+        """Raises RequestError once it is closed."""
+        if self._engine is None:
+            raise RequestError(CLOSED)
+        return self._engine
 
     @property
     def is_forked(self) -> bool:
@@ -91,24 +99,31 @@ class EngineThread:
         return future.result()
 
     def stats(self) -> EngineStats:
-        """Counts of the engine; waits for the end of a step that is going on."""
-        return self.engine.stats() if self._thread is None or self._is_closed else self.call(self.engine.stats)
+        """Counts of the engine, as of the end of the step that is going on; waits for that."""
+        return self.last_stats if self._thread is None else self.call(self.engine.stats)
+
+    def queue_position(self, request: Request) -> int:
+        """As of the engine; 0 once it is closed."""
+        return 0 if self._engine is None else self._engine.queue_position(request)
 
     def close(self) -> None:
-        """End the thread; unfinished requests fail. Returns when it has ended. Does nothing in a fork."""
+        """End the thread and let go of the engine; requests that are not finished fail. Returns when it has ended. In a
+        fork does nothing."""
         if self.is_forked:
             return
         with self._changed:
             thread, self._thread = self._thread, None
             self._is_closed = True
-            self._changed.notify_all()
-        if thread is not None and thread is not threading.current_thread():
+            self._changed.notify()
+        if thread is None:
+            self._engine = None
+        elif thread is not threading.current_thread():
             thread.join()
 
     def _post(self, work: Callable[[], None]) -> None:
         """Have the thread do some work; the caller holds _changed."""
         if self._is_closed:
-            raise RequestError("this model is closed; load it again")
+            raise RequestError(CLOSED)
         if self._thread is None:
             self._start()
         self._work.append(work)
@@ -141,7 +156,9 @@ class EngineThread:
         while self._work:
             self._work.popleft()()
         self.engine.fail_all(RequestError("the model was closed before the answer was complete"))
+        self.last_stats = self.engine.stats()
         self.engine.notify()
+        self._engine = None
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do. False: closed."""

@@ -68,7 +68,7 @@ class Generation:
     def progress(self) -> Progress:
         """How far the request is now."""
         request = self._request
-        position = self._thread.engine.queue_position(request)
+        position = self._thread.queue_position(request)
         return Progress(position, request.n_prompt, request.n_prefilled, request.n_cached)
 
     @property

@@ -60,7 +60,6 @@ class LLM:
         name: str,
         directory: Path,
         size: ModelSize,
-        model: DeepseekModel,
         tokenizer: Tokenizer | None,
         chat_template: ChatTemplate | None,
         defaults: GenerationDefaults,
@@ -69,16 +68,15 @@ class LLM:
         self.name = name
         self.directory = directory
         self.size = size
-        self.config = model.config
-        self.model = model
+        self.config = engine.model.config
         self.tokenizer = tokenizer  # None: token ids still work
         self.chat_template = chat_template
         self.defaults = defaults
-        self._thread = EngineThread(engine, may_fork=model.has_all_layers)
+        self._n_context, self._shifts_context = engine.n_context, engine.shifts_context
+        self._thread = EngineThread(engine, may_fork=engine.model.has_all_layers)
         # at exit, too: before the interpreter takes its objects apart
-        self._finalizer = weakref.finalize(self, _close, self._thread, model)
-        # weakref runs all finalizers from one atexit hook, set by the first in the program. So register our own:
-        # it must run before libraries imported since, such as Ray, shut down.
+        self._finalizer = weakref.finalize(self, _close, self._thread)
+        # finalizers run where a program's first was made: behind the end of what was imported since, such as Ray
         atexit.register(self._finalizer)
 
     def __repr__(self) -> str:
@@ -93,8 +91,14 @@ class LLM:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
+    @property
+    def model(self) -> DeepseekModel:
+        """Its network. Raises RequestError once it is closed."""
+        return self._thread.engine.model
+
     def close(self) -> None:
-        """End the engine's thread; unfinished requests fail, and later ones are refused. Writes the prompt cache.
+        """End the engine's thread; unfinished requests fail, and later ones are refused. Writes the prompt cache, and
+        frees the memory.
 
         The end of a `with` block does this, and so does the end of the program.
         """
@@ -199,12 +203,12 @@ class LLM:
     @property
     def n_context(self) -> int:
         """Tokens that a prompt and its answer may have together: the model's context, or fewer in a small cache."""
-        return self._thread.engine.n_context
+        return self._n_context
 
     @property
     def prompt_room(self) -> int:
-        """Tokens that a text may have: the model's context, with context_shift 16 times as many."""
-        return self.config.max_position_embeddings * (SHIFTED_CONTEXTS if self._thread.engine.shifts_context else 1)
+        """Tokens that a text may have: those of the model's context, with context_shift 16 times as many."""
+        return self.config.max_position_embeddings * (SHIFTED_CONTEXTS if self._shifts_context else 1)
 
     def stats(self) -> EngineStats:
         """Counts of requests, pages and tokens so far; waits for the end of a step that is going on."""
@@ -238,7 +242,7 @@ class LLM:
             ResourceError: the process that renders the chat template is killed, or cannot be started.
         """
         token_ids = self._encode(prompt, self.prompt_room)
-        if len(token_ids) >= self.config.max_position_embeddings and not self._thread.engine.shifts_context:
+        if len(token_ids) >= self.config.max_position_embeddings and not self._shifts_context:
             room = self.config.max_position_embeddings
             raise ContextLengthError(
                 f"the prompt is too long: it has {len(token_ids)} tokens, but the context holds {room}; cut it"
@@ -328,11 +332,13 @@ class LLM:
         return encode_prompt(prompt, self.tokenizer, self.chat_template, self.config.vocab_size, room)
 
 
-def _close(thread: EngineThread, model: DeepseekModel) -> None:
-    thread.close()
+def _close(thread: EngineThread) -> None:
     if thread.is_forked:
         return
+    engine = thread.engine
+    thread.close()
     try:
-        thread.engine.save_prompt_cache()
+        engine.save_prompt_cache()
     finally:
-        model.close()
+        engine.forget_prefixes()  # nodes of the tree hold each other
+        engine.model.close()

@@ -145,7 +145,7 @@ def build_llm(model: str | Path, options: LoadOptions, make_network: MakeNetwork
         made_for = {"model": hash_of_model(directory), **network.numerics}
         engine.open_prompt_cache(Path(options.prompt_cache), made_for)
     _log_loaded(directory, network, n_tokens, time.perf_counter() - started)
-    return LLM(str(model), directory, size, network, tokenizer, chat_template, defaults, engine)
+    return LLM(str(model), directory, size, tokenizer, chat_template, defaults, engine)
 
 
 def _network_here(

@@ -32,7 +32,8 @@ _Chunk = tuple[Branch, list[int], range]  # the pages that the branch had, which
 class Speculator:
     """Drafts for all branches of an engine."""
 
-    def __init__(self, model: DeepseekModel, cache: LatentCache) -> None:
+    def __init__(self, model: DeepseekModel, cache: LatentCache, n_context: int) -> None:
+        self._n_context = n_context
         self._mtp = MtpDrafter(model, cache) if model.mtp_layers else None
         self._unread: deque[tuple[list[_Chunk], HiddenStates]] = deque()  # in the order of their calls
         self._steps = _Times()  # time of a step by the rows that it decodes
@@ -87,12 +88,13 @@ class Speculator:
             drafting.pending = hidden.copy() if seen is None else np.concatenate([seen, hidden])
 
     def length(self, branch: Branch, n_decoding: int) -> int:
-        """Draft tokens for a branch in a step that decodes n_decoding branches. A branch whose MTP rows lag MAX_PENDING
-        positions stops drafting for good."""
+        """Draft tokens for a branch in a step that decodes n_decoding branches. One that has fallen MAX_PENDING
+        positions behind stops drafting for good. None past the context: there the oldest tokens must go first."""
         drafting, params = branch.drafting, branch.request.params
         if drafting is None or (drafting.uses_mtp and drafting.pending is None):
             return 0
-        most = min(params.draft_tokens, branch.request.max_length - len(branch.tokens) - 1)
+        n_tokens = len(branch.tokens)
+        most = min(params.draft_tokens, branch.request.max_length - n_tokens - 1, self._n_context - n_tokens)
         if params.speculation != "auto" or most <= 0:
             return max(0, most)
         best = self._best_length(drafting, most, n_decoding) if n_decoding <= MAX_SEQUENCES else 0

@@ -1,5 +1,6 @@
 """EngineThread and Generation: one thread serves readers and cancellations of any thread; nobody waits for ever."""
 
+import gc
 import subprocess
 import sys
 import threading
@@ -252,6 +253,26 @@ def test_closing_fails_what_is_unfinished(llm: deepzig.LLM) -> None:
         generation.result()
     with pytest.raises(RequestError, match="closed"):
         llm.generate("Once upon a time", SHORT)
+
+
+def test_closing_frees_the_memory(llm: deepzig.LLM) -> None:
+    """At once: a collector that runs later would leave too little to load another model in the same program."""
+    parts = [weakref.ref(part) for part in (llm.model, llm._thread.engine._cache)]
+    gc.collect()
+    gc.disable()
+    try:
+        generation = llm.submit("Once upon a time", SHORT)
+        generation.result()
+        llm.close()
+        assert [part() for part in parts] == [None, None]
+    finally:
+        gc.enable()
+    for call in (llm.count_experts, lambda: llm.logits([5]), lambda: llm.model):
+        with pytest.raises(RequestError, match="closed"):
+            call()
+    assert llm.stats() == llm.last_stats and llm.stats().finished == {"length": 1}
+    assert len(llm.encode("Once")) < llm.n_context <= llm.prompt_room
+    assert generation.progress.queue_position == 0
 
 
 FORKED = """

@@ -138,7 +138,7 @@ def test_ngrams_repeat_what_followed_last() -> None:
 def speculator(step_s: dict[int, float], draft_s: float) -> Speculator:
     """With these times of a step, by rows, and of drafts."""
     model = deepzig.load(GOLDEN / "v3_classic").model
-    made = Speculator(model, model.make_cache(64))
+    made = Speculator(model, model.make_cache(64), 64)
     for _ in range(TRUSTED):
         for n_rows, seconds in step_s.items():
             made.note_step(n_rows, seconds)
