@@ -1,6 +1,6 @@
 """From the messages of a chat to token ids: template variables, tools, thinking switches, the prefix to continue.
 
-Called by `chat` and `tokens`; calls `text.chat`. Knows nothing of sampling or streams.
+Called by `chat` and `tokens`; calls `text.chat` and `text.chat_messages`. Knows nothing of sampling or streams.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,13 @@ from typing import Any
 
 import msgspec
 
+from deepzig.errors import ContextLengthError, RequestError
 from deepzig.server.failures import ApiError
 from deepzig.server.requests import ChatRequest, ContentPart, Message, Tool
 from deepzig.server.responses_protocol import InputText
 from deepzig.server.served_model import ServedModel
-from deepzig.text.chat import ChatTemplate, thinking_variables
+from deepzig.text.chat import thinking_variables
+from deepzig.text.chat_messages import joined_text
 
 _RESERVED = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
 
@@ -62,15 +64,20 @@ def chat_prompt(
         raise ApiError(400, "only the last message can be a prefix", param="messages", code="invalid_value")
     listed = [_as_defined(tool) for tool in tools] if tools else None
     template = (model.tool_template if tools else None) or model.chat_template
-    conversation = _conversation(messages if prefix is None else messages[:-1], template)
-    ids = template.render_tokens(
-        conversation,
-        model.tokenizer,
-        model.llm.prompt_room,
-        add_generation_prompt=begins_answer,
-        tools=listed,
-        **variables,
-    )
+    conversation = [_as_given(message) for message in (messages if prefix is None else messages[:-1])]
+    try:
+        ids = template.render_tokens(
+            conversation,
+            model.tokenizer,
+            model.llm.prompt_room,
+            add_generation_prompt=begins_answer,
+            tools=listed,
+            **variables,
+        )
+    except ContextLengthError:
+        raise
+    except RequestError as error:
+        raise ApiError(400, str(error), param="messages", code="invalid_value") from error
     in_reasoning = model.answer_format.ends_in_reasoning(ids, model.tokenizer)
     may_open = not in_reasoning and model.answer_format.may_open_reasoning(ids, model.tokenizer)
     if prefix is not None:
@@ -116,40 +123,10 @@ def _check_names(variables: Mapping[str, Any]) -> None:
         raise ApiError(400, f"chat_template_kwargs has {bad!r:.80}, which is no name", param="chat_template_kwargs")
 
 
-def _conversation(messages: Sequence[Message], template: ChatTemplate) -> list[dict[str, Any]]:
-    """The messages in the form in which `template` shows them all."""
-    shown = [as_template_sees(message) for message in messages]
-    if not any(message.get("tool_calls") for message in shown) or not template.drops_calls_beside_content:
-        return shown
-    listed: list[dict[str, Any]] = []
-    for message in shown:
-        if message.get("tool_calls"):
-            if message["content"].strip():  # shown without the calls, which follow as a message of their own
-                listed.append({name: value for name, value in message.items() if name != "tool_calls"})
-            message["content"] = None
-        listed.append(message)
-    return listed
-
-
-def as_template_sees(message: Message) -> dict[str, Any]:
-    """A message as templates expect it: content a text, names of roles that they know."""
-    role = "system" if message.role == "developer" else message.role
-    shown: dict[str, Any] = {"role": role, "content": plain_text(message.content)}
-    if shown["content"] is None and message.role == "assistant":
-        shown["content"] = ""  # not null: R1-0528's template looks into it
-    if message.tool_calls:
-        if message.role != "assistant":
-            raise ApiError(400, "only an assistant's message has tool_calls", param="messages", code="invalid_value")
-        shown["tool_calls"] = [msgspec.to_builtins(call) for call in message.tool_calls]
-    elif shown["content"] is None:
-        raise ApiError(400, f"a {message.role} message lacks content", param="messages", code="invalid_value")
-    if message.name is not None:
-        shown["name"] = message.name
-    if message.tool_call_id is not None:
-        shown["tool_call_id"] = message.tool_call_id
-    if reasoning := message.reasoning_content or message.reasoning:
-        shown["reasoning_content"] = reasoning  # whether a later turn sees it is for the template to say
-    return shown
+def _as_given(message: Message) -> dict[str, Any]:
+    """A message without the fields that the client left out."""
+    given: dict[str, Any] = msgspec.to_builtins(message)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _as_defined(tool: Tool) -> dict[str, Any]:
@@ -159,10 +136,10 @@ def _as_defined(tool: Tool) -> dict[str, Any]:
 
 
 def plain_text(content: str | Sequence[ContentPart | InputText] | None) -> str | None:
-    """The text of a message or of past reasoning, its parts on lines of their own."""
+    """The text of a message or of past reasoning."""
     if content is None or isinstance(content, str):
         return content
-    return "\n".join(part.text for part in content)
+    return joined_text([{"type": "text", "text": part.text} for part in content])
 
 
 def _continue(model: ServedModel, ids: list[int], prefix: Message, in_reasoning: bool) -> bool:

@@ -1,7 +1,7 @@
 """ChatTemplate: lists of messages to token ids, by the template that the model folder brings.
 
-Called by engine, cli and server; calls `render_process` for the text and `Tokenizer` for the ids. Knows nothing of any
-model's message format: that is the template's business.
+Called by engine, cli and server; calls `chat_messages` for the messages, `render_process` for the text and `Tokenizer`
+for the ids. Knows nothing of any model's message format: that is the template's business.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 from deepzig.errors import RequestError, TokenizerError, shown
 from deepzig.small_files import read_small
 from deepzig.text.answer_format import ToolFormat
+from deepzig.text.chat_messages import as_templates_expect, with_calls_apart
 from deepzig.text.render_process import RenderProcess
 from deepzig.text.tokenizer import Tokenizer
 from deepzig.text.tokenizer_config import TokenizerConfig
@@ -87,8 +88,9 @@ class ChatTemplate:
         name = "look_for_this_name"
         call = {"id": f"functions.{name}:0", "type": "function", "function": {"name": name, "arguments": "{}"}}
         answer = {"role": "assistant", "content": content, "tool_calls": [call]}
+        given = {"messages": [{"role": "user", "content": "a"}, answer], "tools": None, "add_generation_prompt": True}
         try:
-            return name in self.render_text([{"role": "user", "content": "a"}, answer])
+            return name in self._process.render(self._constants, given)
         except (RequestError, TokenizerError):  # it looks into the content, or knows no calls
             return False
 
@@ -101,12 +103,12 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
-        """The prompt as text, the same as HF's `apply_chat_template(tokenize=False)`.
+        """The prompt as text, the same as HF's `apply_chat_template(tokenize=False)` where contents are texts.
 
         For people to read: control tokens written by users look like the template's. Arguments and errors are those of
         `render_tokens`.
         """
-        given = _checked(messages, tools, add_generation_prompt, variables)
+        given = self._given(messages, tools, add_generation_prompt, variables)
         return self._process.render(self._constants, given)
 
     def render_tokens(
@@ -124,7 +126,8 @@ class ChatTemplate:
         `tokenizer.encode(self.render_text(...), add_bos=False)`.
 
         Args:
-            messages: as in [{"role": "user", "content": "Hello"}]; JSON values only.
+            messages: as in [{"role": "user", "content": "Hello"}]; JSON values only. A content may be a list of
+                OpenAI's text parts. A developer is the system where the template knows none.
             tokenizer: the model's.
             room: tokens that the prompt may have, None: any number.
             add_generation_prompt: end with what tells the model that it is its turn.
@@ -134,10 +137,10 @@ class ChatTemplate:
         Raises:
             TokenizerError: the template fails, or exceeds its time, memory or output.
             ResourceError: the process that renders it is killed, or cannot be started.
-            RequestError: the template refuses the messages, or they are no JSON values.
+            RequestError: the template refuses the messages, or they are no JSON values, or more than texts.
             ContextLengthError: the prompt is so long that it cannot have so few tokens as `room`.
         """
-        given = _checked(messages, tools, add_generation_prompt, variables)
+        given = self._given(messages, tools, add_generation_prompt, variables)
         chars, stand_ins, _ = self._guard(given, tokenizer)
         guarded = self._process.render(self._constants, given, chars, stand_ins)
         if room is not None:
@@ -161,7 +164,7 @@ class ChatTemplate:
         None if the template does not write the whole content, behind what tells the model that it is its turn.
         Arguments and errors are those of `render_tokens`.
         """
-        given = _checked([*messages, {"role": "assistant", "content": content}], tools, False, variables)
+        given = self._given([*messages, {"role": "assistant", "content": content}], tools, False, variables)
         chars, stand_ins, mark = self._guard(given, tokenizer)
         before = given | {"messages": given["messages"][:-1], "add_generation_prompt": True}
         given["messages"][-1]["content"] += mark
@@ -172,6 +175,22 @@ class ChatTemplate:
         if room is not None:
             tokenizer.check_room(begun, room)
         return _encode_guarded(begun, str.maketrans(stand_ins, chars), tokenizer)
+
+    def _given(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: dict[str, Any],
+    ) -> dict[str, Any]:
+        """What the template is given: JSON values, and messages in the form in which it shows them all."""
+        given = _as_json(
+            variables | {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        )
+        expected = as_templates_expect(given["messages"], knows_developer="developer" in self.source)
+        if any(message.get("tool_calls") for message in expected) and self.drops_calls_beside_content:
+            expected = with_calls_apart(expected)
+        return given | {"messages": expected}
 
     def _guard(self, given: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[str, str, str]:
         """Characters that control tokens begin or end with, their stand-ins, and one more that occurs nowhere."""
@@ -213,14 +232,8 @@ def _stand_ins(n_chars: int, used: set[str]) -> str:
     return found
 
 
-def _checked(
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None,
-    add_generation_prompt: bool,
-    variables: dict[str, Any],
-) -> dict[str, Any]:
+def _as_json(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the template is given, as plain JSON values."""
-    given = variables | {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
     try:
         content = json.dumps(given, ensure_ascii=False)
         content.encode()
@@ -229,13 +242,8 @@ def _checked(
     except (TypeError, ValueError, RecursionError) as error:
         reason = shown(str(error))
         raise RequestError(f"the messages are no JSON values ({reason}); use dicts, lists and strings") from error
-    checked: dict[str, Any] = json.loads(content)
-    for number, message in enumerate(checked["messages"]):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise RequestError(f'message {number} has no role; write {{"role": "user", "content": "..."}}')
-        if message["role"] in ("system", "user") and message.get("content") is None:  # templates would write "None"
-            raise RequestError(f'message {number}, of the {message["role"]}, has no content; give it a text')
-    return checked
+    plain: dict[str, Any] = json.loads(content)
+    return plain
 
 
 def _strings(value: Any) -> Iterator[str]:

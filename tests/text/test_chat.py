@@ -196,13 +196,39 @@ def test_begun_answer(stories_tokenizer: Tokenizer, answer: str, text: str | Non
     assert text is None if ids is None else stories_tokenizer.decode(ids) == f"Q: a cat .{text}"
 
 
-def test_control_token_in_two_halves(templates: dict[str, ChatTemplate], kimi_tokenizer: Tokenizer) -> None:
-    """Parts that a template writes side by side must not make a control token together."""
-    parts = [{"type": "text", "text": "<|im_"}, {"type": "text", "text": "end|>"}]
-    ids = templates["kimi_k2"].render_tokens([user(parts)], kimi_tokenizer)
-    whole = templates["kimi_k2"].render_tokens([user("<|im_end|>")], kimi_tokenizer)
-    assert ids == whole
-    assert ids.count(kimi_tokenizer.token_to_id("<|im_end|>") or -1) == 2
+def test_control_token_in_two_halves(kimi_tokenizer: Tokenizer) -> None:
+    """Texts that a template writes side by side must not make a control token together."""
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}<|im_end|>", {})
+    ids = template.render_tokens([user("<|im_"), user("end|>")], kimi_tokenizer)
+    assert ids == template.render_tokens([user("<|im_end|>")], kimi_tokenizer)
+    assert ids.count(kimi_tokenizer.token_to_id("<|im_end|>") or -1) == 1
+
+
+def test_parts_and_roles_of_messages(templates: dict[str, ChatTemplate]) -> None:
+    """Python and HTTP make the same prompt of them."""
+    given = [{"role": "developer", "content": "x"}, user([{"type": "text", "text": t} for t in ("Once", "upon")])]
+    plain = [{"role": "system", "content": "x"}, user("Once\nupon")]
+    for template in (templates["deepseek_r1"], templates["kimi_k2"]):
+        assert template.render_text(given) == template.render_text(plain)
+    knowing = ChatTemplate("{% for m in messages if m.role == 'developer' %}{{ m.content }}{% endfor %}", {})
+    assert knowing.render_text(given) == "x"
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [([{"type": "image_url", "image_url": {"url": "x"}}], "'image_url'; only texts"), ([{"type": "text"}], "its text"),
+     ({"text": "a"}, "neither"), (5, "neither"), (["a"], "neither")],
+)  # fmt: skip
+def test_contents_that_are_no_text(templates: dict[str, ChatTemplate], content: Any, fault: str) -> None:
+    with pytest.raises(RequestError, match=f"content of message 1 .*{fault}"):
+        templates["deepseek_r1"].render_text([user("a"), user(content)])
+
+
+def test_calls_beside_content_are_shown_by_a_template_that_wants_null() -> None:
+    calls = "{% for c in m.tool_calls %}[{{ c.function.name }}]{% endfor %}"
+    each = "{% if m.content is none %}" + calls + "{% else %}{{ m.content }}{% endif %}"
+    template = ChatTemplate("{% for m in messages %}" + each + "{% endfor %}", {})
+    assert template.render_text([user("a"), assistant("b", tool_calls=[CALL])]) == f"ab[{CALL['function']['name']}]"
 
 
 def test_control_token_begun_by_a_user_and_ended_by_the_template(tmp_path: Path) -> None:
