@@ -145,6 +145,16 @@ def test_unreadable_files_are_config_errors(tmp_path: Path, content: bytes) -> N
         ModelConfig.from_directory(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [(b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer.*git lfs pull"), (b"<html>", "a web page")],
+)
+def test_what_stands_in_for_a_file(tmp_path: Path, content: bytes, fault: str) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=fault):
+        ModelConfig.from_directory(tmp_path)
+
+
 def test_missing_file_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         ModelConfig.from_directory(tmp_path)

@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from deepzig.errors import CheckpointError, ResourceError, shown
-from deepzig.small_files import open_regular
+from deepzig.small_files import open_regular, stand_in_fault
 
 MAX_HEADER_BYTES = 100_000_000  # as the safetensors library
 MAX_TENSORS = 300_000  # Kimi-K2 in one file, three tensors a matrix, would have 211,000
@@ -139,7 +139,10 @@ def _map(path: Path) -> tuple[bytes, np.ndarray]:
         if size < 8:
             raise CheckpointError(f"{path} has {size} bytes, too few for a safetensors file; fetch it again")
         file.seek(0)
-        length = int.from_bytes(file.read(8), "little")
+        head = file.read(100)
+        if fault := stand_in_fault(head):
+            raise CheckpointError(f"{path} {fault}")
+        length = int.from_bytes(head[:8], "little")
         if length > MAX_HEADER_BYTES:
             raise CheckpointError(
                 f"{path} claims a header of {length} bytes, more than {MAX_HEADER_BYTES}; it is no safetensors file"

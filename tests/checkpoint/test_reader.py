@@ -37,12 +37,16 @@ def nested(depth: int) -> bytes:
     return b'{"a":' + b"[" * depth + b"]" * depth + b"}"
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n"
+
 BAD_FILES = {
     "empty": (b"", "too few"),
     "seven bytes": (b"\x02" + b"\0" * 6, "too few"),
     "length 2^63": (file_bytes(b"{}", length=1 << 63), "claims a header"),
     "length over the cap": (file_bytes(b"{}", length=reader.MAX_HEADER_BYTES + 1), "claims a header"),
     "length past the end": (file_bytes(b"{}", length=3), "truncated"),
+    "Git LFS pointer": (LFS_POINTER, "is a Git LFS pointer, .*git lfs pull"),
+    "web page": (b"\n<!DOCTYPE html><html><body>404</body></html>", "is a web page, it starts with .*<!DOCTYPE html>"),
     "no object": (file_bytes(b"[]"), "JSON object"),
     "leading space": (file_bytes(b" {}"), "JSON object"),
     "no header": (file_bytes(b""), "JSON object"),
