@@ -94,10 +94,12 @@ def quantize(
         deepzig quantize ./DeepSeek-V3 ./v3-int4 --format int4 --exclude "*.kv_b_proj" --resume
     """
     from deepzig.checkpoint.convert import Options, convert
+    from deepzig.text.tokenizer import load_tokenizer
     from deepzig.threads import available_threads
 
     recipe = Recipe(wanted, None if group_size is None else GROUPS[group_size], include, exclude)
     directory = model_folder(source)
+    load_tokenizer(directory)  # it will be copied: a broken one is an error now, not when the result is used
     n_threads = n_threads or available_threads()
     importance: dict[str, np.ndarray] = {}
     if calibrate is not None:

@@ -1,8 +1,12 @@
-"""`deepzig verify`: hashes, headers and values of a checkpoint folder. Calls `checkpoint.verify`."""
+"""`deepzig verify`: hashes, headers and values of a checkpoint folder, and whether its texts can be used. Calls
+`checkpoint.verify`, and what reads tokenizer, template and defaults when a model is loaded."""
 
 import dataclasses
 import json
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +15,10 @@ from deepzig.cli.completion import complete_model
 from deepzig.cli.messages import note
 from deepzig.cli.options import hub_options, json_option, model_folder
 from deepzig.cli.progress import byte_progress, plural, scaled
-from deepzig.errors import CheckpointError
+from deepzig.errors import CheckpointError, ConfigError, TokenizerError
+
+if TYPE_CHECKING:
+    from deepzig.checkpoint.verify import Report
 
 SHOWN = 20  # problems
 
@@ -23,8 +30,8 @@ SHOWN = 20  # problems
 def verify(model: str, as_json: bool) -> None:
     """Check a checkpoint, byte by byte.
 
-    MODEL is a folder or a model's name. Files that `deepzig quantize` wrote are compared with the hashes in their
-    manifest. In every checkpoint, headers, names, shapes and values are checked.
+    MODEL is a folder or a model's name. What `deepzig quantize` wrote is compared with the hashes in its manifest. Of
+    any checkpoint, the headers, names, shapes and values are looked at, and tokenizer and template are read.
 
     \b
         deepzig verify ./v2-lite-int8
@@ -44,8 +51,8 @@ def verify(model: str, as_json: bool) -> None:
             update(min(done, total), total)
 
         report = run(directory, advance)
-        if total:
-            update(total, total)  # headers are not counted, and incomplete files may be shorter
+        check_small_files(directory, report)
+        update(total, total)  # headers are not counted, and what is not whole may be shorter
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report)))
     else:
@@ -60,4 +67,28 @@ def verify(model: str, as_json: bool) -> None:
     for remark in report.remarks:
         note(f"Note: {remark}")
     if report.problems:
-        raise CheckpointError(f"{model} is not sound; fetch it again, or convert it again")
+        raise CheckpointError(f"{model} is not sound: {plural(len(report.problems), 'problem')}")
+
+
+def check_small_files(directory: Path, report: "Report") -> None:
+    """Add what would stop a load behind the weights: tokenizer, chat template, defaults."""
+    from deepzig.config import ModelConfig
+    from deepzig.engine.defaults import GenerationDefaults
+    from deepzig.text.chat import ChatTemplate
+    from deepzig.text.tokenizer import load_tokenizer
+
+    def read_tokenizer() -> None:
+        if load_tokenizer(directory) is None:
+            report.remarks.append("no tokenizer: prompts must be token ids")
+
+    readers: tuple[Callable[[], object], ...] = (
+        read_tokenizer,
+        lambda: ChatTemplate.from_directory(directory),
+        lambda: GenerationDefaults.from_directory(directory, ModelConfig.from_directory(directory)),
+    )
+    for read in readers:
+        try:
+            read()
+        except (TokenizerError, ConfigError) as error:
+            if str(error) not in report.problems:  # one file may stop several
+                report.problems.append(str(error))

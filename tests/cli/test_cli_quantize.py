@@ -37,6 +37,12 @@ def source(tmp_path: Path) -> Path:
     return Path(shutil.copytree(GOLDEN / "v3_classic", tmp_path / "source"))
 
 
+def test_a_broken_tokenizer_is_not_copied(run: Run, source: Path, tmp_path: Path) -> None:
+    (source / "tokenizer.json").write_text('{"model": {}}')
+    result = run("quantize", str(source), str(tmp_path / "out"), "--format", "int8")
+    assert result.exit_code == 3 and "tokenizer.json" in result.stderr and not (tmp_path / "out").exists()
+
+
 def hashes(directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.iterdir())}
 

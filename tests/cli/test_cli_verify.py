@@ -39,6 +39,19 @@ def test_a_folder_that_others_wrote(run: Run) -> None:
     assert "in 3 files: sound; no manifest, so no hashes to compare" in result.stdout
 
 
+def test_small_files_are_read_as_loading_does(run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "v3_classic", tmp_path / "model")
+    result = run("verify", str(folder))
+    assert result.exit_code == 0 and "no tokenizer: prompts must be token ids" in result.stderr
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\n")
+        result = run("verify", str(folder))
+        (line,) = [line for line in result.stdout.splitlines() if name in line]
+        assert result.exit_code == 3 and line.startswith(f"{folder / name} is a Git LFS pointer")
+        assert ": 1 problem" in result.stdout
+        (folder / name).unlink()
+
+
 def test_json(run: Run, converted: Path) -> None:
     result = run("verify", str(converted), "--json")
     report = json.loads(result.stdout)
