@@ -81,7 +81,8 @@ class Engine:
             tokens = shift.without_oldest(tokens)
         if len(tokens) >= self.n_context:
             raise ContextLengthError(
-                f"the prompt is too long: it has {len(tokens)} tokens, but there is room for {self.n_context}; cut it"
+                f"the prompt is too long: it has {len(tokens)} tokens, but there is room for {self.n_context}, one of "
+                "them for the answer; cut it"
             )
         self._speculator.check(params.speculation)
         for name, number in (("n", params.n), ("num_beams", params.num_beams)):

@@ -245,7 +245,8 @@ class LLM:
         if len(token_ids) >= self.config.max_position_embeddings and not self._shifts_context:
             room = self.config.max_position_embeddings
             raise ContextLengthError(
-                f"the prompt is too long: it has {len(token_ids)} tokens, but the context holds {room}; cut it"
+                f"the prompt is too long: it has {len(token_ids)} tokens, but the context holds {room}, one of them for "
+                "the answer; cut it"
             )
         return token_ids
 
