@@ -11,7 +11,7 @@ from deepzig.model.workspace import Workspace
 
 
 class ExpertCounter:
-    """How often each expert was chosen since `LLM.count_experts`, for all requests together.
+    """How often each expert was chosen since `LLM.count_experts`, for all requests together: prompts and answers.
 
     It counts in the engine's thread; reading from another gives the state of some recent step.
     """

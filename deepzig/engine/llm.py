@@ -6,6 +6,7 @@ and, for sequences that are computed whole, `whole_sequence` and `trace`.
 
 import atexit
 import time
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -220,7 +221,8 @@ class LLM:
         return self._thread.last_stats
 
     def count_experts(self) -> ExpertCounter:
-        """Count from now on how often each expert is chosen, over all requests. An earlier count ends.
+        """Count from now on how often each expert is chosen, over all requests; an earlier count ends. `logits`,
+        `prompt_logprobs` and `trace` are no requests: a trace has its own `expert_load`.
 
         Raises:
             RequestError: some layers are on other machines.
@@ -245,8 +247,8 @@ class LLM:
         if len(token_ids) >= self.config.max_position_embeddings and not self._shifts_context:
             room = self.config.max_position_embeddings
             raise ContextLengthError(
-                f"the prompt is too long: it has {len(token_ids)} tokens, but the context holds {room}, one of them for "
-                "the answer; cut it"
+                f"the prompt is too long: it has {len(token_ids)} tokens, but the context holds {room}, one of them "
+                "for the answer; cut it"
             )
         return token_ids
 
@@ -257,7 +259,8 @@ class LLM:
         chunks.
 
         Args:
-            token_ids: T of them; a text or messages stand for theirs, as in `encode`.
+            token_ids: T of them; a text or messages stand for theirs. More than the context are a UserWarning: the
+                model has not learned positions beyond.
             chunk_size: tokens that go through the layers at a time.
             attention: "absorbed" or "expanded" to force one form; None picks the cheaper.
 
@@ -268,7 +271,7 @@ class LLM:
         if attention not in (None, "absorbed", "expanded"):
             raise RequestError(f"attention {attention!r} is unknown; use absorbed or expanded")
         chunk_size = as_integer("chunk_size", chunk_size, least=1)
-        ids = self._encode(token_ids)
+        ids = self._encode_whole(token_ids)
         chunks = forward_chunks(
             self.model, ids, self.model.make_cache(len(ids)), chunk_size=chunk_size, form=attention
         )
@@ -292,7 +295,7 @@ class LLM:
         """Log-probabilities as from `prompt_logprobs`, chunk by chunk, each computed when it is asked for. Raises as
         that does."""
         n_top = as_integer("n_top", n_top, least=0)
-        ids = self._encode(token_ids)
+        ids = self._encode_whole(token_ids)
         yield from self._one_by_one(score_sequence(self.model, ids, self.model.make_cache(len(ids)), n_top))
 
     def mtp_logits(self, token_ids: Prompt) -> np.ndarray:
@@ -304,19 +307,19 @@ class LLM:
         """
         if not self.model.mtp_layers:
             raise RequestError("this checkpoint has no MTP layer")
-        ids = self._encode(token_ids)
+        ids = self._encode_whole(token_ids)
         chunks = self._one_by_one(mtp_chunks(self.model, ids, self.model.make_cache(len(ids))))
         return np.concatenate([np.empty((0, self.config.vocab_size), np.float32), *chunks])
 
     def trace(self, prompt: Prompt) -> Trace:
-        """Record what every layer does with a text, in one chunk: hidden states and norms, router choices, expert load.
-        Other requests wait until it is done, and Ctrl-C does not end it.
+        """What every layer does with a text, in one chunk: hidden states and norms, router choices, expert load. Other
+        requests wait until it is done, and Ctrl-C does not end it. prompt as in `logits`.
 
         Raises:
-            RequestError: as `encode`; some layers are on other machines.
+            RequestError: as `logits`; some layers are on other machines.
         """
         self._check_layers()
-        ids = self._encode(prompt)
+        ids = self._encode_whole(prompt)
         return self._thread.call(lambda: trace_sequence(self.model, ids))
 
     def _one_by_one(self, items: Iterator[T]) -> Iterator[T]:
@@ -328,6 +331,17 @@ class LLM:
     def _check_layers(self) -> None:
         if not self.model.has_all_layers:
             raise RequestError("layers on other machines cannot be observed; load the model on one")
+
+    def _encode_whole(self, prompt: Prompt) -> np.ndarray:
+        """Token ids i32 (S,) of a sequence that is computed whole, however long it is."""
+        ids, n_trained = self._encode(prompt), self.config.max_position_embeddings
+        if len(ids) > n_trained:
+            warnings.warn(
+                f"the sequence has {len(ids)} tokens, but the context holds {n_trained}: results beyond mean little",
+                UserWarning,
+                stacklevel=3,
+            )
+        return ids
 
     def _encode(self, prompt: Prompt, room: int | None = None) -> np.ndarray:
         return encode_prompt(prompt, self.tokenizer, self.chat_template, self.config.vocab_size, room)

@@ -359,6 +359,15 @@ def test_one_token_has_no_second_after_it(stories: deepzig.LLM) -> None:
     assert stories.mtp_logits([5]).shape == (0, stories.config.vocab_size)
 
 
+@pytest.mark.parametrize("name", ["logits", "prompt_logprobs", "mtp_logits", "trace"])
+def test_whole_sequences_may_exceed_the_context(stories: deepzig.LLM, name: str) -> None:
+    with pytest.warns(UserWarning, match="1025 tokens, but the context holds 1024") as caught:
+        getattr(stories, name)([5] * 1025)
+    assert len(caught) == 1
+    getattr(stories, name)([5] * 1024)
+
+
+@pytest.mark.filterwarnings("ignore:the sequence has 1500 tokens")
 @pytest.mark.parametrize(
     "ask", [lambda llm: llm.logits([5] * 40, chunk_size=10), lambda llm: llm.mtp_logits([5] * 1500)]
 )
