@@ -1,7 +1,7 @@
 """Checkpoint: all tensors of a folder, in one safetensors file or in shards with an index.
 
-Called by `engine`, `distributed`, the converter, `verify`, `evaluate` and `deepzig info`; calls `reader`. Knows nothing
-of models. If weights are in another format, the error names it, and they are never opened: pickle runs code.
+Called by `engine`, `distributed`, the converter, `verify`, `model_names`, `evaluate` and `deepzig info`; calls
+`reader`. Knows nothing of models. Weights in other formats are named in the error and never opened: pickle runs code.
 """
 
 import os
@@ -94,17 +94,26 @@ def _open(directory: Path) -> Checkpoint:
             f"{directory} holds {len(found)} .safetensors files but no {INDEX_FILE} that says which belong together; "
             "fetch the index"
         )
-    raise CheckpointError(_no_weights(directory))
+    refuse_foreign(directory)
+    raise CheckpointError(
+        f"{directory} holds no .safetensors file; fetch {SINGLE_FILE}, or {INDEX_FILE} and its shards"
+    )
 
 
-def _no_weights(directory: Path) -> str:
-    foreign = sorted(path.name for path in directory.iterdir() if path.suffix in FOREIGN_SUFFIXES)
-    if foreign:
-        return (
-            f"{directory} holds {shown(foreign[0])} but no .safetensors; deepzig reads safetensors only, "
-            "convert it (transformers: model.save_pretrained)"
-        )
-    return f"{directory} holds no .safetensors file; fetch {SINGLE_FILE}, or {INDEX_FILE} and its shards"
+def refuse_foreign(directory: Path) -> None:
+    """Raise CheckpointError if the folder has weights, but in formats alone that deepzig does not read."""
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {directory} ({error.strerror}); check its permissions") from error
+    foreign = [name for name in names if name.endswith(FOREIGN_SUFFIXES)]
+    if not foreign or any(name.endswith(".safetensors") for name in names):
+        return
+    is_gguf = foreign[0].endswith(".gguf")
+    advice = "fetch the original model's" if is_gguf else "convert it (transformers: model.save_pretrained)"
+    raise CheckpointError(
+        f"{directory} holds {shown(foreign[0])} but no .safetensors; deepzig reads safetensors only, {advice}"
+    )
 
 
 def _weight_map(directory: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """From the name of a model to its folder: a folder's own path, a bundled model, or a model of the hub.
 
-Called by `engine`, `llm_plugin` and the command line; calls `hub`, and only for names of the hub that are not on this
-machine whole.
+Called by `engine` and the command line; calls `directory` for a folder without a config, and `hub` only for names of
+the hub that are not on this machine whole.
 """
 
 import os
@@ -32,7 +32,8 @@ def find_model(
     offline       download nothing; None: whether DEEPZIG_OFFLINE is set
 
     Raises:
-        CheckpointError: `model` is neither a folder nor a name, or is quantised on the hub as deepzig cannot compute.
+        CheckpointError: `model` is neither a folder nor a name, or a folder of weights in another format, or is
+            quantised on the hub as deepzig cannot compute.
         ConfigError, UnsupportedModelError: the model of the hub is none that deepzig runs; no weights are fetched.
         NetworkError: the hub cannot be reached or has no such model.
         RequestError: `model` is empty, or nobody agreed to so large a download.
@@ -42,6 +43,10 @@ def find_model(
         raise RequestError("the model's name is empty; give a folder, stories, or org/name")
     directory = BUNDLED.get(str(model), Path(model))
     if os.path.isdir(directory):  # Path.is_dir raises for a name that is too long
+        if not os.path.exists(directory / "config.json"):
+            from deepzig.checkpoint.directory import refuse_foreign  # here, since help must not wait for NumPy
+
+            refuse_foreign(directory)
         return directory
     if os.path.isfile(directory):
         kind = "a GGUF file, which deepzig does not read" if directory.suffix == ".gguf" else "a file"

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from deepzig.checkpoint.directory import INDEX_FILE, open_checkpoint
+from deepzig.checkpoint.model_names import find_model
 from deepzig.errors import CheckpointError
 
 
@@ -81,8 +82,10 @@ def test_no_folder_and_no_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "model-Q4_K_M.gguf"])
 def test_other_formats_are_named_and_never_opened(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-    with pytest.raises(CheckpointError, match=f"{name}.*convert"):
-        open_checkpoint(tmp_path)
+    advice = "fetch the original" if name.endswith(".gguf") else "convert"
+    for read in (open_checkpoint, find_model):  # the latter's folder has no config.json either
+        with pytest.raises(CheckpointError, match=f"{name}.*{advice}"):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize(
