@@ -1,4 +1,4 @@
-"""Every exception that a user can meet, and how a message shows what came from a file.
+"""Every exception that a user can meet, and how a message shows what came from a file, and sizes.
 
 Called by every other package; calls nothing. Each message is one line: what happened, why, and what to do.
 
@@ -106,3 +106,11 @@ def shown(value: object, most: int = 120) -> str:
     """`value`, which a file may have put there, escaped and shortened to `most` characters for a message."""
     text = repr(value[:most] if isinstance(value, str) else value)
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def shown_bytes(nbytes: int) -> str:
+    """A size for a message."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:,.1f} {unit}"
+    return f"{nbytes} bytes"

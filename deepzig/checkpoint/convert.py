@@ -26,7 +26,7 @@ from deepzig.checkpoint.recipe import Recipe
 from deepzig.checkpoint.safe_files import locked, names_in, remove_temporary, replace_file, room_errors
 from deepzig.checkpoint.schemes import KEEP
 from deepzig.checkpoint.writer import SafetensorsWriter
-from deepzig.errors import CheckpointError, ResourceError
+from deepzig.errors import CheckpointError, ResourceError, shown_bytes
 
 REVISION = 2  # changes when a recipe gives other bytes: a folder begun by another revision is not resumed
 SHARD_BYTES = 4_000_000_000
@@ -208,7 +208,9 @@ class _Conversion:
         needed += SPARE_BYTES
         free = shutil.disk_usage(self._destination).free
         if missing and free < needed:
-            raise ResourceError(f"{self._destination} needs {needed} bytes, {free} are free; make room")
+            raise ResourceError(
+                f"{self._destination} needs {shown_bytes(needed)}, {shown_bytes(free)} are free; make room"
+            )
 
     def _skip(self, finished: list[Shard]) -> None:
         """Report at once what an earlier run has done, so that it does not count for the speed."""

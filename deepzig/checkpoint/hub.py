@@ -23,7 +23,7 @@ from deepzig.checkpoint.reader import MAX_HEADER_BYTES
 from deepzig.checkpoint.safe_files import NO_ROOM
 from deepzig.checkpoint.schemes import declared_scheme
 from deepzig.config import MAX_CONFIG_BYTES, ModelConfig
-from deepzig.errors import CheckpointError, ConfigError, NetworkError, ResourceError
+from deepzig.errors import CheckpointError, ConfigError, NetworkError, ResourceError, shown_bytes
 from deepzig.small_files import read_small
 
 MAIN = "main"
@@ -191,8 +191,8 @@ def _check_room(download: Download) -> None:
     free = shutil.disk_usage(download.folder).free
     if free < download.nbytes:
         raise ResourceError(
-            f"{download.model} needs {download.nbytes} bytes in {download.folder}, {free} are free; "
-            "make room, or set HF_HOME to another disk"
+            f"{download.model} needs {shown_bytes(download.nbytes)} in {download.folder}, {shown_bytes(free)} are "
+            "free; make room, or set HF_HOME to another disk"
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepzig.errors import CheckpointError, NetworkError, RequestError
+from deepzig.errors import CheckpointError, NetworkError, RequestError, shown_bytes
 
 if TYPE_CHECKING:
     from deepzig.checkpoint.hub import Advance, Download
@@ -80,7 +80,7 @@ def fetch_unasked(
 
     if download.nbytes > ASKED_ABOVE and not (is_set(YES) if yes is None else yes):
         raise RequestError(
-            f"{download.model} is {download.nbytes / 1e9:.1f} GB to download to {download.folder}; "
+            f"{download.model} is {shown_bytes(download.nbytes)} to download to {download.folder}; "
             f"allow it with --yes or {YES}=1"
         )
     return hub.fetch(download, advance)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from deepzig.errors import CheckpointError, ResourceError, shown
+from deepzig.errors import CheckpointError, ResourceError, shown, shown_bytes
 from deepzig.small_files import open_regular, stand_in_fault
 
 MAX_HEADER_BYTES = 100_000_000  # as the safetensors library
@@ -76,7 +76,7 @@ class SafetensorsFile:
         except (OSError, ValueError) as error:  # ValueError: it shrank between its opening and its mapping
             if isinstance(error, OSError) and error.errno == errno.ENOMEM:
                 raise ResourceError(
-                    f"no address space to map {self.path}, {self.path.stat().st_size / 1e9:.1f} GB; raise the limit "
+                    f"no address space to map {self.path}, {shown_bytes(self.path.stat().st_size)}; raise the limit "
                     "(ulimit -v, RLIMIT_AS)"
                 ) from error
             reason = (error.strerror if isinstance(error, OSError) else None) or error

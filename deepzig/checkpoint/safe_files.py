@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from deepzig.errors import CheckpointError, ResourceError
+from deepzig.errors import CheckpointError, ResourceError, shown_bytes
 
 LOCK_FILE = ".deepzig-quantize.lock"
 _TEMPORARY = re.compile(r".*\.tmp-\d+")
@@ -56,7 +56,9 @@ def room_errors(path: Path, nbytes: int = 0) -> Iterator[None]:
         if error.errno in NO_ROOM:
             there = next(folder for folder in (*path.parents, Path()) if os.path.exists(folder))
             free = shutil.disk_usage(there).free
-            raise ResourceError(f"cannot write {path}: it needs {nbytes} bytes, {free} are free; make room") from error
+            raise ResourceError(
+                f"cannot write {path}: it needs {shown_bytes(nbytes)}, {shown_bytes(free)} are free; make room"
+            ) from error
         reason = error.strerror or error
         raise CheckpointError(f"cannot write {path} ({reason}); check folder and permissions") from error
 

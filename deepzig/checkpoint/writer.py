@@ -22,7 +22,7 @@ import numpy as np
 
 from deepzig.checkpoint.reader import DTYPES, MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo
 from deepzig.checkpoint.safe_files import NO_ROOM, sync_directory
-from deepzig.errors import CheckpointError, ResourceError, shown
+from deepzig.errors import CheckpointError, ResourceError, shown, shown_bytes
 
 ALIGNMENT = 64  # bytes: a cache line and the widest vector register
 
@@ -134,8 +134,10 @@ class SafetensorsWriter:
 
     def _failure(self, error: OSError) -> Exception:
         if error.errno in NO_ROOM:
-            free = shutil.disk_usage(self.path.parent).free
-            return ResourceError(f"cannot write {self.path}: it needs {self.nbytes} bytes, {free} are free; make room")
+            free = shown_bytes(shutil.disk_usage(self.path.parent).free)
+            return ResourceError(
+                f"cannot write {self.path}: it needs {shown_bytes(self.nbytes)}, {free} are free; make room"
+            )
         return CheckpointError(f"cannot write {self.path} ({error.strerror}); check folder and permissions")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from deepzig.checkpoint.sizes import ModelSize
 from deepzig.config import ModelConfig
 from deepzig.engine.scheduler import MAX_RUNNING, PREFILL_CHUNK
-from deepzig.errors import RequestError, ResourceError
+from deepzig.errors import RequestError, ResourceError, shown_bytes
 from deepzig.memory import allocatable_memory, available_memory
 from deepzig.model.attention import KEY_TILE
 from deepzig.model.cache import PAGE_SIZE, LatentCache
@@ -134,8 +134,8 @@ def _refuse_beyond(share: Share, need: MemoryNeed) -> None:
     left = (share.allocatable - need.work) // 10**6
     advice = f"take a smaller cache, --cache-bytes {left}M" if left > 0 else "stop others, or take a smaller model"
     raise ResourceError(
-        f"{_where(share)}the model needs {_shown(need.own)} beside its weights: cache {_shown(need.cache)} + work "
-        f"{_shown(need.work)}; {_shown(share.allocatable)} are free for it; {advice}"
+        f"{_where(share)}the model needs {shown_bytes(need.own)} beside its weights: cache {shown_bytes(need.cache)} + "
+        f"work {shown_bytes(need.work)}; {shown_bytes(share.allocatable)} are free for it; {advice}"
     )
 
 
@@ -143,9 +143,9 @@ def _warn_beyond(share: Share, need: MemoryNeed, bytes_read: int) -> None:
     if need.weights + need.work <= share.available:  # the cache takes memory only as it fills
         return
     warnings.warn(
-        f"{_where(share)}weights of {_shown(need.weights)} + work {_shown(need.work)} exceed the "
-        f"{_shown(share.available)} of memory that are free: weights stream from disk, up to {_shown(bytes_read)} for "
-        "each token; deepzig info shows what other formats need",
+        f"{_where(share)}weights of {shown_bytes(need.weights)} + work {shown_bytes(need.work)} exceed the "
+        f"{shown_bytes(share.available)} of memory that are free: weights stream from disk, up to "
+        f"{shown_bytes(bytes_read)} for each token; deepzig info shows what other formats need",
         StreamingWarning,
         stacklevel=6,
     )
@@ -153,7 +153,3 @@ def _warn_beyond(share: Share, need: MemoryNeed, bytes_read: int) -> None:
 
 def _where(share: Share) -> str:
     return f"{share.machine}: " if share.machine else ""
-
-
-def _shown(nbytes: int) -> str:
-    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"

@@ -24,7 +24,7 @@ from deepzig.checkpoint.recipe import Recipe
 from deepzig.checkpoint.safe_files import LOCK_FILE, locked
 from deepzig.checkpoint.verify import verify
 from deepzig.checkpoint.writer import SafetensorsWriter
-from deepzig.errors import CheckpointError, ResourceError
+from deepzig.errors import CheckpointError, ResourceError, shown_bytes
 
 SHARD_BYTES = 3_000_000
 STORIES = BUNDLED["stories"]
@@ -298,7 +298,7 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_byte(
 ) -> None:
     usage = namedtuple("usage", "total used free")(10, 9, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ResourceError, match=r"needs \d{8} bytes, 1000 are free") as caught:
+    with pytest.raises(ResourceError, match=r"needs \d\d\.\d MB, 1\.0 kB are free") as caught:
         convert(small_model, tmp_path / "out", OPTIONS)
     assert caught.value.exit_code == 4
     assert not (tmp_path / "out").exists()
@@ -322,7 +322,7 @@ def test_a_disk_that_cannot_hold_the_folders_is_told(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(ResourceError, match=r"cannot write .*c: it needs 0 bytes, \d+ are free"):
+    with pytest.raises(ResourceError, match=r"cannot write .*c: it needs 0 bytes, [\d.,]+ GB are free"):
         convert(small_model, tmp_path / "a" / "b" / "c", OPTIONS)
 
 
@@ -333,7 +333,8 @@ def test_a_disk_that_gets_full_leaves_finished_files(small_model: Path, tmp_path
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes[:too_large]), hard))
-        with pytest.raises(ResourceError, match=rf"needs {sizes[too_large]} bytes, \d+ are free.*--resume") as caught:
+        needed = shown_bytes(sizes[too_large])
+        with pytest.raises(ResourceError, match=rf"needs {needed}, .* are free.*--resume") as caught:
             convert(small_model, tmp_path / "out", OPTIONS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

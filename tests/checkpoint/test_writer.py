@@ -167,7 +167,7 @@ def test_full_disk_says_what_it_needs_and_leaves_nothing(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(writer_module.os, "fsync", no_room)
     with (
-        pytest.raises(ResourceError, match=r"needs \d+ bytes, \d+ are free") as caught,
+        pytest.raises(ResourceError, match=r"needs \d+ bytes, [\d.,]+ GB are free") as caught,
         SafetensorsWriter(tmp_path / "a.safetensors", [("a", "F32", (2, 3))]) as writer,
     ):
         writer.write("a", ZEROS)

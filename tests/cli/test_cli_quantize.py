@@ -188,7 +188,7 @@ def test_too_little_room_exits_with_4_before_the_first_byte(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(10, 9, 1000))
     result = run("quantize", str(source), str(tmp_path / "out"), "--format", "int8")
     assert result.exit_code == 4
-    assert re.search(r"needs \d{8} bytes, 1000 are free", one_line_error(result))
+    assert re.search(r"needs \d\d\.\d MB, 1\.0 kB are free", one_line_error(result))
     assert not (tmp_path / "out").exists()
 
 
@@ -241,7 +241,7 @@ def test_a_full_disk_exits_with_4(run: Run, run_process: RunProcess, source: Pat
     done = run_process(*arguments, preexec_fn=limit)
     assert done.returncode == 4
     error = one_line_error(done)
-    assert " bytes, " in error and " are free" in error and "--resume" in error
+    assert " kB, " in error and " GB are free" in error and "--resume" in error
     assert run_process(*arguments, "--resume").returncode == 0
 
 
