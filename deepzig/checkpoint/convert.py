@@ -26,7 +26,7 @@ from deepzig.checkpoint.recipe import Recipe
 from deepzig.checkpoint.safe_files import locked, names_in, remove_temporary, replace_file, room_errors
 from deepzig.checkpoint.schemes import KEEP
 from deepzig.checkpoint.writer import SafetensorsWriter
-from deepzig.errors import CheckpointError, ResourceError, shown_bytes
+from deepzig.errors import CheckpointError, ResourceError, shown, shown_bytes
 
 REVISION = 2  # changes when a recipe gives other bytes: a folder begun by another revision is not resumed
 SHARD_BYTES = 4_000_000_000
@@ -101,6 +101,8 @@ def convert(
         _check_folders(source, destination, resume)
     plan = make_plan(source, options.recipe, options.shard_bytes)
     header = {"revision": REVISION, "options": options.as_header(), "source": _fingerprint(plan)}
+    if not resume and (begun := Manifest.read(destination)) is not None:
+        raise _taken(begun, header)
     with _folder(destination), locked(destination):
         manifest = Manifest.read(destination) or Manifest(destination, header, [])
         manifest.check_header(header)
@@ -118,11 +120,20 @@ def _check_folders(source: Path, destination: Path, resume: bool) -> None:
     if not destination.is_dir():
         raise CheckpointError(f"{destination} is no folder; give another destination")
     names = names_in(destination)
-    if names and not resume:
-        hint = "--resume goes on with it" if MANIFEST_FILE in names else "give a new folder"
-        raise CheckpointError(f"{destination} is not empty; {hint}")
     if names and MANIFEST_FILE not in names:
-        raise CheckpointError(f"{destination} holds no conversion to resume; give a new folder")
+        fault = "holds no conversion to resume" if resume else "is not empty"
+        raise CheckpointError(f"{destination} {fault}; give a new folder")
+
+
+def _taken(begun: Manifest, header: Mapping[str, Any]) -> CheckpointError:
+    """What is in the way of a new conversion. Raises CheckpointError if it cannot be resumed as `header` asks."""
+    directory = begun.path.parent
+    if os.path.exists(directory / "config.json"):
+        options = begun.header.get("options")
+        kind = options.get("format") if isinstance(options, dict) else None
+        return CheckpointError(f"{directory} is a finished conversion to {shown(kind)}; give another folder")
+    begun.check_header(header)
+    return CheckpointError(f"{directory} is not empty; --resume goes on with it")
 
 
 def _fingerprint(plan: Plan) -> dict[str, Any]:

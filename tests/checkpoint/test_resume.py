@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,8 @@ def test_what_is_named_like_a_file_of_ours_but_is_none(half: tuple[Path, Path], 
 def test_an_unfinished_conversion_is_refused_without_resume(half: tuple[Path, Path]) -> None:
     with pytest.raises(CheckpointError, match="--resume goes on"):
         convert(*half, OPTIONS)
+    with pytest.raises(CheckpointError, match=r"cannot resume .*options.format was .*give the same options"):
+        convert(*half, replace(OPTIONS, recipe=Recipe("bf16")))
 
 
 def test_two_conversions_at_once_are_refused(half: tuple[Path, Path]) -> None:
