@@ -43,6 +43,13 @@ class TokenizerJson:
         self.vocab_size = max(self._engine.get_vocab_size(with_added_tokens=True), highest_added + 1)
         self.token_bytes = lru_cache(maxsize=None)(self._token_bytes)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "token_bytes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.token_bytes = lru_cache(maxsize=None)(self._token_bytes)
+
     def encode(self, text: str, allow_special: bool) -> list[int]:
         """See `tokenizer.Backend`."""
         # Normalization may find more control tokens than the spelling shows, so the ids are looked at, too.

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,13 @@ def test_a_gap_has_no_token(sentencepiece_directory: Path, tmp_path: Path) -> No
     assert [tokenizer.has_token(token_id) for token_id in (-1, 4000, 5000, 5001)] == [False, False, True, False]
     with pytest.raises(RequestError, match="4000 is not in the vocabulary"):
         tokenizer.token_bytes(4000)
+
+
+def test_a_copy_in_another_process(any_tokenizer: Tokenizer) -> None:
+    text = "Once upon a time, 漢字 <think>"
+    copy: Tokenizer = pickle.loads(pickle.dumps(any_tokenizer))
+    ids = copy.encode(text)
+    assert ids == any_tokenizer.encode(text) and copy.decode(ids) == any_tokenizer.decode(ids)
 
 
 def test_lone_surrogate(any_tokenizer: Tokenizer) -> None:
