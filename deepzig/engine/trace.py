@@ -13,7 +13,7 @@ from deepzig.model.deepseek import DeepseekModel
 from deepzig.model.workspace import Workspace
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Trace:
     """Hidden states and routing of T tokens. Arrays are copies; layers count from 0, dense layers have no routing."""
 

@@ -37,8 +37,10 @@ def test_a_trace_outlives_the_next(stories: deepzig.LLM) -> None:
         np.testing.assert_array_equal(hidden, again.hidden_states[layer])
 
 
-def test_a_trace_shows_no_arrays(stories: deepzig.LLM) -> None:
-    assert repr(stories.trace([0, 50, 60])) == "<Trace of 3 tokens, 5 layers, 16 experts>"
+def test_a_trace_shows_no_arrays_and_is_compared_as_a_whole(stories: deepzig.LLM) -> None:
+    first, again = (stories.trace([0, 50, 60]) for _ in range(2))
+    assert repr(first) == "<Trace of 3 tokens, 5 layers, 16 experts>"
+    assert first == first and first != again
 
 
 def test_wrong_tokens_are_refused(stories: deepzig.LLM) -> None:
