@@ -10,6 +10,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, Self, TypeVar
 
@@ -28,7 +29,7 @@ from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogpro
 from deepzig.engine.scheduler import PREFILL_CHUNK
 from deepzig.engine.trace import Trace, trace_sequence
 from deepzig.engine.whole_sequence import forward_chunks, mtp_chunks, score_sequence
-from deepzig.errors import ContextLengthError, QueueFullError, RequestError
+from deepzig.errors import ContextLengthError, DeepzigError, QueueFullError, RequestError
 from deepzig.model.deepseek import DeepseekModel
 from deepzig.text.chat import ChatTemplate
 from deepzig.text.tokenizer import Tokenizer
@@ -121,30 +122,38 @@ class LLM:
     def generate_batch(self, prompts: Iterable[Prompt], params: SamplingParams | None = None) -> list[GenerationResult]:
         """Answer many prompts, as many at once as the engine decodes together; results are in the order of the prompts.
 
-        If one fails, the others are cancelled. Raises as `generate`.
+        Where one fails, the others are cancelled. Raises as `generate`, with the index of the prompt in the message.
         """
         if isinstance(prompts, str):
             raise RequestError("prompts is one text; give a list, or use generate")
         results: list[GenerationResult] = []
         begun: deque[Generation] = deque()
+
+        def await_first() -> None:
+            with _naming(len(results)):
+                results.append(begun.popleft().result())
+
         try:
-            for prompt in prompts:
+            for index, prompt in enumerate(prompts):
                 if len(begun) == BATCH_AHEAD:
-                    results.append(begun.popleft().result())
-                while (generation := self._submit_if_room(prompt, params, is_first=not begun)) is None:
-                    results.append(begun.popleft().result())
+                    await_first()
+                while (generation := self._submit_if_room(index, prompt, params, is_first=not begun)) is None:
+                    await_first()
                 begun.append(generation)
             while begun:
-                results.append(begun.popleft().result())
+                await_first()
         finally:
             for generation in begun:
                 generation.cancel()
         return results
 
-    def _submit_if_room(self, prompt: Prompt, params: SamplingParams | None, *, is_first: bool) -> Generation | None:
-        """Submit a request; None if others fill the queue, while one that was begun before this one will end."""
+    def _submit_if_room(
+        self, index: int, prompt: Prompt, params: SamplingParams | None, *, is_first: bool
+    ) -> Generation | None:
+        """None: others fill the queue, and a request that was begun before this one will end."""
         try:
-            return self.submit(prompt, params)
+            with _naming(index):
+                return self.submit(prompt, params)
         except QueueFullError:
             if is_first:
                 raise
@@ -345,6 +354,17 @@ class LLM:
 
     def _encode(self, prompt: Prompt, room: int | None = None) -> np.ndarray:
         return encode_prompt(prompt, self.tokenizer, self.chat_template, self.config.vocab_size, room)
+
+
+@contextmanager
+def _naming(index: int) -> Iterator[None]:
+    """Errors say which prompt of a batch they are about; a queue that is full is about none."""
+    try:
+        yield
+    except QueueFullError:
+        raise
+    except DeepzigError as error:
+        raise type(error)(f"prompts[{index}]: {error}") from error
 
 
 def _close(thread: EngineThread) -> None:
