@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from deepzig import errors
 
 if TYPE_CHECKING:
+    from deepzig.checkpoint.loader import ExtraTensorsWarning
     from deepzig.config import ModelConfig
     from deepzig.distributed.loading import load_distributed
     from deepzig.engine.generation import Generation
     from deepzig.engine.llm import LLM
     from deepzig.engine.loading import load
+    from deepzig.engine.memory_need import StreamingWarning
     from deepzig.engine.results import Choice, EngineStats, GenerationResult, Progress, StreamChunk, Timings
     from deepzig.engine.sampling import SamplingParams, TokenConstraint, TokenLogprob
     from deepzig.engine.trace import Trace
@@ -27,6 +29,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Choice": "deepzig.engine.results",
     "EngineStats": "deepzig.engine.results",
+    "ExtraTensorsWarning": "deepzig.checkpoint.loader",
     "Generation": "deepzig.engine.generation",
     "GenerationResult": "deepzig.engine.results",
     "LLM": "deepzig.engine.llm",
@@ -34,6 +37,7 @@ _HOME = {
     "Progress": "deepzig.engine.results",
     "SamplingParams": "deepzig.engine.sampling",
     "StreamChunk": "deepzig.engine.results",
+    "StreamingWarning": "deepzig.engine.memory_need",
     "Timings": "deepzig.engine.results",
     "TokenConstraint": "deepzig.engine.sampling",
     "TokenLogprob": "deepzig.engine.sampling",
@@ -46,12 +50,14 @@ __all__ = [
     "LLM",
     "Choice",
     "EngineStats",
+    "ExtraTensorsWarning",
     "Generation",
     "GenerationResult",
     "ModelConfig",
     "Progress",
     "SamplingParams",
     "StreamChunk",
+    "StreamingWarning",
     "Timings",
     "TokenConstraint",
     "TokenLogprob",

@@ -39,6 +39,7 @@ PUBLIC = {
     "Timings": "engine.results", "TokenLogprob": "engine.sampling", "Generation": "engine.generation",
     "Progress": "engine.results", "EngineStats": "engine.results", "Trace": "engine.trace",
     "TokenConstraint": "engine.sampling", "ModelConfig": "config",
+    "StreamingWarning": "engine.memory_need", "ExtraTensorsWarning": "checkpoint.loader",
 }  # fmt: skip
 REACHED = {
     "RopeParameters": "config", "Tokenizer": "text.tokenizer", "ChatTemplate": "text.chat",
