@@ -32,7 +32,7 @@ class RayCluster:
             import ray
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
         except ModuleNotFoundError as error:
-            raise RequestError("several machines need Ray on each: pip install 'deepzig[ray]'") from error
+            raise RequestError("several machines need Ray on each: pip install ray") from error
         self.ray: Any = ray
         self._affinity: Any = NodeAffinitySchedulingStrategy
         self._taken: set[str] = set()  # nodes
