@@ -104,7 +104,8 @@ class EngineThread:
 
     def queue_position(self, request: Request) -> int:
         """As of the engine; 0 once it is closed."""
-        return 0 if self._engine is None else self._engine.queue_position(request)
+        engine = self._engine  # once: another thread may close it
+        return 0 if engine is None else engine.queue_position(request)
 
     def close(self) -> None:
         """End the thread and let go of the engine; requests that are not finished fail. Returns when it has ended. In a
