@@ -1,7 +1,8 @@
 """Checkpoint: all tensors of a folder, in one safetensors file or in shards with an index.
 
 Called by `engine`, `distributed`, the converter, `verify`, `model_names`, `evaluate` and `deepzig info`; calls
-`reader`. Knows nothing of models. Weights in other formats are named in the error and never opened: pickle runs code.
+`reader`. Knows nothing of models. If weights are in another format, the error names it, and they are never opened:
+pickle runs code.
 """
 
 import os

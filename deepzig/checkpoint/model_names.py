@@ -1,7 +1,7 @@
 """From the name of a model to its folder: a folder's own path, a bundled model, or a model of the hub.
 
-Called by `engine` and the command line; calls `directory` for a folder without a config, and `hub` only for names of
-the hub that are not on this machine whole.
+Called by `engine`, `llm_plugin` and the command line; calls `directory` for a folder without a config, and `hub` only
+for names of the hub that are not on this machine whole.
 """
 
 import os

@@ -30,8 +30,8 @@ SHOWN = 20  # problems
 def verify(model: str, as_json: bool) -> None:
     """Check a checkpoint, byte by byte.
 
-    MODEL is a folder or a model's name. What `deepzig quantize` wrote is compared with the hashes in its manifest. Of
-    any checkpoint, the headers, names, shapes and values are looked at, and tokenizer and template are read.
+    MODEL is a folder or a model's name. Files that `deepzig quantize` wrote are compared with the hashes in their
+    manifest. In every checkpoint, headers, names, shapes, values, tokenizer and template are checked.
 
     \b
         deepzig verify ./v2-lite-int8
@@ -52,7 +52,8 @@ def verify(model: str, as_json: bool) -> None:
 
         report = run(directory, advance)
         check_small_files(directory, report)
-        update(total, total)  # headers are not counted, and what is not whole may be shorter
+        if total:
+            update(total, total)  # headers are not counted, and incomplete files may be shorter
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report)))
     else:
@@ -71,7 +72,7 @@ def verify(model: str, as_json: bool) -> None:
 
 
 def check_small_files(directory: Path, report: "Report") -> None:
-    """Add what would stop a load behind the weights: tokenizer, chat template, defaults."""
+    """Add what would stop a load after the weights: tokenizer, chat template, defaults."""
     from deepzig.config import ModelConfig
     from deepzig.engine.defaults import GenerationDefaults
     from deepzig.text.chat import ChatTemplate

@@ -166,7 +166,7 @@ class Engine:
         return True
 
     def open_prompt_cache(self, directory: Path, made_for: Mapping[str, str]) -> None:
-        """Take the prefixes of a folder's file, see `PromptCache`; before any request. Raises as that does."""
+        """Load the prefixes from the file in a folder, before any request. Raises as `PromptCache`."""
         vocab_size = self.model.config.vocab_size
         self._prompt_cache = PromptCache(directory, made_for, self._scheduler, self._cache, vocab_size)
         self._prompt_cache.load()
@@ -212,11 +212,11 @@ class Engine:
             assert self._shift is not None
             moved = self._scheduler.drop_oldest(branch, KEPT_PAGES, self._shift.dropped_pages)
             first = KEPT_PAGES * PAGE_SIZE
-            self.model.shift_pages(self._cache, moved, first + self._shift.n_dropped, first)
+            self.model.shift_pages(self._cache, moved, first + self._shift.tokens_at_a_time, first)
 
     def _batches(self, prefills: list[tuple[Branch, int]]) -> list[list[tuple[Branch, int]]]:
-        """The chunks of each call of the model: if batching changes no bit, all of one form that are short, or that are
-        not."""
+        """The chunks of each call of the model: one form of attention, and all short or all long; alone if batching
+        changes bits."""
         if not self.model.batches_prefills:
             return [[chunk] for chunk in prefills]
         by_kind: dict[tuple[str, bool], list[tuple[Branch, int]]] = {}

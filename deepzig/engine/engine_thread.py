@@ -29,7 +29,7 @@ class EngineThread:
     def __init__(self, engine: Engine, *, may_fork: bool = True) -> None:
         """may_fork: until the thread is started, a fork of this process may use the engine too."""
         self._engine: Engine | None = engine  # None: closed
-        self.last_stats = engine.stats()  # as of the end of the last step, for whoever must not wait for another
+        self.last_stats = engine.stats()  # as of the end of the last step, for callers that must not wait
         self._work: deque[Callable[[], None]] = deque()
         self._n_arriving = 0  # submissions in _work
         # Guards _work, _n_arriving, _is_closed and _thread. `notify_all`, although one thread waits: a `notify` that
@@ -99,23 +99,23 @@ class EngineThread:
         return future.result()
 
     def stats(self) -> EngineStats:
-        """Counts of the engine, as of the end of the step that is going on; waits for that."""
+        """Counts of the engine; waits for the end of a step that is going on."""
         return self.last_stats if self._thread is None else self.call(self.engine.stats)
 
     def queue_position(self, request: Request) -> int:
-        """As of the engine; 0 once it is closed."""
+        """The place that `Engine.queue_position` gives; 0 once the thread is closed."""
         engine = self._engine  # once: another thread may close it
         return 0 if engine is None else engine.queue_position(request)
 
     def close(self) -> None:
-        """End the thread and let go of the engine; requests that are not finished fail. Returns when it has ended. In a
-        fork does nothing."""
+        """End the thread and let go of the engine; unfinished requests fail. Returns when it has ended. Does nothing in
+        a fork."""
         if self.is_forked:
             return
         with self._changed:
             thread, self._thread = self._thread, None
             self._is_closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         if thread is None:
             self._engine = None
         elif thread is not threading.current_thread():

@@ -78,7 +78,8 @@ class LLM:
         self._thread = EngineThread(engine, may_fork=engine.model.has_all_layers)
         # at exit, too: before the interpreter takes its objects apart
         self._finalizer = weakref.finalize(self, _close, self._thread)
-        # finalizers run where a program's first was made: behind the end of what was imported since, such as Ray
+        # weakref runs all finalizers from one atexit hook, set by the first in the program. So register our own:
+        # it must run before libraries imported since, such as Ray, shut down.
         atexit.register(self._finalizer)
 
     def __repr__(self) -> str:
@@ -122,7 +123,7 @@ class LLM:
     def generate_batch(self, prompts: Iterable[Prompt], params: SamplingParams | None = None) -> list[GenerationResult]:
         """Answer many prompts, as many at once as the engine decodes together; results are in the order of the prompts.
 
-        Where one fails, the others are cancelled. Raises as `generate`, with the index of the prompt in the message.
+        If one fails, the others are cancelled. Raises as `generate`, with the index of the prompt in the message.
         """
         if isinstance(prompts, str):
             raise RequestError("prompts is one text; give a list, or use generate")
@@ -150,7 +151,7 @@ class LLM:
     def _submit_if_room(
         self, index: int, prompt: Prompt, params: SamplingParams | None, *, is_first: bool
     ) -> Generation | None:
-        """None: others fill the queue, and a request that was begun before this one will end."""
+        """Submit a request; None if others fill the queue, while one that was begun before this one will end."""
         try:
             with _naming(index):
                 return self.submit(prompt, params)
@@ -217,7 +218,7 @@ class LLM:
 
     @property
     def prompt_room(self) -> int:
-        """Tokens that a text may have: those of the model's context, with context_shift 16 times as many."""
+        """Tokens that a text may have: the model's context, with context_shift 16 times as many."""
         return self.config.max_position_embeddings * (SHIFTED_CONTEXTS if self._shifts_context else 1)
 
     def stats(self) -> EngineStats:
@@ -230,7 +231,7 @@ class LLM:
         return self._thread.last_stats
 
     def count_experts(self) -> ExpertCounter:
-        """Count from now on how often each expert is chosen, over all requests; an earlier count ends. `logits`,
+        """Count from now on how often each expert is chosen, over all requests. An earlier count ends. `logits`,
         `prompt_logprobs` and `trace` are no requests: a trace has its own `expert_load`.
 
         Raises:
@@ -321,8 +322,8 @@ class LLM:
         return np.concatenate([np.empty((0, self.config.vocab_size), np.float32), *chunks])
 
     def trace(self, prompt: Prompt) -> Trace:
-        """What every layer does with a text, in one chunk: hidden states and norms, router choices, expert load. Other
-        requests wait until it is done, and Ctrl-C does not end it. prompt as in `logits`.
+        """Record what every layer does with a text, in one chunk: hidden states and norms, router choices, expert load.
+        Other requests wait until it is done, and Ctrl-C does not end it. prompt as in `logits`.
 
         Raises:
             RequestError: as `logits`; some layers are on other machines.

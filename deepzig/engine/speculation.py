@@ -88,8 +88,8 @@ class Speculator:
             drafting.pending = hidden.copy() if seen is None else np.concatenate([seen, hidden])
 
     def length(self, branch: Branch, n_decoding: int) -> int:
-        """Draft tokens for a branch in a step that decodes n_decoding branches. One that has fallen MAX_PENDING
-        positions behind stops drafting for good. None past the context: there the oldest tokens must go first."""
+        """Draft tokens for a branch in a step that decodes n_decoding branches. A branch whose MTP rows lag MAX_PENDING
+        positions stops drafting for good. None past the context: there the oldest tokens must go first."""
         drafting, params = branch.drafting, branch.request.params
         if drafting is None or (drafting.uses_mtp and drafting.pending is None):
             return 0
