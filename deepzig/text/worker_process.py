@@ -47,10 +47,10 @@ class WorkerProcess:
             return self._ask(line)
 
     def _ask(self, line: bytes) -> dict[str, Any]:
-        process = self._started()
         try:
+            process = self._started()
             answer = _exchange(process, line)
-        except BaseException:  # Ctrl-C while waiting: the answer still to come must not meet the next question
+        except BaseException:  # Ctrl-C meanwhile: the answer still to come must not meet the next question
             self.close()
             raise
         if answer["error"] in ("ended", "memory"):  # out of memory, it may be too full for the next question
@@ -80,8 +80,8 @@ class WorkerProcess:
             raise ResourceError(
                 f"the process that {self._task} cannot be started ({error.strerror}); check the process limit"
             ) from error
-        self._process, self._owner_pid = process, os.getpid()
         self._end = weakref.finalize(self, _end_process, process, os.getpid())
+        self._process, self._owner_pid = process, os.getpid()
         if _exchange(process, self._setup)["error"]:
             self.close()
             raise ResourceError(

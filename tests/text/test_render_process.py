@@ -155,7 +155,20 @@ def test_interrupt_while_waiting_leaves_no_stale_answer(
     assert process.render({}, {"x": 3}) == "3"
 
 
-def _interrupt(_: bytes) -> None:
+def test_interrupt_at_the_start_leaves_no_stale_answer(
+    started: list[RenderProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = RenderProcess("{{ x }}")
+    started.append(process)
+    with monkeypatch.context() as patched:
+        patched.setattr("deepzig.text.worker_process.threading.Timer.start", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            process.render({}, {"x": 1})
+    assert process.render({}, {"x": 2}) == "2"
+    assert process.render({}, {"x": 3}) == "3"
+
+
+def _interrupt(_: object) -> None:
     raise KeyboardInterrupt
 
 
