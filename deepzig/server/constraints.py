@@ -70,7 +70,7 @@ def _section_id(model: ServedModel, request: ChatRequest) -> int | None:
 class _Source:
     """A grammar, and the field that it comes from."""
 
-    grammar: str
+    grammar: grammar.Grammar
     param: str
 
 
@@ -100,8 +100,8 @@ def _own_grammar(request: SamplingFields, response_format: ResponseFormat | None
     return None if rule is None else _Source(grammar.from_rules(rule), "response_format")
 
 
-def _json_rule(response_format: ResponseFormat | None) -> str | None:
-    """The Lark expression of a response_format; None: free text."""
+def _json_rule(response_format: ResponseFormat | None) -> grammar.Rule | None:
+    """The rule of a response_format; None: free text."""
     if response_format is None or response_format.type == "text":
         return None
     if response_format.type == "json_object":
@@ -145,7 +145,7 @@ def _tool_grammar(model: ServedModel, request: ChatRequest) -> _Source | None:
     return _Source(grammar.from_rules(start, rules), "tools")
 
 
-def _arguments_rule(tool: Tool, must_fit: bool) -> str:
+def _arguments_rule(tool: Tool, must_fit: bool) -> grammar.Rule:
     parameters = (tool.function.parameters if must_fit else None) or grammar.ANY_OBJECT
     _check_size(parameters, "tools")
     return grammar.json_rule(parameters, strict=tool.function.strict is True)

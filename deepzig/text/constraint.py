@@ -2,7 +2,8 @@
 
 Made by the server; asked by the engine's sampler for every token. Three layers: `Grammars` compiles for one tokenizer,
 `GrammarConstraint` follows one answer, `AfterReasoning` lets a model think first. Schemas and grammars come from
-strangers: what it costs to compile one is tried in another process, what it costs to follow it llguidance limits.
+strangers: what it costs to read and compile one is tried in another process, what it costs to follow it llguidance
+limits.
 """
 
 import json
@@ -21,12 +22,11 @@ from deepzig.text.answer_format import ThinkIds, ToolFormat
 from deepzig.text.gbnf import as_lark
 from deepzig.text.grammar_trial import GrammarTrial
 from deepzig.text.grammar_worker import parser_limits
-from deepzig.text.json_schema import simplified
 from deepzig.text.tokenizer import Tokenizer
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
-# A space, or a line break with an indentation: JSON may be pretty, but a small model must not get lost in whitespace.
-_WHITESPACE = {"whitespace_flexible": True, "whitespace_pattern": r" |\n[ \t]{0,12}"}
+Grammar = Mapping[str, Any]  # as `grammar_worker` takes it
+Rule = str | Mapping[str, Any]  # a Lark expression, or JSON as `json_rule` has it
 
 
 class Grammars:
@@ -38,13 +38,12 @@ class Grammars:
         self._vocab_size = vocab_size
         self._eos_token_ids = sorted(eos_token_ids)
 
-    def compile(self, grammar: str) -> "GrammarConstraint":
+    def compile(self, grammar: Grammar) -> "GrammarConstraint":
         """A constraint from a grammar as the functions of this module give it.
 
         Raises RequestError if it is none or too costly, ResourceError if that cannot be found out.
         """
-        self._trial.run(grammar)
-        matcher = LLMatcher(self._engine, grammar, log_level=0, limits=parser_limits())
+        matcher = LLMatcher(self._engine, self._trial.run(grammar), log_level=0, limits=parser_limits())
         _check(matcher)
         return GrammarConstraint(matcher, self._vocab_size)
 
@@ -185,41 +184,36 @@ class AfterReasoning:
         return other
 
 
-def json_rule(schema: Mapping[str, Any], *, strict: bool) -> str:
-    """A Lark expression for JSON that fits `schema`. Raises RequestError if that is no JSON.
+def json_rule(schema: Mapping[str, Any], *, strict: bool) -> Rule:
+    """A rule for JSON that fits `schema`.
 
     strict: to the letter, or compiling fails; if not, what llguidance does not support is left out.
     """
-    try:
-        guidance = {**_WHITESPACE, "lenient": not strict}
-        return "%json " + json.dumps({**simplified(schema, strict=strict), "x-guidance": guidance})
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RequestError(f"the JSON schema cannot be read: {error}") from error
+    return {"schema": schema, "strict": strict}
 
 
-def from_rules(start: str, rules: Mapping[str, str] | None = None) -> str:
-    """A grammar of Lark expressions."""
-    lines = [f"start: {start}", *(f"{name}: {rule}" for name, rule in (rules or {}).items())]
-    return LLMatcher.grammar_from_lark("\n".join(lines))
+def from_rules(start: Rule, rules: Mapping[str, Rule] | None = None) -> Grammar:
+    """A grammar of rules."""
+    return {"rules": {"start": start, **(rules or {})}}
 
 
-def from_regex(regex: str) -> str:
+def from_regex(regex: str) -> Grammar:
     """A grammar of a regular expression (Rust's dialect, without look-around)."""
-    return LLMatcher.grammar_from_regex(regex)
+    return {"grammar": LLMatcher.grammar_from_regex(regex)}
 
 
-def from_text(grammar: str) -> str:
+def from_text(grammar: str) -> Grammar:
     """A grammar as users write it: GBNF, which has `::=`, or llguidance's Lark. Raises RequestError."""
-    return LLMatcher.grammar_from_lark(as_lark(grammar) if "::=" in grammar else grammar)
+    return {"grammar": LLMatcher.grammar_from_lark(as_lark(grammar) if "::=" in grammar else grammar)}
 
 
 def call_rules(
-    tools: ToolFormat, functions: Sequence[tuple[str, str]], grammars: Grammars, *, several: bool
-) -> tuple[str, dict[str, str]]:
-    """(expression, rules) for a section with calls of `functions`: (name, expression for the arguments)."""
+    tools: ToolFormat, functions: Sequence[tuple[str, Rule]], grammars: Grammars, *, several: bool
+) -> tuple[str, dict[str, Rule]]:
+    """(expression, rules) for a section with calls of `functions`: (name, rule for the arguments)."""
     marks = grammars.marks
     choices = []
-    rules = {}
+    rules: dict[str, Rule] = {}
     for index, (name, arguments) in enumerate(functions):
         rules[f"arguments_{index}"] = arguments
         number = '":" /[0-9]{1,4}/ ' if tools.is_numbered else ""

@@ -1,8 +1,9 @@
 """The process that compiles a grammar for trial, so that a hostile one cannot stop the main process.
 
 Started for `grammar_trial` by `worker_process`, which has Python call `main`. Reads one JSON object a line from stdin,
-writes one a line to stdout: first {"n_vocab", "eos", "special", "cpu_s"}, then per grammar {"grammar"}, answered by {}.
-Says {"ready"} before the first. Ends when stdin does.
+writes one a line to stdout: first {"n_vocab", "eos", "special", "cpu_s"}, then per grammar {"grammar"}, which is
+llguidance's, or {"rules"}: name -> a Lark expression or {"schema", "strict"}. The answer is the {"grammar"} to compile,
+or {"error", "message"}. Says {"ready"} before the first. Ends when stdin does.
 
 llguidance calls itself once for each rule within a rule, and for each schema within a schema, references followed; and
 some keywords make automata as large as their numbers. Its own limits see neither, those of `worker_limits` do.
@@ -16,6 +17,7 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
+from deepzig.text.json_schema import json_expression
 from deepzig.text.worker_limits import limit_cpu, limit_memory
 
 MEMORY_BYTES = 256 << 20
@@ -47,9 +49,23 @@ def _answer_all() -> None:
     tokenizer = _tokenizer(setup)
     for line in sys.stdin.buffer:
         limit_cpu(setup["cpu_s"])
-        LLMatcher(tokenizer, json.loads(line)["grammar"], log_level=0, limits=parser_limits())
+        answer = _tried(json.loads(line), tokenizer)
         limit_cpu(0)
-        _say({})
+        _say(answer)
+
+
+def _tried(request: Mapping[str, Any], tokenizer: LLTokenizer) -> dict[str, str]:
+    try:
+        grammar = request["grammar"] if "grammar" in request else _written(request["rules"])
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        return {"error": "schema", "message": str(error)}
+    LLMatcher(tokenizer, grammar, log_level=0, limits=parser_limits())
+    return {"grammar": grammar}
+
+
+def _written(rules: Mapping[str, Any]) -> str:
+    lines = [f"{name}: {rule if isinstance(rule, str) else json_expression(**rule)}" for name, rule in rules.items()]
+    return LLMatcher.grammar_from_lark("\n".join(lines))
 
 
 def _say(answer: Mapping[str, str]) -> None:

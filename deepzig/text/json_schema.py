@@ -1,8 +1,10 @@
 """JSON schemas as llguidance takes them: without what it refuses although nothing, or little, depends on it.
 
-Called by `constraint`. What is left out otherwise is llguidance's decision.
+Called by `grammar_worker`, under its limits: whether a pattern can be used may take long to find out. What is left out
+otherwise is llguidance's decision.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from decimal import Decimal
@@ -12,12 +14,21 @@ from llguidance import LLMatcher
 
 FORMATS = frozenset(("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"))
 MAX_DIVISOR = 10_000  # zeros at the end not counted: the automaton of multiples is as large, and compiles in 50 ms
+MAX_NAME_PATTERNS = 50  # of patternProperties: all are compared with all
+# A space, or a line break with an indentation: JSON may be pretty, but a small model must not get lost in whitespace.
+_WHITESPACE = {"whitespace_flexible": True, "whitespace_pattern": r" |\n[ \t]{0,12}"}
 _OF_NAMES = ("$defs", "definitions", "patternProperties", "properties")  # name -> schema
 _OF_SCHEMAS = ("additionalProperties", "allOf", "anyOf", "items", "oneOf", "prefixItems")  # a schema, or a list of them
 _ANY_NAME: tuple[Any, ...] = (True, {}, {"type": "string"})
 # An escape, or a class: whether it is negated, and what is in it.
 _ESCAPE_OR_CLASS = re.compile(r"\\.|\[(?P<negated>\^?)(?P<content>(?:\\.|[^\]\\])*)\]", re.DOTALL)
 _ESCAPE_OR_OPERATOR = re.compile(r"\\.|[\[&~]", re.DOTALL)
+
+
+def json_expression(schema: Mapping[str, Any], *, strict: bool) -> str:
+    """A Lark expression for JSON that fits `schema`; strict as `constraint.json_rule` has it."""
+    guidance = {**_WHITESPACE, "lenient": not strict}
+    return "%json " + json.dumps({**simplified(schema, strict=strict), "x-guidance": guidance})
 
 
 def simplified(schema: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
@@ -44,13 +55,17 @@ def _leave_out_unusable(schema: dict[str, Any]) -> None:
     if isinstance(pattern := schema.get("pattern"), str) and not _is_usable({"type": "string", "pattern": pattern}):
         del schema["pattern"]
     names = schema.get("patternProperties")
-    if isinstance(names, dict) and not _is_usable({"patternProperties": dict.fromkeys(names, True)}):
+    if isinstance(names, dict) and not _are_usable(names):
         del schema["patternProperties"]
         schema.pop("additionalProperties", None)  # it is about the names that no pattern has
     if "$schema" in schema and not _is_usable({"$schema": schema["$schema"]}):
         del schema["$schema"]
     if _is_large(schema.get("multipleOf")):
         del schema["multipleOf"]
+
+
+def _are_usable(names: Mapping[str, Any]) -> bool:
+    return len(names) <= MAX_NAME_PATTERNS and _is_usable({"patternProperties": dict.fromkeys(names, True)})
 
 
 def _is_usable(schema: Mapping[str, Any]) -> bool:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from deepzig.errors import RequestError
-from deepzig.text.constraint import Grammars, from_regex, from_rules, from_text, json_rule
+from deepzig.text.constraint import Grammar, Grammars, from_regex, from_rules, from_text, json_rule
+from deepzig.text.json_schema import MAX_NAME_PATTERNS
 from deepzig.text.tokenizer import Tokenizer
 
 INTEGER = {"type": "integer"}
@@ -19,11 +20,11 @@ def grammars(stories_tokenizer: Tokenizer) -> Grammars:
     return Grammars(stories_tokenizer, stories_tokenizer.vocab_size, [stories_tokenizer.eos_token_id])
 
 
-def schema_grammar(schema: dict[str, Any]) -> str:
+def schema_grammar(schema: dict[str, Any]) -> Grammar:
     return from_rules(json_rule(schema, strict=False))
 
 
-def chain(n_levels: int, link: Callable[[dict[str, str]], dict[str, Any]]) -> str:
+def chain(n_levels: int, link: Callable[[dict[str, str]], dict[str, Any]]) -> Grammar:
     """A schema whose definitions refer one to the next."""
     links = {f"a{i}": link({"$ref": f"#/$defs/a{i + 1}"}) for i in range(n_levels)}
     return schema_grammar({"$defs": {**links, f"a{n_levels}": INTEGER}, "$ref": "#/$defs/a0"})
@@ -35,13 +36,13 @@ def nested(n_levels: int, schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def deep_definitions(n: int) -> str:
+def deep_definitions(n: int) -> Grammar:
     """So many definitions, each of 25 levels, refer one to the next."""
     definitions = {f"{i}": nested(25, {"$ref": f"#/$defs/{i + 1}"}) for i in range(n)}
     return schema_grammar({"$defs": {**definitions, f"{n}": {}}, "$ref": "#/$defs/0"})
 
 
-def rules(n: int, name: str, body: str) -> str:
+def rules(n: int, name: str, body: str) -> Grammar:
     """Lark rules that refer one to the next."""
     return from_text("\n".join([f"start: {name}0", *(body.format(i, i + 1) for i in range(n)), f'{name}{n}: "x"']))
 
@@ -72,7 +73,7 @@ def test_what_nests_too_deeply_is_refused(grammars: Grammars, name: str) -> None
         schema_grammar({"$defs": {"n": {"properties": {"next": {"$ref": "#/$defs/n"}}}}, "$ref": "#/$defs/n"}),
     ],
 )
-def test_what_real_schemas_nest_is_not(grammars: Grammars, grammar: str) -> None:
+def test_what_real_schemas_nest_is_not(grammars: Grammars, grammar: Grammar) -> None:
     grammars.compile(grammar)
 
 
@@ -94,7 +95,9 @@ def test_what_computes_too_long_is_refused(stories_tokenizer: Tokenizer, monkeyp
     monkeypatch.setattr("deepzig.text.grammar_trial.CPU_S", 0.1)
     grammars = Grammars(stories_tokenizer, stories_tokenizer.vocab_size, [0])
     multiples = from_rules(json_rule({"type": "integer", "multipleOf": 99999989}, strict=True))
-    for hostile in (multiples, rules(70, "A", INTERSECTION)):
+    names = {f"^a{i}[a-z]*b$": True for i in range(MAX_NAME_PATTERNS)}
+    patterns = schema_grammar({"$defs": {f"{i}": {"patternProperties": names} for i in range(60)}})  # none is used
+    for hostile in (multiples, patterns, rules(70, "A", INTERSECTION)):
         with pytest.raises(RequestError, match=r"more than 0\.1 s"):
             grammars.compile(hostile)
     grammars.compile(from_regex("yes|no"))

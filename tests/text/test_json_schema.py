@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 
-from deepzig.text.constraint import from_rules, json_rule
-from deepzig.text.json_schema import FORMATS, simplified
+from deepzig.text.json_schema import FORMATS, MAX_NAME_PATTERNS, json_expression, simplified
 
 UNIQUE = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
 NAMES = {"type": "object", "propertyNames": {"type": "string", "maxLength": 3}}
@@ -15,7 +14,11 @@ LOOKING = {"type": "string", "pattern": r"^(?!\.)[a-z.]+$", "format": "email"}
 
 
 def is_supported(schema: dict[str, Any], strict: bool) -> bool:
-    return not LLMatcher.validate_grammar(from_rules(json_rule(schema, strict=strict)))
+    return is_usable(json_expression(schema, strict=strict))
+
+
+def is_usable(expression: str) -> bool:
+    return not LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: {expression}"))
 
 
 @pytest.mark.parametrize(
@@ -84,11 +87,20 @@ def test_large_divisors_are_left_out_unless_strict() -> None:
         assert ("multipleOf" in simplified(schema, strict=False)) is is_kept
 
 
+def test_many_patterns_of_names_are_left_out_unless_strict() -> None:
+    """The time that llguidance takes to compare them explodes."""
+    for n_patterns, is_kept in ((MAX_NAME_PATTERNS, True), (MAX_NAME_PATTERNS + 1, False)):
+        names = {f"^{i}_": True for i in range(n_patterns)}
+        schema = {"type": "object", "patternProperties": names, "additionalProperties": False}
+        assert simplified(schema, strict=True) == schema
+        assert simplified(schema, strict=False) == (schema if is_kept else {"type": "object"})
+
+
 def test_formats_that_llguidance_knows() -> None:
     """One that it does not know would be refused; one that it knows must not be left out."""
     candidates = FORMATS | {"idn-email", "iri", "uri-reference", "regex", "json-pointer", "byte", "url", "cuid"}
-    grammars = {name: from_rules("%json " + json.dumps({"type": "string", "format": name})) for name in candidates}
-    assert {name for name, written in grammars.items() if not LLMatcher.validate_grammar(written)} == FORMATS
+    written = {name: "%json " + json.dumps({"type": "string", "format": name}) for name in candidates}
+    assert {name for name, expression in written.items() if is_usable(expression)} == FORMATS
 
 
 @pytest.mark.parametrize("strict", [True, False])
