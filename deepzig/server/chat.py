@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from deepzig.engine.results import GenerationResult, Progress, StreamChunk
 from deepzig.server.chat_prompt import ChatPrompt, chat_prompt, is_thinking_off, template_variables
-from deepzig.server.constraints import chat_constraint
+from deepzig.server.constraints import budget_constraint, chat_constraint
 from deepzig.server.failures import ApiError, ErrorBody
 from deepzig.server.logprobs import chat_logprob
 from deepzig.server.replies import (
@@ -88,10 +88,12 @@ def plan_chat(model: ServedModel, request: ChatRequest, tenant: str) -> ChatPlan
         max_tokens=request.max_completion_tokens or request.max_tokens or model.n_context,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
+    compile_constraint = chat_constraint(model, request, prompt, budget)
     ask = Ask(
         prompts=[prompt.token_ids],
         params=params,
-        compile_constraint=chat_constraint(model, request, prompt, budget),
+        constraint=budget_constraint(model, request, prompt, budget) if compile_constraint is None else None,
+        compile_constraint=compile_constraint,
         tenant=tenant,
         priority=request.priority or 0,
     )

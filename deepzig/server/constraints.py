@@ -38,18 +38,35 @@ def chat_constraint(
 ) -> Compile | None:
     """Makes what a chat's answer must look like, after at most `budget` tokens of reasoning where there is any.
 
-    Raises as above.
+    None: it is free, but for what `budget_constraint` says. Raises as above.
     """
     inner = _compiler(model, _tool_grammar(model, request) or _own_grammar(request, request.response_format))
-    may_reason = prompt.in_reasoning or prompt.may_open_reasoning
-    think_ids = model.think_ids
-    if not may_reason or think_ids is None or (inner is None and budget is None):
+    after = _after_reasoning(model, request, prompt, budget)
+    if inner is None or after is None:
         return inner
-    return lambda: grammar.AfterReasoning(
+    return lambda: after(inner())
+
+
+def budget_constraint(
+    model: ServedModel, request: ChatRequest, prompt: ChatPrompt, budget: int | None
+) -> TokenConstraint | None:
+    """At most `budget` tokens of reasoning, then a free answer. Nothing is compiled, so it is made at once."""
+    after = _after_reasoning(model, request, prompt, budget)
+    return None if after is None or budget is None else after(None)
+
+
+def _after_reasoning(
+    model: ServedModel, request: ChatRequest, prompt: ChatPrompt, budget: int | None
+) -> Callable[[grammar.GrammarConstraint | None], TokenConstraint] | None:
+    """Makes a constraint that has effect after the reasoning; None: there is none."""
+    think_ids = model.think_ids
+    if think_ids is None or not (prompt.in_reasoning or prompt.may_open_reasoning):
+        return None
+    return lambda inner: grammar.AfterReasoning(
         think_ids,
         model.llm.defaults.eos_token_ids,
         model.llm.config.vocab_size,
-        None if inner is None else inner(),
+        inner,
         budget,
         is_open=prompt.in_reasoning,
         section_id=_section_id(model, request),

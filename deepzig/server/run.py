@@ -34,7 +34,8 @@ class Ask:
     prompts: Sequence[Sequence[int]]
     params: SamplingParams
     field: str = "messages"  # of the request, where the prompts come from
-    compile_constraint: Callable[[], TokenConstraint] | None = None  # may take seconds
+    constraint: TokenConstraint | None = None
+    compile_constraint: Callable[[], TokenConstraint] | None = None  # in its place; may take seconds
     tenant: str = ""
     priority: int = 0
     preparation: Callable[[IsOver], None] | None = None  # before chunks are given out; ends early once told it is over
@@ -97,7 +98,7 @@ class Run:
         if self.is_unwanted:
             return
         self._max_unread = MAX_BACKLOG * len(ask.prompts) * ask.params.n
-        whole = ask.compile_constraint() if ask.compile_constraint is not None else None
+        whole = ask.compile_constraint() if ask.compile_constraint is not None else ask.constraint
         for index, prompt in enumerate(ask.prompts):
             last = index == len(ask.prompts) - 1
             constraint = whole if whole is None or last else whole.copy()

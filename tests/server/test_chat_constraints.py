@@ -33,10 +33,10 @@ def fits(talker: RunningServer, text: str, **body: Any) -> bool:
     model = talker.service.model
     assert model.tokenizer is not None
     request = msgspec.convert({"messages": USER, **body}, ChatRequest)
-    compile_constraint = plan_chat(model, request, "").ask.compile_constraint
-    if compile_constraint is None:
+    ask = plan_chat(model, request, "").ask
+    constraint = ask.constraint if ask.compile_constraint is None else ask.compile_constraint()
+    if constraint is None:
         return True
-    constraint = compile_constraint()
     for token in model.tokenizer.encode(text, add_bos=False):
         if constraint.is_complete or not constraint.allowed()[token]:
             return False
@@ -85,6 +85,8 @@ def test_a_model_that_opens_thoughts_itself_may_think_before_a_form(talker: Runn
 @pytest.mark.parametrize("family", ["R1-0528"], indirect=True, scope="module")
 def test_the_budget_holds_for_thoughts_that_the_model_opens(talker: RunningServer) -> None:
     for switch in ({"thinking_token_budget": 0}, {"enable_thinking": False}):
+        request = msgspec.convert({"messages": USER, **switch}, ChatRequest)
+        assert plan_chat(talker.service.model, request, "").ask.compile_constraint is None, "it waits for no grammar"
         assert fits(talker, "<think></think>Yes.", **switch)
         assert fits(talker, "Yes.", **switch)
         for blank in ("", "\n", " ", "\u3000"):  # the parser takes thoughts for such behind it as well

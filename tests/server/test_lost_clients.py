@@ -21,6 +21,7 @@ from deepzig.server.service import Service
 from deepzig.server.settings import ServerSettings
 from tests.server.conftest import RunningServer, serving, wait_for
 from tests.server.raw_http import post_head, raw, read_all
+from tests.talkers import Script
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 1000, "ignore_eos": True}
 
@@ -131,10 +132,11 @@ def test_grammars_are_compiled_apart(stories: LLM) -> None:
             async with asyncio.timeout(20):
                 while len(begun) < MAX_COMPILING:
                     await asyncio.sleep(0.01)
-                run = await runs.start(stories, Ask(prompts=[[5]], params=params))
-                while not run.is_finished:
-                    await run.next(1)
-                run.close("stop")
+                for constraint in (None, Script([5], stories.config.vocab_size)):
+                    run = await runs.start(stories, Ask(prompts=[[5]], params=params, constraint=constraint))
+                    while not run.is_finished:
+                        await run.next(1)
+                    run.close("stop")
                 for each in starting:
                     each.cancel()
                 await asyncio.wait(starting)
