@@ -73,7 +73,7 @@ def _is_usable(schema: Mapping[str, Any]) -> bool:
 
 
 def _is_large(divisor: object) -> bool:
-    if not isinstance(divisor, int | float):
+    if not isinstance(divisor, int | float) or isinstance(divisor, bool):
         return False
     digits = Decimal(str(divisor)).normalize().as_tuple().digits
     return int("".join(map(str, digits))) > MAX_DIVISOR

@@ -77,6 +77,12 @@ def test_what_real_schemas_nest_is_not(grammars: Grammars, grammar: Grammar) -> 
     grammars.compile(grammar)
 
 
+def test_a_divisor_that_is_no_number_is_refused(grammars: Grammars) -> None:
+    for divisor in (True, "2"):
+        with pytest.raises(RequestError, match="cannot be used"):
+            grammars.compile(schema_grammar({"type": "integer", "multipleOf": divisor}))
+
+
 def test_an_object_may_have_many_properties(grammars: Grammars, stories_tokenizer: Tokenizer) -> None:
     schema = {"type": "object", "properties": {f"property_{i}": INTEGER for i in range(1500)}}
     constraint = grammars.compile(schema_grammar(schema))
