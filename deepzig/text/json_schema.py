@@ -19,6 +19,7 @@ MAX_NAME_PATTERNS = 50  # of patternProperties: all are compared with all
 _WHITESPACE = {"whitespace_flexible": True, "whitespace_pattern": r" |\n[ \t]{0,12}"}
 _OF_NAMES = ("$defs", "definitions", "patternProperties", "properties")  # name -> schema
 _OF_SCHEMAS = ("additionalProperties", "allOf", "anyOf", "items", "oneOf", "prefixItems")  # a schema, or a list of them
+_OF_DOCUMENT = ("$schema", "$id", "$defs", "definitions")  # at its root, where references look
 _ANY_NAME: tuple[Any, ...] = (True, {}, {"type": "string"})
 # An escape, or a class: whether it is negated, and what is in it.
 _ESCAPE_OR_CLASS = re.compile(r"\\.|\[(?P<negated>\^?)(?P<content>(?:\\.|[^\]\\])*)\]", re.DOTALL)
@@ -96,7 +97,8 @@ def _class(match: re.Match[str]) -> str:
 def _with_null(schema: dict[str, Any]) -> dict[str, Any]:
     if isinstance(kind := schema.get("type"), str) and not {"const", "enum"} & schema.keys():
         return schema | {"type": [kind, "null"]}
-    return {"anyOf": [schema, {"type": "null"}]}
+    outside = {key: schema.pop(key) for key in _OF_DOCUMENT if key in schema}
+    return outside | {"anyOf": [schema, {"type": "null"}]}
 
 
 def _inner(key: str, value: Any, strict: bool) -> Any:

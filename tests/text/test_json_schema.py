@@ -76,6 +76,10 @@ def test_openapis_nullable_allows_null(strict: bool) -> None:
     ):
         assert simplified({**schema, "nullable": True}, strict=strict) == with_null
         assert simplified({**schema, "nullable": False}, strict=strict) == schema
+    for name in ("$defs", "definitions"):
+        for kind in ({"$ref": f"#/{name}/a"}, {"type": "object", "properties": {"b": {"$ref": f"#/{name}/a"}}}):
+            document = {"$schema": "https://json-schema.org/draft/2020-12/schema", name: {"a": {"type": "string"}}}
+            assert is_supported({**document, **kind, "nullable": True}, strict=strict)
     assert simplified({"properties": {"nullable": {}}}, strict=strict) == {"properties": {"nullable": {}}}
 
 
