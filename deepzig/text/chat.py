@@ -161,14 +161,17 @@ class ChatTemplate:
         """The prompt with an answer that begins with `content`, as HF's `continue_final_message` has it: also with the
         space that the template writes before an answer.
 
-        None if the template does not write the whole content, behind what tells the model that it is its turn.
-        Arguments and errors are those of `render_tokens`.
+        None if the template refuses such messages, or does not write the whole content, behind what tells the model
+        that it is its turn. Arguments and other errors are those of `render_tokens`.
         """
         given = self._given([*messages, {"role": "assistant", "content": content}], tools, False, variables)
         chars, stand_ins, mark = self._guard(given, tokenizer)
         before = given | {"messages": given["messages"][:-1], "add_generation_prompt": True}
         given["messages"][-1]["content"] += mark
-        prompt, whole = (self._process.render(self._constants, each, chars, stand_ins) for each in (before, given))
+        try:
+            prompt, whole = (self._process.render(self._constants, each, chars, stand_ins) for each in (before, given))
+        except (RequestError, TokenizerError):  # some demand that a user speaks last
+            return None
         begun, _, _ = whole.rpartition(mark)
         if not begun.startswith(prompt) or not begun.endswith(content.translate(str.maketrans(chars, stand_ins))):
             return None

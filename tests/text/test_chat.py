@@ -185,6 +185,8 @@ def test_text_of_marks_costs_no_more_than_other_text(
         ("A: {{ m.content.split('cat')[0] }}.", None),
         ("A: a cat .", None),
         ("B: {{ m.content }}.", None),
+        ("{{ raise_exception('the last must be of the user') }}", None),
+        ("{{ m.content.fail() }}", None),
     ],
 )
 def test_begun_answer(stories_tokenizer: Tokenizer, answer: str, text: str | None) -> None:
