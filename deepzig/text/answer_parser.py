@@ -68,7 +68,8 @@ class AnswerParser:
     Line breaks around the reasoning are dropped, as DeepSeek's API does. If no call can be recognised in a section of
     calls it is handed on as content, so that nothing the model wrote is lost; unless the answer was cut off within it,
     where a call may have been about to come. Models forget marks: a call also begins without a section, and ends with
-    the section, where the next one begins, or, if its arguments are whole, with the answer.
+    the section, where the next one begins, or, if its arguments are whole, with the answer. Text after the calls of a
+    section that is never closed is content, and so is the mark of a call without a section if no name follows.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class AnswerParser:
         self._raw = ""  # of a section without a call so far
         self._arguments: list[str] = []  # of the last call
         self._n_calls_before = 0  # the section
+        self._has_section = False  # around the call, if in one
         self.n_calls = 0
 
     @classmethod
@@ -149,9 +151,18 @@ class AnswerParser:
                 self._state = _State.BETWEEN_CALLS
         elif self._state in (_State.OPENING, _State.CONTENT):
             self._emit_content(self._newlines + rest if self._state is _State.OPENING else rest, parts)
+        elif self._state is _State.BETWEEN_CALLS and self._section_has_calls:
+            self._emit_after_calls(rest, is_cut, parts)
         elif not is_cut and not self._section_has_calls:
             parts.append(Content(self._raw + rest))
         return _joined(parts)
+
+    def _emit_after_calls(self, rest: str, is_cut: bool, parts: list[Part]) -> None:
+        """What follows the last call of a section that was not closed. `rest`: may begin a mark."""
+        assert self._tools is not None
+        text = self._raw.rpartition(self._tools.call_close)[2]
+        if text.strip() or not is_cut:
+            parts.append(Content((text + rest).lstrip()))
 
     def _advance(self, parts: list[Part]) -> bool:
         """One step of the state machine; False when more text is needed."""
@@ -178,6 +189,7 @@ class AnswerParser:
     def _begin_section(self, marker: str) -> None:
         is_call = self._tools is not None and marker == self._tools.call_open
         self._raw, self._state = marker, _State.NAME if is_call else _State.BETWEEN_CALLS
+        self._has_section = not is_call
         self._n_calls_before = self.n_calls
 
     @property
@@ -207,6 +219,9 @@ class AnswerParser:
             return self._read_name(tools, parts)
         if self._state is _State.BETWEEN_CALLS:
             text, marker = self._scanner.next((tools.call_open, tools.section_close))
+            if text.strip() and not self._has_section:
+                self._return_to_content(text.lstrip() + (marker or ""))
+                return True
             self._raw += text
         else:
             ends = (tools.call_close, tools.section_close, tools.call_open)
@@ -215,6 +230,11 @@ class AnswerParser:
         if marker:
             self._go_on(marker, tools, parts)
         return marker is not None
+
+    def _return_to_content(self, text: str) -> None:
+        """`text`: taken from the scanner."""
+        self._scanner.push_front(text)
+        self._state, self._at_start = _State.CONTENT, True
 
     @property
     def _closes(self) -> set[str]:
@@ -226,9 +246,11 @@ class AnswerParser:
     def _go_on(self, marker: str, tools: ToolFormat, parts: list[Part]) -> None:
         """Behind a mark of a section."""
         self._raw += marker
-        if marker.endswith(tools.call_open):
+        if marker.endswith(tools.call_open) and not self._has_section:
+            self._begin_section(tools.call_open)
+        elif marker.endswith(tools.call_open):
             self._state = _State.NAME
-        elif marker.endswith(tools.call_close):
+        elif marker.endswith(tools.call_close) and (self._has_section or self._section_has_calls):
             self._state = _State.BETWEEN_CALLS
         else:
             if not self._section_has_calls:
@@ -236,8 +258,14 @@ class AnswerParser:
             self._state, self._at_start = _State.CONTENT, True
 
     def _read_name(self, tools: ToolFormat, parts: list[Part]) -> bool:
-        text, marker = self._scanner.next((tools.name_close, tools.call_close, tools.section_close))
+        ends = (tools.name_close, tools.call_close, tools.section_close)
+        text, marker = self._scanner.next(ends if self._has_section else (*ends, tools.call_open))
         self._raw += text
+        after = self._raw.removeprefix(tools.call_open)
+        if not self._has_section and (marker == tools.call_open or len(after.split()) > 1):  # the mark is a word here
+            self._return_to_content(after + (marker or ""))
+            self._emit_content(tools.call_open, parts)
+            return True
         if marker is None:
             return False
         if marker != tools.name_close:  # no arguments, so no call

@@ -62,6 +62,9 @@ def parsed(parser: AnswerParser, pieces: Sequence[str]) -> list[Part]:
     return joined
 
 
+CALL_MARK = "<｜tool▁call▁begin｜>"
+LONE_CALL = f"{CALL_MARK}f<｜tool▁sep｜>{{}}<｜tool▁call▁end｜>"
+ONE_CALL: list[Part] = [CallStart(0, "f"), CallArguments(0, "{}")]
 CASES = [
     ("plain", V3, False, True, "Hello", [Content("Hello")]),
     ("calls of V3", V3, False, True, V3_CALLS, [Content("Let me look."), *TWO_CALLS]),
@@ -125,6 +128,22 @@ CASES = [
         "a name without arguments", V31, False, True, "<｜tool▁call▁begin｜>f<｜tool▁calls▁end｜>Hm",
         [Content("<｜tool▁call▁begin｜>f<｜tool▁calls▁end｜>Hm")],
     ),
+    ("text after a call without a section", V31, False, True, f"{LONE_CALL}\n\nDone", [*ONE_CALL, Content("Done")]),
+    (
+        "text after a call of a section without an end", V31, False, True,
+        f"<｜tool▁calls▁begin｜>{LONE_CALL}\n\nI called it, wait.", [*ONE_CALL, Content("I called it, wait.")],
+    ),
+    ("a mark in prose", V31, False, True, f"It {CALL_MARK} begins calls.", [Content(f"It {CALL_MARK} begins calls.")]),
+    (
+        "a mark in prose, then a call", V31, False, True, f"It {CALL_MARK} begins\n{LONE_CALL}Yes",
+        [Content(f"It {CALL_MARK} begins\n"), *ONE_CALL, Content("Yes")],
+    ),
+    ("two marks", V31, False, True, f"{CALL_MARK}a{LONE_CALL}", [Content(f"{CALL_MARK}a"), *ONE_CALL]),
+    (
+        "a lone call without arguments", V31, False, True, f"{CALL_MARK}f<｜tool▁call▁end｜> Hm",
+        [Content(f"{CALL_MARK}f<｜tool▁call▁end｜> Hm")],
+    ),
+    ("a call, then a mark", V31, False, True, f"{LONE_CALL}{CALL_MARK}Hm", [*ONE_CALL, Content(f"{CALL_MARK}Hm")]),
     ("text after calls", V31, False, True, V31_CALLS + "\nDone", [*TWO_CALLS, Content("Done")]),
 ]  # fmt: skip
 
@@ -155,6 +174,17 @@ def test_a_section_that_is_cut_before_its_first_call_is_dropped(n_chars: int) ->
     parser = AnswerParser(V31, with_tools=True)
     assert parser.push("Look." + V31_CALLS[:n_chars]) == [Content("Look.")]
     assert parser.is_in_section and parser.finish(is_cut=True) == []
+
+
+def test_what_can_be_no_call_is_kept_when_it_is_cut() -> None:
+    for text, expected in (
+        (f"The mark {CALL_MARK} begins a", [Content(f"The mark {CALL_MARK} begins a")]),
+        (f"The mark {CALL_MARK}get", [Content("The mark ")]),
+        (f"<｜tool▁calls▁begin｜>{LONE_CALL}\nI called", [*ONE_CALL, Content("I called")]),
+        (f"<｜tool▁calls▁begin｜>{LONE_CALL}\n<｜tool", ONE_CALL),
+    ):
+        parser = AnswerParser(V31, with_tools=True)
+        assert parser.push(text) + parser.finish(is_cut=True) == expected
 
 
 def test_an_answer_that_cannot_open_thoughts_is_content() -> None:
