@@ -18,7 +18,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from deepzig.text.json_schema import json_expression
-from deepzig.text.worker_limits import limit_cpu, limit_memory
+from deepzig.text.worker_limits import forbid_core_dumps, limit_cpu, limit_memory
 
 MEMORY_BYTES = 256 << 20
 STACK_BYTES = 1 << 20  # less than any thread of the main process has: what passes here passes there
@@ -26,6 +26,7 @@ STACK_BYTES = 1 << 20  # less than any thread of the main process has: what pass
 
 def main() -> None:
     """Answers requests until stdin ends."""
+    forbid_core_dumps()
     limit_memory(MEMORY_BYTES)
     threading.stack_size(STACK_BYTES)
     thread = threading.Thread(target=_answer_all)

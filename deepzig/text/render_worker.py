@@ -17,7 +17,7 @@ import jinja2
 
 from deepzig.text.guarded_text import Guard
 from deepzig.text.template_sandbox import MessagesRefusedError, TemplateSandbox, render
-from deepzig.text.worker_limits import limit_cpu, limit_memory
+from deepzig.text.worker_limits import forbid_core_dumps, limit_cpu, limit_memory
 
 CPU_S = 2.0
 MEMORY_BYTES = 128 << 20
@@ -30,6 +30,7 @@ class OutputSizeError(Exception):
 
 def main() -> None:
     """Answers requests until stdin ends."""
+    forbid_core_dumps()
     limit_memory(MEMORY_BYTES)
     _write({"ready": ""})
     template: jinja2.Template | None = None

@@ -16,6 +16,13 @@ def limit_memory(n_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
+def forbid_core_dumps() -> None:
+    """Has this process leave no dump where a limit ends it, which happens as often as strangers like."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = 0 if hard == 0 else 1  # too few bytes for a file; a program that takes dumps gets none at 1, but does at 0
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
+
+
 def limit_cpu(seconds: float) -> None:
     """Has the kernel end this process after so much computing; 0 lifts the limit."""
     signal.setitimer(signal.ITIMER_PROF, seconds)

@@ -14,6 +14,8 @@ import psutil
 import pytest
 
 from deepzig.errors import RequestError, ResourceError, TokenizerError
+from deepzig.text.constraint import from_regex
+from deepzig.text.grammar_trial import GrammarTrial
 from deepzig.text.render_process import RenderProcess
 
 MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
@@ -199,6 +201,17 @@ def test_worker_ends_with_its_object() -> None:
     del process
     gc.collect()
     assert not worker.is_running()
+
+
+def test_workers_leave_no_core_dumps(started: list[RenderProcess]) -> None:
+    renderer, trial = RenderProcess("fine"), GrammarTrial(10, [0], {})
+    started.append(renderer)
+    renderer.render({}, {})
+    trial.run(from_regex("yes|no"))
+    for worker in (renderer, trial):
+        assert worker._process is not None
+        assert psutil.Process(worker._process.pid).rlimit(psutil.RLIMIT_CORE) in ((0, 0), (1, 1))
+    trial.close()
 
 
 @pytest.mark.parametrize("template", ["fine", ENDLESS])
