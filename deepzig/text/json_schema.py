@@ -23,7 +23,8 @@ _OF_DOCUMENT = ("$schema", "$id", "$defs", "definitions")  # at its root, where 
 _ANY_NAME: tuple[Any, ...] = (True, {}, {"type": "string"})
 # An escape, or a class: whether it is negated, and what is in it.
 _ESCAPE_OR_CLASS = re.compile(r"\\.|\[(?P<negated>\^?)(?P<content>(?:\\.|[^\]\\])*)\]", re.DOTALL)
-_ESCAPE_OR_OPERATOR = re.compile(r"\\.|[\[&~]", re.DOTALL)
+_CHARACTER_OR_RANGE = re.compile(r"(?P<low>\\.|.)(?:-(?P<high>\\.|.))?", re.DOTALL)
+_SETS = frozenset((r"\d", r"\D", r"\s", r"\S", r"\w", r"\W"))
 
 
 def json_expression(schema: Mapping[str, Any], *, strict: bool) -> str:
@@ -81,7 +82,7 @@ def _is_large(divisor: object) -> bool:
 
 
 def _as_rust_reads(pattern: str) -> str:
-    """`pattern` with classes in which [ and && are themselves, as ECMA has it; Rust takes them for operations."""
+    """`pattern` with classes in which [, &&, ~~ and -- are themselves, as ECMA has it; for Rust they are operations."""
     return _ESCAPE_OR_CLASS.sub(_class, pattern)
 
 
@@ -90,8 +91,15 @@ def _class(match: re.Match[str]) -> str:
         return match[0]
     if not match["content"]:  # [^] and [], which Rust does not know
         return r"[\s\S]" if match["negated"] else r"[^\s\S]"
-    content = _ESCAPE_OR_OPERATOR.sub(lambda part: part[0] if part[0][0] == "\\" else "\\" + part[0], match["content"])
-    return f"[{match['negated']}{content}]"
+    return f"[{match['negated']}{_CHARACTER_OR_RANGE.sub(_character_or_range, match['content'])}]"
+
+
+def _character_or_range(match: re.Match[str]) -> str:
+    low, high = (re.sub(r"^[\[&~-]", r"\\\g<0>", match[name] or "") for name in ("low", "high"))
+    if not high:
+        return low
+    dash = r"\-" if low in _SETS or high in _SETS else "-"  # beside a set it is no range
+    return f"{low}{dash}{high}"
 
 
 def _with_null(schema: dict[str, Any]) -> dict[str, Any]:

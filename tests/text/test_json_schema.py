@@ -59,6 +59,12 @@ def test_what_is_no_constraint_is_accepted_and_what_is_one_only_if_not_strict(
         (r"^[[\]]+$", r"^[\[\]]+$"),
         ("[a-z&&b]&&", r"[a-z\&\&b]&&"),
         (r"[^~~][^]\[[]]", r"[^\~\~][\s\S]\[[^\s\S]]"),
+        ("^[+--]$", r"^[+-\-]$"),
+        ("^[!--]$", r"^[!-\-]$"),
+        ("^[--a]$", r"^[\--a]$"),
+        (r"^[\w--.]$", r"^[\w\-\-.]$"),
+        ("^[a-z--]$", r"^[a-z\-\-]$"),
+        (r"^[\x41-\x5A\]-_]$", r"^[\x41-\x5A\]-_]$"),
     ],
 )
 def test_classes_are_ecmas(written: str, read: str) -> None:
