@@ -16,10 +16,10 @@ from typing import Any, Self
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from deepzig.errors import RequestError
 from deepzig.text.answer_format import ThinkIds, ToolFormat
-from deepzig.text.gbnf import as_lark
 from deepzig.text.grammar_trial import GrammarTrial
 from deepzig.text.grammar_worker import parser_limits
 from deepzig.text.tokenizer import Tokenizer
@@ -204,7 +204,12 @@ def from_regex(regex: str) -> Grammar:
 
 def from_text(grammar: str) -> Grammar:
     """A grammar as users write it: GBNF, which has `::=`, or llguidance's Lark. Raises RequestError."""
-    return {"grammar": LLMatcher.grammar_from_lark(as_lark(grammar) if "::=" in grammar else grammar)}
+    if "::=" in grammar:
+        try:
+            grammar = gbnf_to_lark(grammar)
+        except Exception as error:  # the library raises Exception itself for a rule that is missing or there twice
+            raise RequestError(f"the GBNF grammar cannot be read: {_short(str(error))}") from error
+    return {"grammar": LLMatcher.grammar_from_lark(grammar)}
 
 
 def call_rules(

@@ -166,7 +166,14 @@ def test_costly_patterns_are_served_within_bounds(http: httpx2.Client, pattern: 
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("grammar", "start: missing"), ("grammar", "root ::= ("), ("regex", "("), ("regex", "(?=a)")]
+    ("field", "value"),
+    [
+        ("grammar", "start: missing"),
+        ("grammar", "root ::= ("),
+        ("grammar", "root ::= missing"),
+        ("regex", "("),
+        ("regex", "(?=a)"),
+    ],
 )
 def test_bad_grammars(http: httpx2.Client, field: str, value: str) -> None:
     check_error(http.post("/v1/completions", json={**COMPLETION, field: value}), 400)
