@@ -50,17 +50,13 @@ INLINE void row_scales(const Matrix *w, int64_t n, int64_t turn_columns, float *
     }
 }
 
-/* out[j * out_stride + i] = factor[j] * sum[16 i + j], or without factor, for i < rows, j < x_rows, both at most 16. */
-INLINE void write_square(const float *sum, const float *factor, int64_t rows, int64_t x_rows, float *out,
-                         int64_t out_stride) {
+/* out[j * out_stride + i] = sum[16 i + j] for i < rows, j < x_rows, both at most 16. */
+INLINE void write_square(const float *sum, int64_t rows, int64_t x_rows, float *out, int64_t out_stride) {
     const __mmask16 valid = rows >= 16 ? 0xffff : (__mmask16)((1u << rows) - 1);
     vfloat row[16], column[16];
     for (int i = 0; i < 16; i++) row[i] = vload(sum + 16 * i);
     transpose(row, column);
-    for (int64_t j = 0; j < x_rows; j++) {
-        if (factor) column[j] *= factor[j];
-        _mm512_mask_storeu_ps(out + j * out_stride, valid, (__m512)column[j]);
-    }
+    for (int64_t j = 0; j < x_rows; j++) _mm512_mask_storeu_ps(out + j * out_stride, valid, (__m512)column[j]);
 }
 
 /* What to prefetch while other memory is multiplied: the weights that come next. */

@@ -233,7 +233,7 @@ static inline void bf16_block(const Matrix *w, int64_t first, int64_t last, cons
         else bf16_square(0, 3, w, panel, rows, scale, x, sum, &ahead);
         for (int block = 0; block <= wide; block++, j += BF16_X_ROWS)
             for (int64_t r = 0; r < last - first; r += 16)
-                write_square(sum + 16 * (r + block * rows), NULL, last - first - r, least(x_rows - j, BF16_X_ROWS),
+                write_square(sum + 16 * (r + block * rows), last - first - r, least(x_rows - j, BF16_X_ROWS),
                              out + j * out_stride + r, out_stride);
     }
     amx_end();

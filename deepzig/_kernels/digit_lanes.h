@@ -27,10 +27,10 @@ typedef struct {
 
 INLINE int takes_digit_tiles(const Matrix *w) { return takes_digits(w) && joined_in_groups(w); }
 
-/* A packed x row: (K / 4, digits, 4) bytes, what each turn's sums start with (turns, digits) int32, and its scale. */
+/* A packed x row: (K / 4, digits, 4) bytes; for each turn what its sums start with, int32 (digits), and its unit, float. */
 INLINE int64_t digit_lane_row_bytes(const Matrix *w, int digits) {
     const int64_t turns = parts_of(w->k, joined_columns(w));
-    return round_up(digits * (w->k + 4 * turns) + 4, 64);
+    return round_up(digits * w->k + 4 * (digits + 1) * turns, 64);
 }
 
 INLINE int64_t digit_blocks_bytes(const Matrix *w, int64_t x_rows, int digits) {
@@ -40,10 +40,14 @@ INLINE int64_t digit_blocks_bytes(const Matrix *w, int64_t x_rows, int digits) {
 INLINE void pack_digit_lane_row(int digits, const Matrix *w, const float *x, uint8_t *packed) {
     const __m512i order = digits == 3 ? _mm512_setr_epi32(0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11, 12, 13, 14, 15)
                                       : _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const int64_t turn = joined_columns(w);
-    const DigitScale scale = digit_scale(x, w->k, digits);
+    const int64_t turn = joined_columns(w), columns = largest_columns(w);
+    DigitScale next = digit_scale(x, least(columns, w->k), digits), scale = next;
     int32_t *start = (int32_t *)(packed + digits * w->k);
-    for (int64_t k = 0; k < w->k; start += digits) {
+    for (int64_t k = 0; k < w->k; start += digits + 1) {
+        if (k % columns == 0) {
+            scale = next;
+            next = digit_scale(x + k + columns, least(columns, w->k - k - columns), digits); /* as in split_digits */
+        }
         __m512i sum[DIGITS_MOST] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
         for (const int64_t end = least(k + turn, w->k); k < end; k += 16) {
             __m512i digit[DIGITS_MOST], quads;
@@ -56,8 +60,8 @@ INLINE void pack_digit_lane_row(int digits, const Matrix *w, const float *x, uin
             _mm512_mask_storeu_epi32(packed + digits * k, some, _mm512_permutexvar_epi32(order, quads));
         }
         for (int d = 0; d < digits; d++) start[d] = -code_offset(w) * _mm512_reduce_add_epi32(sum[d]);
+        memcpy(start + digits, &scale.unit, 4);
     }
-    memcpy(start, &scale.unit, 4);
 }
 
 /* Packed x rows. */
@@ -116,7 +120,7 @@ INLINE void digit_lane_tile(int digits, int x_rows, const DigitLaneSpace *space,
     __m512i part[DIGIT_LANE_SUMS / 2][DIGITS_MOST][2];
     for (int j = 0; j < x_rows; j++)
         for (int d = 0; d < digits; d++)
-            part[j][d][0] = part[j][d][1] = _mm512_set1_epi32(start[j][turn * digits + d]);
+            part[j][d][0] = part[j][d][1] = _mm512_set1_epi32(start[j][turn * (digits + 1) + d]);
     for (int64_t q = first; q < last; q++) {
         const __m512i low = _mm512_loadu_si512(space->panel[q][0]), high = _mm512_loadu_si512(space->panel[q][16]);
         for (int j = 0; j < x_rows; j++)
@@ -132,8 +136,9 @@ INLINE void digit_lane_tile(int digits, int x_rows, const DigitLaneSpace *space,
         const __m512 factor = _mm512_loadu_ps(space->scale[turn] + 16 * half);
         for (int j = 0; j < x_rows; j++) {
             const __m512 value = join_digits(digits, part[j][0][half], part[j][1][half], part[j][2][half]);
+            const __m512 unit = _mm512_castsi512_ps(_mm512_set1_epi32(start[j][turn * (digits + 1) + digits]));
             float *to = sum[j] + 16 * half;
-            _mm512_storeu_ps(to, _mm512_fmadd_ps(factor, value, _mm512_loadu_ps(to)));
+            _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_mul_ps(factor, unit), value, _mm512_loadu_ps(to)));
         }
     }
 }
@@ -146,7 +151,7 @@ INLINE void digit_lane_turns(int digits, int x_rows, const Matrix *w, const Digi
     const int32_t *start[DIGIT_LANE_SUMS / 2];
     for (int j = 0; j < x_rows; j++) {
         x[j] = packed + j * bytes + digits * k;
-        start[j] = (const int32_t *)(packed + j * bytes + digits * w->k) + digits * (k / turn);
+        start[j] = (const int32_t *)(packed + j * bytes + digits * w->k) + (digits + 1) * (k / turn);
     }
     for (int64_t t = 0, at = 0; at < width; t++, at += turn)
         digit_lane_tile(digits, x_rows, space, t, at / 4, least(at + turn, width) / 4, x, start, sum);
@@ -175,13 +180,7 @@ INLINE void digit_lane_pass(int digits, const Matrix *w, int64_t first, int64_t 
         }
     }
     const size_t size = (size_t)(last - first) * sizeof(float);
-    for (int64_t j = 0; j < x_rows; j++) {
-        vfloat sums[2];
-        float factor;
-        memcpy(&factor, packed + j * bytes + digits * (w->k + 4 * parts_of(w->k, turn)), 4);
-        for (int half = 0; half < 2; half++) sums[half] = vload(space->sum[j] + 16 * half) * factor;
-        memcpy(out + j * out_stride, sums, size);
-    }
+    for (int64_t j = 0; j < x_rows; j++) memcpy(out + j * out_stride, space->sum[j], size);
 }
 
 /* Floats of `space` that digit_blocks needs. */

@@ -21,8 +21,10 @@ INLINE int takes_digit_tiles(const Matrix *w) {
     return takes_digits(w) && joined_in_groups(w) && columns % DIGIT_STEP == 0 && DIGIT_MOST_UNIT % columns == 0;
 }
 
-/* A packed block: tiles (K / 64, digits, 16, 16, 4) and the scales of x rows (16) float. */
-INLINE int64_t digit_block_bytes(const Matrix *w, int digits) { return 16 * digits * w->k + 64; }
+/* A packed block: tiles (K / 64, digits, 16, 16, 4) and the units of x rows (K / largest_columns, 16) float. */
+INLINE int64_t digit_block_bytes(const Matrix *w, int digits) {
+    return 16 * digits * w->k + 64 * parts_of(w->k, largest_columns(w));
+}
 
 INLINE int64_t digit_blocks_bytes(const Matrix *w, int64_t x_rows, int digits) {
     return parts_of(x_rows, DIGIT_BLOCK) * digit_block_bytes(w, digits);
@@ -35,10 +37,11 @@ static inline void pack_digit_blocks(const Matrix *w, const float *const *x, int
     for (int64_t j = 0; j < x_rows; j++) {
         uint8_t *block = packed + j / DIGIT_BLOCK * bytes;
         if (j % DIGIT_BLOCK == 0 && x_rows - j < DIGIT_BLOCK) memset(block, 0, (size_t)bytes);
-        ((float *)(block + bytes - 64))[j % DIGIT_BLOCK] = split_digits(x[j], w->k, digits, space);
+        float *unit = (float *)(block + 16 * digits * w->k) + j % DIGIT_BLOCK;
+        split_digits(x[j], w->k, largest_columns(w), DIGIT_STEP, digits, space, 0, unit, DIGIT_BLOCK);
         for (int64_t k = 0; k < w->k; k += DIGIT_STEP)
             for (int d = 0; d < digits; d++) {
-                uint8_t *from = space + d * w->k + k;
+                uint8_t *from = space + digits * k + DIGIT_STEP * d;
                 uint8_t *tile = block + 16 * digits * k + TILE_BYTES * d + 4 * (j % DIGIT_BLOCK);
                 if (w->format == INT4) sort_nibbles(from, 32);
                 for (int quad = 0; quad < 16; quad++) memcpy(tile + 64 * quad, from + 4 * quad, 4);
@@ -115,12 +118,15 @@ INLINE void multiply_digits(int digits, int set, const uint8_t *weights, const u
     }
 }
 
-/* sum[16][16] += scale[row * scale_stride] * (joined digits of `product`); fused as in digits.h, for the same bits. */
-INLINE void collect_digits(int digits, float *sum, const float *scale, int64_t scale_stride, int32_t (*product)[16][16]) {
+/* sum[16][16] += scale[row * scale_stride] * unit[x row] * (joined digits of `product`); fused as in digits.h, for the same
+ * bits. */
+INLINE void collect_digits(int digits, float *sum, const float *scale, int64_t scale_stride, const float *unit,
+                           int32_t (*product)[16][16]) {
+    const __m512 x_unit = _mm512_loadu_ps(unit);
     for (int i = 0; i < 16; i++) {
         const __m512 value = join_digits(digits, _mm512_loadu_si512(product[0][i]), _mm512_loadu_si512(product[1][i]),
                                          _mm512_loadu_si512(product[2][i]));
-        const __m512 factor = _mm512_set1_ps(scale[i * scale_stride]);
+        const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(scale[i * scale_stride]), x_unit);
         _mm512_storeu_ps(sum + 16 * i, _mm512_fmadd_ps(factor, value, _mm512_loadu_ps(sum + 16 * i)));
     }
 }
@@ -130,9 +136,10 @@ INLINE void collect_digits(int digits, float *sum, const float *scale, int64_t s
 INLINE void digit_square(int digits, const Matrix *w, const uint8_t *panel, int64_t rows, const float *scale,
                          const uint8_t *x, float *sum, Prefetch *ahead) {
     const int64_t steps = w->k / DIGIT_STEP, turn = joined_columns(w) / DIGIT_STEP, turns = parts_of(steps, turn);
+    const int64_t unit_steps = largest_columns(w) / DIGIT_STEP;
+    const float *unit = (const float *)(x + 16 * digits * w->k), *scale_before = NULL, *unit_before = NULL;
     int32_t product[2][3][16][16];
     float *sum_before = NULL;
-    const float *scale_before = NULL;
     int set = 0;
     memset(sum, 0, (size_t)rows * 64);
     for (int64_t block = 0; block < steps; block += DIGIT_BLOCK_STEPS)
@@ -141,11 +148,12 @@ INLINE void digit_square(int digits, const Matrix *w, const uint8_t *panel, int6
                 multiply_digits(digits, set, panel + (r * steps + s) * TILE_BYTES, x + TILE_BYTES * digits * s,
                                 least(steps - s, turn), product[set]);
                 prefetch_some(ahead);
-                if (sum_before) collect_digits(digits, sum_before, scale_before, turns, product[1 - set]);
+                if (sum_before) collect_digits(digits, sum_before, scale_before, turns, unit_before, product[1 - set]);
                 sum_before = sum + 256 * r;
                 scale_before = scale + 16 * r * turns + s / turn;
+                unit_before = unit + DIGIT_BLOCK * (s / unit_steps);
             }
-    collect_digits(digits, sum_before, scale_before, turns, product[1 - set]);
+    collect_digits(digits, sum_before, scale_before, turns, unit_before, product[1 - set]);
 }
 
 /* Floats of `space` that digit_blocks needs for so many weight rows: scales, sums, and the panel. */
@@ -170,8 +178,8 @@ INLINE void digit_blocks_as(int digits, const Matrix *w, int64_t first, int64_t 
         const uint8_t *x = packed + j / DIGIT_BLOCK * bytes;
         digit_square(digits, w, panel, rows, scale, x, sum, &ahead);
         for (int64_t r = 0; r < last - first; r += 16)
-            write_square(sum + 16 * r, (const float *)(x + bytes - 64), last - first - r,
-                         least(x_rows - j, DIGIT_BLOCK), out + j * out_stride + r, out_stride);
+            write_square(sum + 16 * r, last - first - r, least(x_rows - j, DIGIT_BLOCK), out + j * out_stride + r,
+                         out_stride);
     }
     amx_end();
 }

@@ -2,10 +2,11 @@
  *
  * Included by digit_tiles.h and digit_lanes.h. Knows matrices and float rows, nothing of threads.
  *
- * A row x is max|x| / M times whole numbers up to M, given by digits of 8 bits with sign, the highest first. Three digits
- * hold as much as a float: M = 127 * 2^16, rounding loses 2^-24 of max|x|. Two are enough for `fast` (2^-16).
- * Codes times digits are summed in whole numbers, without error, for each group of columns that has one scale; groups
- * times their scale are added in float, in order. So a row depends neither on the rows multiplied with it nor on whether
+ * A row x is cut into turns: the columns of a group of weights, or up to 512 of it; of int4 at least 128 columns. A turn is
+ * max|x| / M times whole numbers up to M, given by digits of 8 bits with sign, the highest first. With three digits M is
+ * 127 * 2^16: rounding loses 2^-24 of the largest of the turn, whatever the other turns hold. `fast` has two (2^-16).
+ * Codes times digits are summed in whole numbers, without error, for each group of columns that has one scale; these sums
+ * times scale and unit are added in float, in order. So a row depends neither on the rows multiplied with it nor on whether
  * registers or AMX tiles multiply, and weights need no decoding: a pass over them is bound by memory alone. Codes are
  * unsigned; what their offset adds to a sum, offset * sum of the digits, is taken off where the sum starts.
  */
@@ -33,6 +34,11 @@ INLINE int64_t joined_columns(const Matrix *w) { return least(w->group_size, DIG
 
 /* Columns of a unit. int4: 128, the nibbles of one instruction, which may have several scales side by side. */
 INLINE int64_t unit_columns(const Matrix *w) { return w->format == INT4 ? 128 : joined_columns(w); }
+
+/* Columns of x that are parts of one largest where many x rows are multiplied. */
+INLINE int64_t largest_columns(const Matrix *w) {
+    return joined_columns(w) < unit_columns(w) ? unit_columns(w) : joined_columns(w);
+}
 
 INLINE int64_t unit_count(const Matrix *w) { return parts_of(w->k, unit_columns(w)); }
 
@@ -87,15 +93,17 @@ INLINE float largest(const float *x, int64_t k) {
     return bits < 0x7f800000u ? bits_to_float(bits) : NAN;
 }
 
-/* x * factor are an x row's whole numbers; `unit` is what their second digit counts in. A row of zeros has factor and unit 0;
- * of one with NaN or infinity the unit is NaN, and so are all products with it. */
+/* x * factor are whole numbers; `unit` is what their second digit counts in: NaN if an x is NaN or infinity, and so are all
+ * products with its row. */
 typedef struct {
     float factor, unit;
 } DigitScale;
 
 INLINE DigitScale digit_scale(const float *x, int64_t k, int digits) {
-    const float most = digits == 3 ? 8323072.0f : 32512.0f, size = largest(x, k);
-    return (DigitScale){size > 0 ? most / size : 0, (size > 0 ? size / most : size) / (digits == 3 ? LOWEST_DIGIT : 1)};
+    const float most = digits == 3 ? 8323072.0f : 32512.0f;
+    float size = largest(x, k);
+    if (size < 0x1p-100f) size = 0x1p-100f; /* or the factor is no float */
+    return (DigitScale){most / size, size / most / (digits == 3 ? LOWEST_DIGIT : 1)};
 }
 
 /* The digits of 16 x, the highest first, in lanes of 32 bits. */
@@ -107,16 +115,24 @@ INLINE void take_digits(const float *x, float factor, int digits, __m512i *digit
     }
 }
 
-/* x row as `digits` rows of k bytes. Returns what a number's second digit stands for. */
-static inline float split_digits(const float *x, int64_t k, int digits, uint8_t *out) {
-    const DigitScale scale = digit_scale(x, k, digits);
-    for (int64_t at = 0; at < k; at += 16) {
-        __m512i digit[DIGITS_MOST];
-        take_digits(x + at, scale.factor, digits, digit);
-        for (int d = 0; d < digits; d++)
-            _mm_storeu_si128((__m128i *)(out + d * k + at), _mm512_cvtepi32_epi8(digit[d]));
+/* x row as digits: of each turn of so many columns (columns / step, digits, step) bytes, `gap` bytes after the last one's,
+ * and its unit, unit_stride floats after the last one's. */
+INLINE void split_digits(const float *x, int64_t k, int64_t columns, int64_t step, int digits, uint8_t *out, int64_t gap,
+                         float *unit, int64_t unit_stride) {
+    DigitScale next = digit_scale(x, least(columns, k), digits); /* one turn ahead, for others take its time */
+    for (int64_t at = 0; at < k; out += gap, unit += unit_stride) {
+        const int64_t end = least(at + columns, k);
+        const DigitScale scale = next;
+        next = digit_scale(x + end, least(columns, k - end), digits);
+        for (; at < end; out += digits * step)
+            for (int64_t i = 0; i < step; i += 16, at += 16) {
+                __m512i digit[DIGITS_MOST];
+                take_digits(x + at, scale.factor, digits, digit);
+                for (int d = 0; d < digits; d++)
+                    _mm_storeu_si128((__m128i *)(out + d * step + i), _mm512_cvtepi32_epi8(digit[d]));
+            }
+        *unit = scale.unit;
     }
-    return scale.unit;
 }
 
 /* Bytes of 2 * half elements in the order of spread nibbles: even elements first, then odd ones. */
@@ -138,26 +154,35 @@ INLINE __m512 join_digits(int digits, __m512i first, __m512i second, __m512i low
 
 /* ---- products of rows, in registers --------------------------------------------------------------------------- */
 
-/* A packed x row: digits (d, K) as bytes, starts (units, d, 16) int32, then the scale, 64 bytes for one float. */
-INLINE int64_t digit_row_bytes(const Matrix *w, int digits) { return digits * (w->k + 64 * unit_count(w)) + 64; }
+/* A packed unit of an x row: what joined sums start with, and of three digits what the lowest ones do, (16) int32 each; what
+ * the second digit counts in, 64 bytes for one float; then for all columns that 64 bytes of codes hold d rows of digits. */
+INLINE int64_t digit_unit_bytes(const Matrix *w, int digits) { return digits * (64 + round_up(unit_columns(w), 64)); }
+
+INLINE int64_t digit_row_bytes(const Matrix *w, int digits) { return unit_count(w) * digit_unit_bytes(w, digits); }
+
+INLINE void pack_digit_row_as(int digits, const Matrix *w, const float *x, uint8_t *packed) {
+    const int64_t columns = unit_columns(w), step = w->format == INT4 ? 2 * DIGIT_STEP : DIGIT_STEP;
+    const int64_t bytes = digit_unit_bytes(w, digits), before = 64 * digits; /* of a unit, and before its digits */
+    const __m512i zero = _mm512_setzero_si512(), offset = _mm512_set1_epi8((char)code_offset(w));
+    split_digits(x, w->k, columns, step, digits, packed + before, before, (float *)(packed + before - 64), bytes / 4);
+    if (w->format == INT4)
+        for (int64_t u = 0; u < unit_count(w); u++)
+            for (int d = 0; d < digits; d++) sort_nibbles(packed + u * bytes + before + d * step, 64);
+    for (int64_t k = 0; k < w->k; packed += bytes) {
+        const uint8_t *digit = packed + before;
+        __m512i sum[DIGITS_MOST] = {zero, zero, zero};
+        for (const int64_t end = least(k + columns, w->k); k < end; k += step)
+            for (int d = 0; d < digits; d++, digit += step)
+                for (int64_t at = 0; at < step; at += DIGIT_STEP)
+                    sum[d] = _mm512_dpbusd_epi32(sum[d], offset, _mm512_loadu_si512(digit + at));
+        sum[1] = _mm512_add_epi32(_mm512_slli_epi32(sum[0], 8), sum[1]);
+        for (int d = 1; d < digits; d++) _mm512_storeu_si512(packed + 64 * (d - 1), _mm512_sub_epi32(zero, sum[d]));
+    }
+}
 
 static inline void pack_digit_row(const Matrix *w, const float *x, int digits, uint8_t *packed) {
-    const int64_t units = unit_count(w), columns = unit_columns(w);
-    const __m512i offset = _mm512_set1_epi8((char)code_offset(w));
-    uint8_t *starts = packed + digits * w->k;
-    const float scale = split_digits(x, w->k, digits, packed);
-    for (int d = 0; d < digits; d++) {
-        if (w->format == INT4)
-            for (int64_t k = 0; k < w->k; k += 128) sort_nibbles(packed + d * w->k + k, 64);
-        for (int64_t u = 0; u < units; u++) {
-            const int64_t end = least((u + 1) * columns, w->k);
-            __m512i sum = _mm512_setzero_si512();
-            for (int64_t k = u * columns; k < end; k += DIGIT_STEP)
-                sum = _mm512_dpbusd_epi32(sum, offset, _mm512_loadu_si512(packed + d * w->k + k));
-            _mm512_storeu_si512(starts + 64 * (u * digits + d), _mm512_sub_epi32(_mm512_setzero_si512(), sum));
-        }
-    }
-    memcpy(starts + 64 * digits * units, &scale, 4);
+    if (digits == 2) pack_digit_row_as(2, w, x, packed);
+    else pack_digit_row_as(3, w, x, packed);
 }
 
 /* Groups of columns with a scale of their own that share a unit: int4 alone, whose instructions take 128 columns. */
@@ -196,6 +221,7 @@ INLINE void digit_tile(int format, int digits, int rows, int x_rows, const Matri
                        const uint8_t *const *x, float *out, int64_t out_stride) {
     const uint8_t *codes = codes_of(w, row);
     const int64_t k_total = w->k, units = unit_count(w), width = unit_columns(w), ahead = rows * w->row_bytes;
+    const int64_t step = format == INT4 ? 2 * DIGIT_STEP : DIGIT_STEP, unit_bytes = digit_unit_bytes(w, digits);
     const __m512i flip = code_flip(w), low = _mm512_set1_epi8(15);
     const int groups = unit_groups(format, w);
     __m256 sum = _mm256_setzero_ps(); /* of weight row i and x row j in lane i * x_rows + j */
@@ -205,11 +231,11 @@ INLINE void digit_tile(int format, int digits, int rows, int x_rows, const Matri
         __m512i part[DIGIT_ROWS][DIGIT_X_ROWS][DIGITS_MOST];
         for (int j = 0; j < x_rows; j++)
             for (int d = 0; d < digits; d++) {
-                __m512i start = _mm512_loadu_si512(x[j] + digits * k_total + 64 * (u * digits + d));
+                __m512i start = d ? _mm512_loadu_si512(x[j] + u * unit_bytes + 64 * (d - 1)) : _mm512_setzero_si512();
                 for (int i = 0; i < rows; i++) part[i][j][d] = start;
             }
         const int64_t end = least((u + 1) * width, k_total);
-        for (int64_t k = u * width; k < end; k += (format == INT4 ? 2 : 1) * DIGIT_STEP) {
+        for (int64_t k = u * width; k < end; k += step) {
             __m512i weight[DIGIT_ROWS], high[DIGIT_ROWS];
             for (int i = 0; i < rows; i++) {
                 const uint8_t *from = codes + i * w->row_bytes + (format == INT4 ? k / 2 : k);
@@ -224,7 +250,7 @@ INLINE void digit_tile(int format, int digits, int rows, int x_rows, const Matri
             }
             for (int j = 0; j < x_rows; j++)
                 for (int d = 0; d < digits; d++) {
-                    const uint8_t *digit = x[j] + d * k_total + k;
+                    const uint8_t *digit = x[j] + u * unit_bytes + digits * (64 + k - u * width) + d * step;
                     __m512i value = _mm512_loadu_si512(digit);
                     for (int i = 0; i < rows; i++) part[i][j][d] = add_quads(part[i][j][d], weight[i], value);
                     if (format != INT4) continue;
@@ -244,6 +270,11 @@ INLINE void digit_tile(int format, int digits, int rows, int x_rows, const Matri
         __m512i quarter[4];
         for (int i = 0; i < half / 2; i++) quarter[i] = quarter_sums(digit_sum + 4 * i);
         for (int g = 0; g < groups; g++) {
+            __m256 x_unit;
+            for (int j = 0; j < x_rows; j++) {
+                const __m256 of_x = _mm256_set1_ps(*(const float *)(x[j] + u * unit_bytes + 64 * (digits - 1)));
+                x_unit = j ? _mm256_mask_blend_ps((__mmask8)((rows == 1 ? 1 : 1 | 1 << x_rows) << j), x_unit, of_x) : of_x;
+            }
             __m256 value = _mm256_cvtepi32_ps(group_sums(quarter[0], quarter[1], groups, g)), lowest, factor;
             float of_row[DIGIT_ROWS];
             for (int i = 0; i < rows; i++) of_row[i] = scale_at(w, scale[i] + unit_scale(format, w, u) + g);
@@ -255,16 +286,13 @@ INLINE void digit_tile(int format, int digits, int rows, int x_rows, const Matri
                 factor = _mm256_mask_blend_ps((__mmask8)(((1 << x_rows) - 1) << x_rows), _mm256_set1_ps(of_row[0]),
                                               _mm256_set1_ps(of_row[1]));
             else factor = _mm256_castps128_ps256(_mm_setr_ps(of_row[0], of_row[1], of_row[2], of_row[3]));
-            sum = _mm256_fmadd_ps(factor, value, sum);
+            sum = _mm256_fmadd_ps(_mm256_mul_ps(factor, x_unit), value, sum);
         }
     }
     float sums[8];
     _mm256_storeu_ps(sums, sum);
-    for (int j = 0; j < x_rows; j++) {
-        float factor;
-        memcpy(&factor, x[j] + digits * (k_total + 64 * units), 4);
-        for (int i = 0; i < rows; i++) out[j * out_stride + i] = sums[i * x_rows + j] * factor;
-    }
+    for (int j = 0; j < x_rows; j++)
+        for (int i = 0; i < rows; i++) out[j * out_stride + i] = sums[i * x_rows + j];
 }
 
 INLINE void digit_rows_of(int format, int digits, int rows, int x_rows, const Matrix *w, int64_t first, int64_t last,

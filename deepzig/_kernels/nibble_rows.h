@@ -1,8 +1,8 @@
 /* int4 weights against rows of x that are whole numbers of three digits, in registers: decoding on CPUs with AVX2 and nothing
  * above it, where to make floats of nibbles takes longer than to multiply them.
  *
- * Included by ways.h. Knows matrices and float rows, nothing of threads. An activation is three digits of 8 bits with sign, as
- * in digits.h, but of whole parts of its turn's largest: rounding loses 2^-24 of that. Four products of a nibble with a digit
+ * Included by ways.h. Knows matrices and float rows, nothing of threads. An activation is three digits of 8 bits with sign, of
+ * whole parts of its turn's largest, as in digits.h: rounding loses 2^-24 of that. Four products of a nibble with a digit
  * fit 16 bits. Sums of a turn are whole numbers without error; those of the upper two digits are joined, and as floats, times
  * scale and unit, they are added in order, the lowest digit's apart until the end.
  */

@@ -15,7 +15,7 @@ import threadpoolctl
 
 from deepzig._kernels import implementations
 from deepzig._kernels.linear_blas import one_blas_thread
-from deepzig._kernels.weight import Weight
+from deepzig._kernels.weight import DECODING, EXACT, Weight
 from deepzig._kernels.weight_cases import random_weights
 
 from .agreement import every_implementation, every_implementation_but
@@ -66,6 +66,28 @@ def test_int4_has_the_same_bits_in_few_rows_and_many(
     np.testing.assert_array_equal(together, alone)
     exact = x.astype(np.float64) @ decoded(weight).T
     np.testing.assert_allclose(together, exact, rtol=0, atol=1e-6 * abs(exact).max())
+
+
+@every_implementation("linear")
+@pytest.mark.parametrize(("weight_format", "group_size"), [("int8", 64), ("int8", 1024), ("int4", 32), ("int4", 256)])
+def test_a_large_activation_costs_no_accuracy_elsewhere(
+    function: Callable[..., None], weight_format: str, group_size: int
+) -> None:
+    """It lies in the first turn, at most 512 columns, where all weights are zero."""
+    rng = np.random.default_rng(14)
+    stored, zeros = (1024, 0) if weight_format == "int8" else (512, 0x88)
+    codes = rng.integers(0, 256, (40, stored), np.uint8)
+    codes[:, : stored // 2] = zeros
+    scale = rng.random((40, 1024 // group_size), np.float32)
+    weight = Weight(weight_format, (40, 1024), codes, scale, "f32", group_size)
+    x = rng.standard_normal((7, 1024), np.float32)
+    x[:, 3] = 1e4
+    exact = x.astype(np.float64) @ decoded(weight).T
+    for n_rows in (1, 4, 7):
+        for products in (DECODING, EXACT):
+            out = np.empty((n_rows, 40), np.float32)
+            function(x[:n_rows], weight, out, arithmetic=products, n_threads=1)
+            np.testing.assert_allclose(out, exact[:n_rows], rtol=0, atol=1e-5 * exact.std())
 
 
 @cache
