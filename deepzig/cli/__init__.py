@@ -155,7 +155,7 @@ def main() -> None:
     FORCE_COLOR is set. `deepzig COMMAND --help` tells more about a command.
 
     Exit codes: 0 ok, 1 failure while running, 2 wrong usage, 3 model or file invalid, 4 not enough memory or disk,
-    5 network, 130 interrupted.
+    5 network, 130 interrupted, 129 terminal closed, 143 ended by SIGTERM.
 
     \b
         deepzig generate "Once upon a time"
