@@ -143,9 +143,7 @@ class ChatTemplate:
         given = self._given(messages, tools, add_generation_prompt, variables)
         chars, stand_ins, _ = self._guard(given, tokenizer)
         guarded = self._process.render(self._constants, given, chars, stand_ins)
-        if room is not None:
-            tokenizer.check_room(guarded, room)
-        return _encode_guarded(guarded, str.maketrans(stand_ins, chars), tokenizer)
+        return _encode_guarded(guarded, str.maketrans(stand_ins, chars), tokenizer, room)
 
     def render_begun(
         self,
@@ -161,7 +159,7 @@ class ChatTemplate:
         """The prompt with an answer that begins with `content`, as HF's `continue_final_message` has it: also with the
         space that the template writes before an answer.
 
-        None if the template refuses such messages, or does not write the whole content, behind what tells the model
+        None if the template refuses such messages, or does not write the whole content after what tells the model
         that it is its turn. Arguments and other errors are those of `render_tokens`.
         """
         given = self._given([*messages, {"role": "assistant", "content": content}], tools, False, variables)
@@ -175,9 +173,7 @@ class ChatTemplate:
         begun, _, _ = whole.rpartition(mark)
         if not begun.startswith(prompt) or not begun.endswith(content.translate(str.maketrans(chars, stand_ins))):
             return None
-        if room is not None:
-            tokenizer.check_room(begun, room)
-        return _encode_guarded(begun, str.maketrans(stand_ins, chars), tokenizer)
+        return _encode_guarded(begun, str.maketrans(stand_ins, chars), tokenizer, room)
 
     def _given(
         self,
@@ -208,8 +204,11 @@ def thinking_variables(is_on: bool) -> dict[str, Any]:
     return {"thinking": is_on, "enable_thinking": is_on}
 
 
-def _encode_guarded(guarded: str, reveal: dict[int, int], tokenizer: Tokenizer) -> list[int]:
-    """Ids of a rendered text in which control tokens written by users are marked by stand-ins."""
+def _encode_guarded(guarded: str, reveal: dict[int, int], tokenizer: Tokenizer, room: int | None) -> list[int]:
+    """Ids of a rendered text in which control tokens written by users are marked by stand-ins. Raises
+    ContextLengthError if it cannot have so few as `room`."""
+    if room is not None:
+        tokenizer.check_room(guarded, room)
     control_tokens = tokenizer.control_tokens
     text = guarded.translate(reveal)
     spans = list(control_tokens.spans(guarded))
